@@ -1,0 +1,218 @@
+"""The configuration of a run: frozen models that reject what they do not know.
+
+`jobs/configs/reference.yaml` explains every key. Reading files and `--set` overrides is in `config_files.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _named_once(names: list[str], what: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{what} {', '.join(twice)} is given more than once; give each a name of its own")
+
+
+class ModelConfig(_Model):
+    """The base network that every device shares."""
+
+    name: str = "resnet18"
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    width: int = Field(64, ge=1)
+    norm: Literal["batch", "group"] = "batch"
+    options: dict[str, Any] = {}
+    weights: str | None = None
+
+
+class IidPartition(_Model):
+    kind: Literal["iid"] = "iid"
+
+
+class DirichletPartition(_Model):
+    kind: Literal["dirichlet"]
+    alpha: float = Field(0.5, gt=0)
+    min_samples: int = Field(10, ge=2)
+
+
+class ShardsPartition(_Model):
+    kind: Literal["shards"]
+    shards_per_client: int = Field(2, ge=1)
+
+
+PartitionConfig = Annotated[IidPartition | DirichletPartition | ShardsPartition, Field(discriminator="kind")]
+
+
+class DataConfig(_Model):
+    """Which images, how many of them, and how they are dealt out to the clients."""
+
+    name: Literal["digits", "cifar10", "cifar100", "stl10", "parquet", "folder", "synthetic"] = "digits"
+    root: str | None = None
+    cache: str | None = None
+    train_samples: int | None = Field(None, ge=2)
+    test_samples: int | None = Field(None, ge=1)
+    image_column: str | None = None
+    label_column: str | None = None
+    image_size: int | None = Field(None, ge=4)
+    channels: Literal[1, 3] | None = None
+    classes: int | None = Field(None, ge=2)
+    augment: bool = False
+    calibration_fraction: float = Field(0.05, ge=0, lt=1)
+    partition: PartitionConfig = IidPartition()
+
+    @model_validator(mode="after")
+    def _root_where_needed(self) -> DataConfig:
+        if self.name in ("parquet", "folder") and self.root is None:
+            raise ValueError(f"root is missing: say where the {self.name} data set lies (--set data.root=DIR)")
+        return self
+
+
+class ResourcesConfig(_Model):
+    """What an actor asks of Ray: bookkeeping that places actors, not a limit on what they use."""
+
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    memory: int | None = Field(None, ge=1)
+    custom: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+    @model_validator(mode="after")
+    def _whole_gpus_above_one(self) -> ResourcesConfig:
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            raise ValueError(f"num_gpus is {self.num_gpus}: Ray takes a fraction up to 1, or a whole number")
+        return self
+
+
+class TierConfig(_Model):
+    """Clients of equal power: their cut, their batch size and their resources."""
+
+    name: str = Field(min_length=1)
+    clients: int = Field(ge=1)
+    cut: str | int
+    batch_size: int | None = Field(None, ge=2)
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+class ServerConfig(_Model):
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+class OptimizerConfig(_Model):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: float = Field(5.0e-4, ge=0)
+
+
+class ConstantSchedule(_Model):
+    name: Literal["constant"] = "constant"
+
+
+class StepSchedule(_Model):
+    name: Literal["step"]
+    every: int = Field(ge=1)
+    factor: float = Field(0.1, gt=0, le=1)
+
+
+class CosineSchedule(_Model):
+    name: Literal["cosine"]
+    horizon_rounds: int | None = Field(None, ge=1)
+
+
+ScheduleConfig = Annotated[ConstantSchedule | StepSchedule | CosineSchedule, Field(discriminator="name")]
+
+
+class TrainingConfig(_Model):
+    """The method and its options (docs/method.md)."""
+
+    strategy: Literal["averaging", "sequential", "distributed", "centralized"] = "averaging"
+    rounds: int = Field(10, ge=1)
+    local_epochs: int = Field(1, ge=1)
+    local_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(64, ge=2)
+    clients_per_round: float = Field(1.0, gt=0, le=1)
+    aggregate: Literal["all", "both", "server"] = "all"
+    aggregate_every: int = Field(1, ge=1)
+    aggregate_weights: Literal["uniform", "samples"] = "uniform"
+    optimizer_state: Literal["local", "average", "reset"] = "local"
+    norm_statistics: Literal["per_client", "shared"] = "per_client"
+    order: Literal["listed", "shuffled"] = "listed"
+    turn: Literal["client", "batch"] = "client"
+    threads: int = Field(1, ge=1)
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr_schedule: ScheduleConfig = ConstantSchedule()
+
+
+class EvaluationConfig(_Model):
+    every: int = Field(1, ge=1)
+    batch_size: int = Field(256, ge=1)
+
+
+def _ascending(taus: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sorted(set(taus)))
+
+
+Tau = Annotated[float, Field(ge=0, le=1)]
+
+
+class ExitsConfig(_Model):
+    """The exit head of every client, and the gate that decides who answers."""
+
+    hidden: int | None = Field(None, ge=1)
+    confidence: Literal["entropy", "max_prob", "margin"] = "entropy"
+    taus: Annotated[tuple[Tau, ...], Field(min_length=1), AfterValidator(_ascending)] = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class PipelineConfig(_Model):
+    """How far a client may run ahead of its server."""
+
+    max_in_flight: int = Field(8, ge=1)
+
+
+class ClusterConfig(_Model):
+    address: str | None = None
+    concurrent: int | None = Field(None, ge=1)
+    start_timeout_s: float = Field(300.0, gt=0)
+    step_timeout_s: float = Field(900.0, gt=0)
+
+
+class Config(_Model):
+    """Everything that decides a run."""
+
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1)]
+    server: ServerConfig = ServerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    exits: ExitsConfig = ExitsConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _tier_names(self) -> Config:
+        _named_once([tier.name for tier in self.tiers], "tier")
+        return self
+
+    @model_validator(mode="after")
+    def _resolve_horizon(self) -> Config:
+        """The cosine's horizon is fixed at the first start: more rounds later must not bend what was trained."""
+        schedule = self.training.lr_schedule
+        if isinstance(schedule, CosineSchedule) and schedule.horizon_rounds is None:
+            resolved = schedule.model_copy(update={"horizon_rounds": self.training.rounds})
+            training = self.training.model_copy(update={"lr_schedule": resolved})
+            object.__setattr__(self, "training", training)
+        return self
+
+    @property
+    def n_clients(self) -> int:
+        return sum(tier.clients for tier in self.tiers)

@@ -1,0 +1,44 @@
+"""The errors of hsee-ray. Each message is one line that names the thing and the remedy.
+
+The entry points turn `UserError` into exit code 2 and `RunError` into exit code 1.
+"""
+
+from __future__ import annotations
+
+
+class HseeError(Exception):
+    """Base of every error that hsee-ray raises on purpose."""
+
+
+class UserError(HseeError):
+    """Something that the user gave cannot be used; nothing has been trained or written."""
+
+
+class ConfigError(UserError):
+    """A configuration value is missing, unknown or out of range."""
+
+
+class DataError(UserError):
+    """A data set is missing, damaged or does not fit the configuration."""
+
+
+class ResourceError(UserError):
+    """The cluster can never give what the configuration asks for."""
+
+
+class RunError(HseeError):
+    """A run that had started and then failed."""
+
+
+class ClientError(RunError):
+    """A client or its server failed: says who, when and at which stage."""
+
+    def __init__(self, who: str, round_number: int, stage: str, reason: str) -> None:
+        super().__init__(f"{who} failed in round {round_number} while it did `{stage}`: {reason}")
+        self.who = who
+        self.round_number = round_number
+        self.stage = stage
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ClientError], tuple[str, int, str, str]]:
+        return ClientError, (self.who, self.round_number, self.stage, self.reason)

@@ -1,0 +1,90 @@
+"""What a run says about itself: plain counts that actors return and the driver adds up.
+
+Counts and sums are integers or per-step values in a fixed order, so a report is the same however the work was split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+CONFIDENCE_BINS = 20
+"""Bins of the confidence histogram, equal in width over [0, 1]."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """One client's training in one round, on one side of the cut."""
+
+    samples: int
+    losses: tuple[float, ...]
+    """Mean cross-entropy of each step in nats."""
+    sent_bytes: int = 0
+    """Features and labels that left the client; 0 on the server's side."""
+
+    def __add__(self, other: TrainReport) -> TrainReport:
+        return TrainReport(
+            self.samples + other.samples, self.losses + other.losses, self.sent_bytes + other.sent_bytes
+        )
+
+    @property
+    def mean_loss(self) -> float:
+        return sum(self.losses) / len(self.losses) if self.losses else float("nan")
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """One client's answers over a set of samples: alone, all offloaded, and gated at every tau."""
+
+    samples: int
+    client_correct: int
+    server_correct: int | None
+    """None where the client holds the whole network (cut L)."""
+    gated_correct: tuple[int, ...]
+    """Correct answers of client and server together, one count per tau of the grid."""
+    offloaded: tuple[int, ...]
+    """Samples sent to the server, one count per tau of the grid."""
+    sent_bytes: int
+    """Bytes that left the client to offload every sample of the set."""
+    label_counts: tuple[int, ...]
+    """Samples of each class."""
+    confidence_counts: tuple[int, ...]
+    """Histogram of the exit's confidence, CONFIDENCE_BINS bins over [0, 1]."""
+
+    def __add__(self, other: EvaluationReport) -> EvaluationReport:
+        def add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(x + y for x, y in zip(a, b, strict=True))
+
+        both = self.server_correct is not None and other.server_correct is not None
+        return EvaluationReport(
+            samples=self.samples + other.samples,
+            client_correct=self.client_correct + other.client_correct,
+            server_correct=(self.server_correct or 0) + (other.server_correct or 0) if both else None,
+            gated_correct=add(self.gated_correct, other.gated_correct),
+            offloaded=add(self.offloaded, other.offloaded),
+            sent_bytes=self.sent_bytes + other.sent_bytes,
+            label_counts=add(self.label_counts, other.label_counts),
+            confidence_counts=add(self.confidence_counts, other.confidence_counts),
+        )
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round: who trained, what it cost, and what the models can do after it."""
+
+    round_number: int
+    """From 1 to `training.rounds`."""
+    learning_rate: float
+    wall_s: float
+    train_s: float
+    """Seconds of training alone, without aggregation and evaluation."""
+    client_training: Mapping[int, TrainReport]
+    """By client number; only the round's participants."""
+    server_training: Mapping[int, TrainReport]
+    """By the number of the client whose features were learnt from; none for a client with cut L."""
+    evaluation: Mapping[int, EvaluationReport] = field(default_factory=dict)
+    """By client number, every client; empty in rounds that are not evaluated."""
+
+    @property
+    def samples(self) -> int:
+        return sum(report.samples for report in self.client_training.values())

@@ -14,12 +14,6 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-def _named_once(names: list[str], what: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{what} {', '.join(twice)} is given more than once; give each a name of its own")
-
-
 class ModelConfig(_Model):
     """The base network that every device shares."""
 
@@ -168,7 +162,13 @@ class ExitsConfig(_Model):
 
     hidden: int | None = Field(None, ge=1)
     confidence: Literal["entropy", "max_prob", "margin"] = "entropy"
-    taus: Annotated[tuple[Tau, ...], Field(min_length=1), AfterValidator(_ascending)] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    taus: Annotated[tuple[Tau, ...], Field(min_length=1), AfterValidator(_ascending)] = (
+        0.1,
+        0.3,
+        0.5,
+        0.7,
+        0.9,
+    )
 
 
 class PipelineConfig(_Model):
@@ -180,7 +180,12 @@ class PipelineConfig(_Model):
 class ClusterConfig(_Model):
     address: str | None = None
     concurrent: int | None = Field(None, ge=1)
-    start_timeout_s: float = Field(300.0, gt=0)
+    placement_timeout_s: float = Field(300.0, gt=0)
+
+
+class FailuresConfig(_Model):
+    """When an actor counts as lost."""
+
     step_timeout_s: float = Field(900.0, gt=0)
 
 
@@ -197,10 +202,16 @@ class Config(_Model):
     exits: ExitsConfig = ExitsConfig()
     pipeline: PipelineConfig = PipelineConfig()
     cluster: ClusterConfig = ClusterConfig()
+    failures: FailuresConfig = FailuresConfig()
 
     @model_validator(mode="after")
     def _tier_names(self) -> Config:
-        _named_once([tier.name for tier in self.tiers], "tier")
+        names = [tier.name for tier in self.tiers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"tiers: {', '.join(twice)} is given more than once; give each tier a name of its own")
+        if "overall" in names:
+            raise ValueError("tiers: `overall` is the name of the mean over all clients; call the tier something else")
         return self
 
     @model_validator(mode="after")

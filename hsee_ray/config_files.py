@@ -121,9 +121,7 @@ def _is_union_tag(part: Any, values: Any, location: tuple[Any, ...]) -> bool:
     index = location.index(part)
     node = values
     for key in location[:index]:
-        if isinstance(node, dict) and key in node:
-            node = node[key]
-        elif isinstance(node, list) and isinstance(key, int):
+        if (isinstance(node, dict) and key in node) or (isinstance(node, list) and isinstance(key, int)):
             node = node[key]
     return isinstance(node, dict) and part not in node and part in (node.get("kind"), node.get("name"))
 

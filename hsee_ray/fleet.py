@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from hsee_ray.config import Config, ResourcesConfig
 from hsee_ray.errors import ConfigError
 
+EXIT = "exit"
+"""Name of the exit head among a client's units; no unit of a network may bear it."""
+
 
 @dataclass(frozen=True)
 class ClientSpec:

@@ -23,9 +23,7 @@ class TrainReport:
     """Features and labels that left the client; 0 on the server's side."""
 
     def __add__(self, other: TrainReport) -> TrainReport:
-        return TrainReport(
-            self.samples + other.samples, self.losses + other.losses, self.sent_bytes + other.sent_bytes
-        )
+        return TrainReport(self.samples + other.samples, self.losses + other.losses, self.sent_bytes + other.sent_bytes)
 
     @property
     def mean_loss(self) -> float:

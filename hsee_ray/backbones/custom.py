@@ -1,0 +1,107 @@
+"""A user's own base network: `model.name: package.module:function`.
+
+The function is called with `image_shape=(H, W, C)`, `n_classes` and the keys of `model.options`. It returns
+the units, as a mapping from names to modules or as a list of (name, module), and draws its initial
+parameters from torch's global generator, which is seeded for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from hsee_ray.backbones.backbone import Backbone
+from hsee_ray.config import ModelConfig
+from hsee_ray.errors import ConfigError
+
+EXIT = "exit"
+_UNIT_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
+def build_custom(config: ModelConfig, image_shape: tuple[int, int, int], n_classes: int) -> Backbone:
+    """The units that the user's function returns; `width`, `stem` and `norm` do not apply to it.
+
+    Raises ConfigError when the function cannot be imported or called with the options, or returns no named
+    units.
+    """
+    function = _imported(config.name)
+    given = {"image_shape": image_shape, "n_classes": n_classes}
+    taken = sorted(given.keys() & config.options.keys())
+    if taken:
+        raise ConfigError(f"model.options.{taken[0]} is given by hsee-ray itself: remove it there")
+    try:
+        inspect.signature(function).bind(**given, **config.options)
+    except TypeError as e:
+        raise ConfigError(
+            f"model.name is {config.name!r}: the function cannot be called with image_shape, n_classes and "
+            f"model.options: {e}"
+        ) from e
+    units = _named_units(function(**given, **config.options), config.name)
+    _check_unit_names([name for name, _ in units])
+    return Backbone(dict(units), published_prefix=None)
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
+        raise ConfigError(f"model.name is {name!r}: write package.module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, SyntaxError) as e:
+        raise ConfigError(
+            f"model.name is {name!r}: the module {module_name} cannot be imported: {e}; install it on every "
+            "node, or send it along with the job's working directory"
+        ) from e
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(f"model.name is {name!r}: the module {module_name} has no function {function_name}")
+    return function  # type: ignore[no-any-return]
+
+
+def _named_units(returned: object, name: str) -> list[tuple[str, nn.Module]]:
+    entries = list(returned.items()) if isinstance(returned, Mapping) else returned
+    if not isinstance(entries, list | tuple):
+        raise ConfigError(
+            f"model.name is {name!r}: the function returned {type(returned).__name__}; return a mapping from "
+            "names to modules, or a list of (name, module)"
+        )
+    for entry in entries:
+        if not (
+            isinstance(entry, tuple)
+            and len(entry) == 2
+            and isinstance(entry[0], str)
+            and isinstance(entry[1], nn.Module)
+        ):
+            raise ConfigError(
+                f"model.name is {name!r}: the function returned {type(entry).__name__} among its units; "
+                "every unit is a tuple of a name and a torch module"
+            )
+    return list(entries)
+
+
+def _check_unit_names(names: list[str]) -> None:
+    """Raises ConfigError unless the names tell units and their tensors (`<unit>.<name>`) apart."""
+    for i, name in enumerate(names):
+        if not _UNIT_NAME.fullmatch(name):
+            raise ConfigError(
+                f"the unit name {name!r} cannot be used: write letters, digits, _ and -, with dots in between"
+            )
+        if name.isdigit():
+            raise ConfigError(
+                f"the unit name {name!r} is a number, which a cut takes for an index: call it block{name}"
+            )
+        if name == EXIT or name.startswith(f"{EXIT}."):
+            raise ConfigError(f"the unit name {name!r} is reserved for the exit heads: choose another name")
+        if name in names[:i]:
+            raise ConfigError(f"the unit name {name!r} is given more than once: choose other names")
+        for other in names:
+            if name.startswith(f"{other}."):
+                raise ConfigError(
+                    f"the unit name {name!r} begins with that of the unit {other!r}, so their tensors could "
+                    f"not be told apart: rename {other!r}"
+                )

@@ -1,0 +1,135 @@
+"""A client: the units below its cut, its exit head, its images. Knows nothing of servers, actors or clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hsee_ray.backbones import Backbone
+from hsee_ray.config import Config
+from hsee_ray.data.batches import augment, normalise
+from hsee_ray.exits import confidence, evaluation_report
+from hsee_ray.fleet import ClientSpec
+from hsee_ray.keys import generator
+from hsee_ray.model import Model
+from hsee_ray.reports import EvaluationReport, TrainReport
+from hsee_ray.schedule import BatchSlice, round_batches
+from hsee_ray.split import build_exit, client_units
+from hsee_ray.steps import client_step
+from hsee_ray.wire import FeatureBatch, Packet, encode
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some rows of a file of images: `indices` into (N, H, W, C) uint8 images and their labels."""
+
+    images_NHWC: Array
+    labels_N: Array
+    indices: Array
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What a client trains and is evaluated on, and how its images are normalised (scale [0, 1])."""
+
+    train: Samples
+    test: Samples
+    class_names: tuple[str, ...]
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+
+
+class Client:
+    """Trains f^c and f^o on its own data and hands out the features at its cut."""
+
+    def __init__(
+        self,
+        config: Config,
+        spec: ClientSpec,
+        backbone: Backbone,
+        feature_shape: tuple[int, ...],
+        data: ClientData,
+        device: torch.device,
+    ) -> None:
+        exit_head = None
+        if spec.has_server:
+            exit_head = build_exit(config, spec.cut_name, feature_shape, len(data.class_names))
+        self.config = config
+        self.spec = spec
+        self.data = data
+        self.model = Model(client_units(backbone.units, spec.cut), exit_head, config.training, device)
+        self._order: tuple[int, int, Array] | None = None
+
+    def train(self, round_number: int, first: int, last: int) -> tuple[Packet, TrainReport]:
+        """Steps first..last-1 of a round; the features of each batch are from before its step.
+
+        A client without a server (cut L) gives an empty packet.
+        """
+        self.model.train_mode(round_number)
+        batches = round_batches(self.config.training, len(self.data.train), self.spec.batch_size)[first:last]
+        packet: list[FeatureBatch] = []
+        losses: list[float] = []
+        samples = 0
+        for batch in batches:
+            x_BCHW, y_B = self._training_batch(round_number, batch)
+            h, loss = client_step(self.model.network, self.model.exit_head, self.model.optimizer, x_BCHW, y_B)
+            samples += len(y_B)
+            losses.append(loss)
+            if self.spec.has_server:
+                packet.append(encode(h, y_B))
+        sent_bytes = sum(message.sent_bytes for message in packet)
+        return tuple(packet), TrainReport(samples, tuple(losses), sent_bytes)
+
+    @torch.no_grad()
+    def evaluate(self, first: int, last: int) -> tuple[Packet, EvaluationReport | None]:
+        """Test samples first..last-1 through the client's part; the features go to the server.
+
+        A client without a server answers them itself: an empty packet, and its report.
+        """
+        self.model.eval_mode()
+        rows = self.data.test.indices[first:last]
+        x_BCHW, y_B = self._tensors(self.data.test.images_NHWC[rows], self.data.test.labels_N[rows])
+        h = self.model.network(x_BCHW)
+        logits_BK = h if self.model.exit_head is None else self.model.exit_head(h)
+        confidence_B = confidence(logits_BK, self.config.exits.confidence).cpu().numpy()
+        prediction_B = logits_BK.argmax(dim=1).cpu().numpy()
+        if self.spec.has_server:
+            sent = encode(h, y_B)
+            return (FeatureBatch(sent.features, sent.channels_last, sent.labels_B, confidence_B, prediction_B),), None
+        return (), evaluation_report(
+            labels_B=y_B.cpu().numpy(),
+            n_classes=len(self.data.class_names),
+            client_prediction_B=prediction_B,
+            confidence_B=confidence_B,
+            server_prediction_B=None,
+            taus=self.config.exits.taus,
+            sent_bytes=0,
+        )
+
+    def _training_batch(self, round_number: int, batch: BatchSlice) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self._epoch_order(round_number, batch.epoch)[batch.start : batch.stop]
+        images_BHWC = self.data.train.images_NHWC[rows]
+        if self.config.data.augment:
+            rng = generator(self.config.seed, "augmentation", self.spec.number, round_number, batch.step)
+            images_BHWC = augment(images_BHWC, rng)
+        return self._tensors(images_BHWC, self.data.train.labels_N[rows])
+
+    def _epoch_order(self, round_number: int, epoch: int) -> Array:
+        """The client's training rows in the order of a local epoch; kept until the next one is asked for."""
+        if self._order is None or self._order[:2] != (round_number, epoch):
+            rng = generator(self.config.seed, "order", self.spec.number, round_number, epoch)
+            indices = self.data.train.indices
+            self._order = (round_number, epoch, indices[rng.permutation(len(indices))])
+        return self._order[2]
+
+    def _tensors(self, images_BHWC: Array, labels_B: Array) -> tuple[torch.Tensor, torch.Tensor]:
+        x_BCHW = normalise(images_BHWC, self.data.mean_C, self.data.std_C, self.model.memory_format)
+        return x_BCHW.to(self.model.device), torch.from_numpy(labels_B).to(self.model.device)

@@ -1,0 +1,73 @@
+"""From uint8 images to the float32 tensor that enters a step.
+
+Shapes: B samples of a batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+
+
+def batch_bounds(n_samples: int, batch_size: int) -> list[tuple[int, int]]:
+    """First and last-plus-one sample of every batch.
+
+    A last batch of one sample joins the batch before it, since batch norm has no variance of a single one.
+    """
+    firsts = list(range(0, n_samples, batch_size))
+    if len(firsts) > 1 and n_samples - firsts[-1] == 1:
+        firsts.pop()
+    return list(zip(firsts, [*firsts[1:], n_samples], strict=True)) if firsts else []
+
+
+def augment(images_BHWC: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """A copy of the batch for training: every image mirrored with probability 1/2 and shifted by up to H/8 pixels.
+
+    The shift is a random crop out of the image with a border of H/8 zeros.
+    """
+    samples, height, width, channels = images_BHWC.shape
+    border = height // 8
+    mirrored_B = rng.random(samples) < 0.5
+    tops_B, lefts_B = rng.integers(0, 2 * border + 1, (2, samples))
+    padded = np.zeros((samples, height + 2 * border, width + 2 * border, channels), np.uint8)
+    inner = padded[:, border : border + height, border : border + width]
+    inner[:] = images_BHWC
+    inner[mirrored_B] = images_BHWC[mirrored_B, :, ::-1]
+    # One row of pixels and channels is one run of bytes, so that the gather below copies whole rows.
+    rows = padded.reshape(samples, height + 2 * border, -1)
+    windows = sliding_window_view(rows, (height, width * channels), axis=(1, 2))
+    cropped: npt.NDArray[np.uint8] = windows[np.arange(samples), tops_B, lefts_B * channels]
+    return cropped.reshape(images_BHWC.shape)
+
+
+def normalise(
+    images_BHWC: npt.NDArray[np.uint8],
+    mean_C: Sequence[float],
+    std_C: Sequence[float],
+    memory_format: torch.memory_format,
+) -> torch.Tensor:
+    """(x / 255 - mean) / std as float32 (B, C, H, W) in `memory_format`, in memory of its own.
+
+    One multiplication and one addition for each value, so its bits depend neither on the memory format nor on
+    threads. torch aligns what it allocates to 64 bytes, which numpy does not.
+    """
+    samples, height, width, channels = images_BHWC.shape
+    scale_C = (1 / (255 * np.asarray(std_C))).astype(np.float32)
+    shift_C = (-np.asarray(mean_C) / np.asarray(std_C)).astype(np.float32)
+    result = torch.empty((samples, channels, height, width), memory_format=memory_format)
+    if memory_format == torch.channels_last:
+        # Whole rows at once: a loop over three channels would be slower than the arithmetic.
+        values = result.permute(0, 2, 3, 1).numpy().reshape(samples, height, width * channels)
+        values[:] = images_BHWC.reshape(samples, height, width * channels)
+        scale, shift = np.tile(scale_C, width), np.tile(shift_C, width)
+    else:
+        values = result.numpy()
+        values[:] = images_BHWC.transpose(0, 3, 1, 2)
+        scale, shift = scale_C[:, None, None], shift_C[:, None, None]
+    values *= scale
+    values += shift
+    return result

@@ -1,0 +1,212 @@
+"""Where images come from: one function for each `data.name`, each from its files to labels and pictures.
+
+Shapes: N images, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hsee_ray import keys
+from hsee_ray.config import DataConfig
+from hsee_ray.data.decode import Contents, Picture, Source, Split, first_line
+from hsee_ray.data.parquet import parquet_source
+from hsee_ray.errors import DataError
+
+_IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+_PICTURES_PER_BATCH = 1024
+_DIGITS_TEST_SAMPLES = 360
+
+
+def find_source(config: DataConfig) -> Source:
+    """The data set of the configuration, found but not read. Raises DataError when it is missing."""
+    match config.name:
+        case "digits":
+            return Source((), _read_digits)
+        case "synthetic":
+            return Source((), lambda: _make_synthetic(config))
+        case "parquet":
+            return parquet_source(_existing_root(config), config)
+        case "folder":
+            return _folder_source(_existing_root(config))
+        case "cifar10" | "cifar100" | "stl10":
+            return _torchvision_source(config)
+
+
+def _existing_root(config: DataConfig) -> Path:
+    assert config.root is not None, "DataConfig sees to it"
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"the data directory {root} does not exist: name the right one with --set data.root=DIR"
+        )
+    return root
+
+
+def _pixel_split(images: npt.NDArray[np.uint8], labels_N: npt.NDArray[np.int64], name: str) -> Split:
+    """A split of images (N, H, W) or (N, H, W, 3) that are in memory."""
+
+    def picture_batches() -> Iterator[Sequence[Picture]]:
+        for first in range(0, len(images), _PICTURES_PER_BATCH):
+            yield list(images[first : first + _PICTURES_PER_BATCH])
+
+    return Split(labels_N, picture_batches, lambda row: f"{name} image {row}")
+
+
+def _read_digits() -> Contents:
+    """scikit-learn's 1,797 handwritten digits (8x8, gray); a fixed random choice of 360 is the test set.
+
+    Not every fifth: the writers repeat 0..9 in order, so some digits would be in it twice as often as others.
+    """
+    from sklearn.datasets import load_digits
+
+    values_NHW, labels_N = load_digits().images, load_digits().target.astype(np.int64)
+    images_NHW = np.round(values_NHW * (255 / 16)).astype(np.uint8)
+    order = keys.generator(0, "digits").permutation(len(labels_N))
+    test, train = np.sort(order[:_DIGITS_TEST_SAMPLES]), np.sort(order[_DIGITS_TEST_SAMPLES:])
+    return Contents(
+        train=_pixel_split(images_NHW[train], labels_N[train], "digits train"),
+        test=_pixel_split(images_NHW[test], labels_N[test], "digits test"),
+        class_names=tuple(str(digit) for digit in range(10)),
+    )
+
+
+def _make_synthetic(config: DataConfig) -> Contents:
+    """A smooth pattern for every class, under uniform noise; the same images for every seed of a run."""
+    classes, size, channels = config.classes or 4, config.image_size or 16, config.channels or 3
+    patterns = np.stack(
+        [_smooth_pattern(keys.generator(0, "pattern", k), size, channels) for k in range(classes)]
+    )
+
+    def make(split: str, n_samples: int) -> Split:
+        labels_N = np.arange(n_samples, dtype=np.int64) % classes
+        noise = keys.generator(0, "noise", split).integers(0, 96, (n_samples, size, size, channels), np.uint8)
+        images_NHWC = patterns[labels_N] + noise
+        return _pixel_split(
+            images_NHWC[..., 0] if channels == 1 else images_NHWC, labels_N, f"synthetic {split}"
+        )
+
+    return Contents(
+        make("train", config.train_samples or 256),
+        make("test", config.test_samples or 64),
+        tuple(str(k) for k in range(classes)),
+    )
+
+
+def _smooth_pattern(rng: np.random.Generator, size: int, channels: int) -> npt.NDArray[np.uint8]:
+    """A random sum of low cosines (size, size, channels), from 0 to 159, so that noise below 96 fits."""
+    cosines = np.cos(np.pi * np.outer(np.arange(3), np.arange(size) + 0.5) / size)
+    pattern_HWC = np.einsum("uh,uvc,vw->hwc", cosines, rng.normal(size=(3, 3, channels)), cosines)
+    scaled = (pattern_HWC - pattern_HWC.min()) / (pattern_HWC.max() - pattern_HWC.min())
+    pattern: npt.NDArray[np.uint8] = np.round(scaled * 159).astype(np.uint8)
+    return pattern
+
+
+def _folder_source(root: Path) -> Source:
+    """`root/train/<class>/*.png` and `root/test/<class>/*.png`; classes are sorted by name."""
+    names = tuple(directory.name for directory in _class_directories(root / "train"))
+    train, test = _labelled_files(root / "train", names), _labelled_files(root / "test", names)
+    files = tuple(path for path, _ in (*train, *test))
+    return Source(files, lambda: Contents(_file_split(train), _file_split(test), names))
+
+
+def _class_directories(directory: Path) -> list[Path]:
+    found = []
+    if directory.is_dir():
+        found = sorted(
+            path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
+    if not found:
+        raise DataError(
+            f"{directory} has no directories of images: a folder data set has "
+            f"{directory}/<class>/*.png; name the directory above it with --set data.root=DIR"
+        )
+    return found
+
+
+def _labelled_files(directory: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
+    labelled = []
+    for class_directory in _class_directories(directory):
+        if class_directory.name not in names:
+            raise DataError(f"{class_directory} is a class without training images: add some or remove it")
+        label = names.index(class_directory.name)
+        for path in sorted(class_directory.iterdir()):
+            if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith("."):
+                labelled.append((path, label))
+    if not labelled:
+        raise DataError(
+            f"{directory} has no images: expected {directory}/<class>/*.png (or jpg, bmp, webp, ...)"
+        )
+    return labelled
+
+
+def _file_split(labelled: list[tuple[Path, int]]) -> Split:
+    def picture_batches() -> Iterator[Sequence[Picture]]:
+        for first in range(0, len(labelled), _PICTURES_PER_BATCH):
+            yield [path for path, _ in labelled[first : first + _PICTURES_PER_BATCH]]
+
+    labels_N = np.array([label for _, label in labelled], np.int64)
+    return Split(labels_N, picture_batches, lambda row: str(labelled[row][0]))
+
+
+def _torchvision_source(config: DataConfig) -> Source:
+    """CIFAR or the labelled part of STL-10, read by torchvision, which also checks the files' digests."""
+    dataset = _torchvision_class(config.name)
+    root = Path(config.root or "data").expanduser()
+    names = [name for name, _ in dataset.train_list + dataset.test_list]
+    names.append(dataset.class_names_file if config.name == "stl10" else dataset.meta["filename"])
+    files = tuple(root / dataset.base_folder / name for name in names)
+    if not all(path.is_file() for path in files):
+        _download(dataset, root, config.name, files)
+    return Source(files, lambda: _read_torchvision(dataset, root, config.name))
+
+
+def _torchvision_class(name: str) -> Any:
+    from torchvision.datasets import CIFAR10, CIFAR100, STL10
+
+    if name == "stl10":
+        # Without the unlabelled images, 2.8 GB that would only be there to be checked.
+        return type("LabelledSTL10", (STL10,), {"train_list": STL10.train_list[:2]})
+    return CIFAR10 if name == "cifar10" else CIFAR100
+
+
+def _download(dataset: Any, root: Path, name: str, files: tuple[Path, ...]) -> None:
+    try:
+        dataset(root, download=True)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise DataError(
+            f"{name} is not in {root} and cannot be downloaded ({first_line(error)}): "
+            f"put {dataset.filename} there, or {', '.join(path.name for path in files)} in {files[0].parent}"
+        ) from error
+
+
+def _read_torchvision(dataset: Any, root: Path, name: str) -> Contents:
+    which = "split" if name == "stl10" else "train"
+    try:
+        train = dataset(root, **{which: "train" if name == "stl10" else True})
+        test = dataset(root, **{which: "test" if name == "stl10" else False})
+    except RuntimeError as error:
+        folder = root / dataset.base_folder
+        raise DataError(
+            f"the files of {name} in {folder} are damaged: delete them to fetch them again"
+        ) from error
+    return Contents(
+        _torchvision_split(train, f"{name} train"),
+        _torchvision_split(test, f"{name} test"),
+        tuple(train.classes),
+    )
+
+
+def _torchvision_split(dataset: Any, name: str) -> Split:
+    if hasattr(dataset, "targets"):
+        return _pixel_split(dataset.data, np.asarray(dataset.targets, np.int64), name)
+    images_NHWC = np.ascontiguousarray(dataset.data.transpose(0, 2, 3, 1))
+    return _pixel_split(images_NHWC, dataset.labels.astype(np.int64), name)

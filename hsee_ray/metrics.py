@@ -1,0 +1,113 @@
+"""Metrics of a run as rows: one per round, client and metric, kept in a Parquet file.
+
+Long rather than wide: a client that has no server, or a round that was not evaluated, simply has no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hsee_ray.errors import DataError
+from hsee_ray.fleet import ClientSpec, Fleet
+from hsee_ray.reports import EvaluationReport, RoundReport
+
+SCHEMA = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("client", pa.int32()),
+        ("tier", pa.string()),
+        ("metric", pa.string()),
+        ("tau", pa.float64()),
+        ("value", pa.float64()),
+    ]
+)
+
+
+class MetricRow(NamedTuple):
+    """One number of a run; the fields are the columns of the file."""
+
+    round: int
+    client: int | None
+    """None where the number is about the whole run's round."""
+    tier: str | None
+    metric: str
+    tau: float | None
+    """None where the metric has no gate."""
+    value: float
+
+
+def metric_rows(report: RoundReport, fleet: Fleet, taus: Sequence[float]) -> list[MetricRow]:
+    """Rows of one round: the round's own first, then every client's in the order of the fleet.
+
+    Losses are means over the round's steps in nats; accuracies, ratios and rates lie in [0, 1]. `taus` is the
+    grid in the order of the report's counts. A metric that does not exist for a client has no row:
+    `server_accuracy` at cut L, or training in a round that the client sat out.
+    """
+    number = report.round_number
+    rows = [
+        MetricRow(number, None, None, "learning_rate", None, report.learning_rate),
+        MetricRow(number, None, None, "samples_per_s", None, report.samples / report.train_s),
+        MetricRow(number, None, None, "wall_s", None, report.wall_s),
+    ]
+    for client in fleet.clients:
+        for metric, tau, value in _client_metrics(report, client, taus):
+            rows.append(MetricRow(number, client.number, client.tier, metric, tau, float(value)))
+    return rows
+
+
+def write_metrics(path: Path, rows: Iterable[MetricRow]) -> None:
+    """Parquet file of the rows; it appears under its name only when it is complete."""
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in SCHEMA]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    partial = path.with_name(f"{path.name}.partial")
+    pq.write_table(pa.table(arrays, schema=SCHEMA), partial)
+    partial.replace(path)
+
+
+def read_metrics(path: Path) -> pa.Table:
+    """Table of a file that `write_metrics` wrote, with the columns of SCHEMA.
+
+    Raises DataError when the file is missing or damaged.
+    """
+    try:
+        return pq.read_table(path, schema=SCHEMA)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: metrics cannot be read ({reason}); copy the run directory again") from None
+
+
+def _client_metrics(
+    report: RoundReport, client: ClientSpec, taus: Sequence[float]
+) -> Iterator[tuple[str, float | None, float]]:
+    """Name, tau and value of each metric that this client has in this round."""
+    trained = report.client_training.get(client.number)
+    if trained is not None:
+        yield "client_loss", None, trained.mean_loss
+        yield "train_samples", None, trained.samples
+        yield "train_sent_bytes", None, trained.sent_bytes
+    taught = report.server_training.get(client.number)
+    if taught is not None:
+        yield "server_loss", None, taught.mean_loss
+    evaluated = report.evaluation.get(client.number)
+    if evaluated is not None:
+        yield from _evaluation_metrics(evaluated, taus)
+
+
+def _evaluation_metrics(
+    evaluated: EvaluationReport, taus: Sequence[float]
+) -> Iterator[tuple[str, float | None, float]]:
+    samples = evaluated.samples
+    yield "client_accuracy", None, evaluated.client_correct / samples
+    if evaluated.server_correct is not None:
+        yield "server_accuracy", None, evaluated.server_correct / samples
+    for tau, correct in zip(taus, evaluated.gated_correct, strict=True):
+        yield "gated_accuracy", tau, correct / samples
+    for tau, offloaded in zip(taus, evaluated.offloaded, strict=True):
+        yield "offload_ratio", tau, offloaded / samples
+    yield "eval_sent_bytes", None, evaluated.sent_bytes
+    yield "majority_rate", None, max(evaluated.label_counts) / samples

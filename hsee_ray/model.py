@@ -1,0 +1,65 @@
+"""One trainable model: a chain of units, an exit head where there is one, and their optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from hsee_ray.config import TrainingConfig
+from hsee_ray.fleet import EXIT
+from hsee_ray.schedule import learning_rate
+from hsee_ray.split import UnitChain
+from hsee_ray.state import ModelState, UnitState, read_unit, reset_optimizer, write_unit
+from hsee_ray.steps import build_optimizer, set_learning_rate
+
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+class Model:
+    """Units, exit head and optimiser of one side of the cut, on one device."""
+
+    def __init__(
+        self,
+        units: Mapping[str, nn.Module],
+        exit_head: nn.Module | None,
+        training: TrainingConfig,
+        device: torch.device,
+    ) -> None:
+        self.training = training
+        self.device = device
+        self.memory_format = MEMORY_FORMATS[training.memory_format]
+        self.network = UnitChain(units).to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.exit_head = None if exit_head is None else exit_head.to(device)
+        both = nn.ModuleList([self.network] if self.exit_head is None else [self.network, self.exit_head])
+        self.optimizer = build_optimizer(both, training.optimizer)
+
+    @property
+    def units(self) -> dict[str, nn.Module]:
+        """Units by name; the exit head is the last, as `exit`."""
+        return {**self.network.units, **({} if self.exit_head is None else {EXIT: self.exit_head})}
+
+    def train_mode(self, round_number: int) -> None:
+        """Ready for the steps of a round: batch statistics in use, the round's learning rate set."""
+        self._set_mode(training=True)
+        set_learning_rate(self.optimizer, learning_rate(self.training, round_number))
+
+    def eval_mode(self) -> None:
+        self._set_mode(training=False)
+
+    def state(self) -> ModelState:
+        """Copies of all tensors by unit."""
+        return {name: read_unit(unit, self.optimizer) for name, unit in self.units.items()}
+
+    def load(self, averages: Mapping[str, UnitState]) -> None:
+        """Takes averaged units by unit name; what an average does not hold stays as it is."""
+        for name, average in averages.items():
+            if self.training.optimizer_state == "reset":
+                reset_optimizer(self.units[name], self.optimizer)
+            write_unit(self.units[name], self.optimizer, average)
+
+    def _set_mode(self, training: bool) -> None:
+        self.network.train(training)
+        if self.exit_head is not None:
+            self.exit_head.train(training)

@@ -1,0 +1,139 @@
+"""A server: the units above the cut, trained on features that clients send. One client's, or all clients' in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hsee_ray.aggregation import mean_arrays
+from hsee_ray.backbones import Backbone
+from hsee_ray.config import Config
+from hsee_ray.exits import evaluation_report
+from hsee_ray.fleet import ClientSpec
+from hsee_ray.model import Model
+from hsee_ray.reports import EvaluationReport, TrainReport
+from hsee_ray.split import server_units
+from hsee_ray.state import Arrays, named_tensors, statistics_names, to_array
+from hsee_ray.steps import server_step
+from hsee_ray.wire import Packet, decode
+
+StatisticsSet = dict[str, torch.Tensor]
+"""Norm statistics of one client by `<unit>.<name in the unit>`."""
+
+
+class Server:
+    """Trains f^s on one client's features, or on the features of all clients of Sequential."""
+
+    def __init__(
+        self,
+        config: Config,
+        served: Sequence[ClientSpec],
+        backbone: Backbone,
+        n_classes: int,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.n_classes = n_classes
+        self.specs = {spec.number: spec for spec in served}
+        self.first_cut = min(spec.cut for spec in served)
+        self.model = Model(server_units(backbone.units, self.first_cut), None, config.training, device)
+        self.keeps_sets = len(served) > 1 and config.training.norm_statistics == "per_client"
+        self._initial_statistics = self._read_statistics()
+        self._statistics: dict[int, StatisticsSet] = {}
+
+    def train(self, client: int, round_number: int, packet: Packet) -> TrainReport:
+        """One step per batch of the packet; a batch enters above its client's cut, in its client's statistics."""
+        if self.keeps_sets:
+            self._wear(self._statistics.setdefault(client, self._statistics_of(client)))
+        self.model.train_mode(round_number)
+        entry = self.specs[client].cut - self.first_cut
+        network = _From(self.model.network, entry)
+        losses: list[float] = []
+        samples = 0
+        for batch in packet:
+            h, y_B = decode(batch, self.model.device)
+            losses.append(server_step(network, self.model.optimizer, h, y_B))
+            samples += len(y_B)
+        return TrainReport(samples, tuple(losses))
+
+    @torch.no_grad()
+    def evaluate(self, client: int, packet: Packet) -> EvaluationReport:
+        """The server's answers to a client's features, beside the client's own that travel with them."""
+        if self.keeps_sets:
+            self._wear(self._statistics_of(client))
+        self.model.eval_mode()
+        (batch,) = packet
+        assert batch.confidence_B is not None and batch.prediction_B is not None
+        h, _ = decode(batch, self.model.device)
+        logits_BK = self.model.network(h, self.specs[client].cut - self.first_cut)
+        return evaluation_report(
+            labels_B=batch.labels_B,
+            n_classes=self.n_classes,
+            client_prediction_B=batch.prediction_B,
+            confidence_B=batch.confidence_B,
+            server_prediction_B=logits_BK.argmax(dim=1).cpu().numpy(),
+            taus=self.config.exits.taus,
+            sent_bytes=batch.feature_bytes,
+        )
+
+    def tensors(self) -> Arrays:
+        """Parameters and buffers; a shared server's statistics once per client, as `client-<label>.<name>`."""
+        tensors = named_tensors(self.model.state())
+        if not self.keeps_sets:
+            return tensors
+        shared = {name: array for name, array in tensors.items() if name not in self._initial_statistics}
+        for number, statistics in sorted(self._statistics.items()):
+            prefix = self.specs[number].client_file
+            shared.update({f"{prefix}.{name}": to_array(tensor) for name, tensor in statistics.items()})
+        return shared
+
+    def _statistics_of(self, client: int) -> StatisticsSet:
+        """The client's own set; without one yet, the mean of those with its cut; without those, the initial one."""
+        if client in self._statistics:
+            return self._statistics[client]
+        cut = self.specs[client].cut
+        same_cut = [kept for number, kept in sorted(self._statistics.items()) if self.specs[number].cut == cut]
+        passed = set(self.model.network.names[cut - self.first_cut :])
+        names = [name for name in self._initial_statistics if self._unit_of[name] in passed]
+        if not same_cut:
+            return {name: self._initial_statistics[name].clone() for name in names}
+        weights = [1.0] * len(same_cut)
+        return {
+            name: torch.from_numpy(mean_arrays([to_array(kept[name]) for kept in same_cut], weights)).to(
+                self.model.device
+            )
+            for name in names
+        }
+
+    def _read_statistics(self) -> StatisticsSet:
+        self._unit_of: dict[str, str] = {}
+        found: StatisticsSet = {}
+        for unit_name, unit in self.model.units.items():
+            buffers = dict(unit.named_buffers())
+            for name in sorted(statistics_names(unit)):
+                found[f"{unit_name}.{name}"] = buffers[name].clone()
+                self._unit_of[f"{unit_name}.{name}"] = unit_name
+        return found
+
+    def _wear(self, statistics: StatisticsSet) -> None:
+        """Puts a client's statistics into the norm layers by reference: training then updates that set itself."""
+        units = self.model.units
+        for name, tensor in statistics.items():
+            unit_name = self._unit_of[name]
+            module_name, _, buffer_name = name.removeprefix(f"{unit_name}.").rpartition(".")
+            units[unit_name].get_submodule(module_name).register_buffer(buffer_name, tensor)
+
+
+class _From(nn.Module):
+    """The part of a chain that begins at one of its units."""
+
+    def __init__(self, chain: nn.Module, entry: int) -> None:
+        super().__init__()
+        self.chain = chain
+        self.entry = entry
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        logits_BK: torch.Tensor = self.chain(h, self.entry)
+        return logits_BK

@@ -1,0 +1,66 @@
+"""The message that crosses the cut, and how a tensor gets in and out of it.
+
+On the CPU a linear layer gives other bits for data aligned to 4 or 8 bytes than to 16 or more, so `decode` aligns
+what enters a step to 64 bytes; the one-process reference takes the same path as the actors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+ALIGNMENT_BYTES = 64
+
+# Features arrive in shared memory that is mapped read-only; no unit writes to its input (checked at load).
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of one batch at the cut, with what the server needs beside them."""
+
+    features: np.ndarray[Any, Any]
+    """float32, contiguous: (B, H, W, C) if `channels_last`, else in the tensor's own order."""
+    channels_last: bool
+    labels_B: np.ndarray[Any, Any]
+    """int64 class of every sample."""
+    confidence_B: np.ndarray[Any, Any] | None = None
+    """The exit's confidence in [0, 1]; in evaluation only."""
+    prediction_B: np.ndarray[Any, Any] | None = None
+    """The exit's answer; in evaluation only."""
+
+    @property
+    def feature_bytes(self) -> int:
+        return int(self.features.nbytes)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of features and labels: what a training step sends."""
+        return self.feature_bytes + int(self.labels_B.nbytes)
+
+
+Packet = tuple[FeatureBatch, ...]
+"""Consecutive batches of one client that travel together."""
+
+
+def encode(h: torch.Tensor, y_B: torch.Tensor) -> FeatureBatch:
+    """Message of detached features h, (B, C, H, W) or any other shape, and labels. Copies nothing on the CPU."""
+    channels_last = h.dim() == 4 and h.is_contiguous(memory_format=torch.channels_last)
+    laid_out = h.permute(0, 2, 3, 1) if channels_last else h.contiguous()
+    return FeatureBatch(laid_out.cpu().numpy(), channels_last, y_B.cpu().numpy())
+
+
+def decode(batch: FeatureBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and labels of a message on the device, in the memory format in which they were sent."""
+    h = aligned_tensor(batch.features).to(device)
+    return h.permute(0, 3, 1, 2) if batch.channels_last else h, aligned_tensor(batch.labels_B).to(device)
+
+
+def aligned_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Tensor over the array's memory, or over an aligned copy where that memory is not aligned to 64 bytes."""
+    tensor = torch.from_numpy(array)
+    return tensor if array.ctypes.data % ALIGNMENT_BYTES == 0 else tensor.clone()

@@ -1,0 +1,33 @@
+"""The console command `hsee`: one subcommand for each job."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a configuration",
+    "compare": "one table over several finished runs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hands the arguments to the subcommand's own `main`; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        code: int = import_module(f"jobs.{arguments[0]}").main(arguments[1:])
+        return code
+    width = max(len(name) for name in COMMANDS)
+    usage = "\n".join(f"  hsee {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    text = f"usage: hsee COMMAND [options]\n\n{usage}\n\n`hsee COMMAND --help` explains each."
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(text)
+        return 0
+    wrong = f"error: hsee has no command {arguments[0]!r}\n" if arguments else ""
+    print(f"{wrong}{text}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

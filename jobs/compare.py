@@ -1,0 +1,34 @@
+"""`python -m jobs.compare RUN...`: finished runs side by side, also as `hsee compare`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the comparison table; returns 0, or 2 when a directory is no finished run."""
+    parser = argparse.ArgumentParser(
+        prog="hsee compare",
+        description="Print accuracies, speed and weights of finished runs side by side. "
+        "Runs of equal weights show the same digits under `weights`.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a finished run")
+    arguments = parser.parse_args(argv)
+
+    # After the arguments are known to be right, so that --help does not wait for these imports.
+    from hsee_ray.errors import UserError
+    from hsee_ray.run import load_run
+    from hsee_ray.tables import render_comparison
+
+    try:
+        runs = [load_run(path) for path in arguments.runs]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(render_comparison(runs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

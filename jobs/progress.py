@@ -1,0 +1,101 @@
+"""How a run shows itself: a live bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+
+from actors.driver import Listener
+from hsee_ray.config import Config
+from hsee_ray.reports import RoundReport, TrainReport
+from hsee_ray.schedule import participants
+from hsee_ray.setup import Setup
+
+
+@contextmanager
+def show_progress(config: Config, run_dir: Path) -> Iterator[Listener]:
+    """A listener that prints the run on stdout for the length of the block."""
+    if sys.stdout.isatty():
+        with _live_bar(config, run_dir) as listener:
+            yield listener
+    else:
+        yield Listener(
+            started=lambda setup: print(_opening(setup, run_dir), flush=True),
+            trained=lambda samples: None,
+            finished_round=lambda report: print(round_line(config, report), flush=True),
+        )
+
+
+@contextmanager
+def _live_bar(config: Config, run_dir: Path) -> Iterator[Listener]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        bar = progress.add_task("starting", total=None, speed="")
+
+        def started(setup: Setup) -> None:
+            progress.console.print(_opening(setup, run_dir), highlight=False)
+            progress.update(bar, description="round 1", total=_samples_of_run(setup))
+
+        def trained(samples: int) -> None:
+            speed = progress.tasks[bar].speed
+            progress.update(bar, advance=samples, speed="" if speed is None else f"{speed:.0f} samples/s")
+
+        def finished_round(report: RoundReport) -> None:
+            progress.console.print(round_line(config, report), highlight=False)
+            progress.update(bar, description=f"round {min(report.round_number + 1, config.training.rounds)}")
+
+        yield Listener(started, trained, finished_round)
+
+
+def round_line(config: Config, report: RoundReport) -> str:
+    """`[round 3/50] loss client 1.83 server 1.60  accuracy client 31.2 % server 44.0 %  812 samples/s`."""
+    parts = [f"[round {report.round_number}/{config.training.rounds}] loss client {_loss(report.client_training)}"]
+    if report.server_training:
+        parts.append(f"server {_loss(report.server_training)}")
+    evaluated = report.evaluation.values()
+    if evaluated:
+        parts.append(f" accuracy client {fmean(e.client_correct / e.samples for e in evaluated):.1%}")
+        served = [e.server_correct / e.samples for e in evaluated if e.server_correct is not None]
+        if served:
+            parts.append(f"server {fmean(served):.1%}")
+    parts.append(f" {report.samples / report.train_s:.0f} samples/s")
+    return " ".join(parts)
+
+
+def _loss(training: Mapping[int, TrainReport]) -> str:
+    return f"{fmean(report.mean_loss for report in training.values()):.3f}"
+
+
+def _opening(setup: Setup, run_dir: Path) -> str:
+    tiers = []
+    for tier in setup.fleet.tiers:
+        clients = [client for client in setup.fleet.clients if client.tier == tier]
+        tiers.append(f"{len(clients)} {tier} (cut {clients[0].cut_name})")
+    training = setup.config.training
+    return (
+        f"{training.strategy}: {', '.join(tiers)}; {sum(setup.local_samples)} training images of "
+        f"{setup.files.name}, {training.rounds} rounds -> {run_dir}"
+    )
+
+
+def _samples_of_run(setup: Setup) -> int | None:
+    """Training samples of all rounds; unknown where rounds are counted in steps."""
+    training = setup.config.training
+    if training.local_steps is not None:
+        return None
+    return training.local_epochs * sum(
+        setup.local_samples[number]
+        for round_number in range(1, training.rounds + 1)
+        for number in participants(setup.config, setup.fleet, round_number)
+    )

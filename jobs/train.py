@@ -1,0 +1,125 @@
+"""Train one configuration: `python -m jobs.train --config FILE`, or `hsee train --config FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Heavy packages are imported where they are needed: --help and a wrong key answer at once.
+if TYPE_CHECKING:
+    from hsee_ray.config import Config
+    from hsee_ray.run import Run
+
+DESCRIPTION = """\
+Train a network over clients of unequal power (Hetero-SplitEE), on Ray.
+
+Every client holds the units below its own cut and an exit head; a server holds the rest. The config file says who
+the clients are, what they train on, and how. Every key is explained in jobs/configs/reference.yaml.
+"""
+EXAMPLES = """\
+examples:
+  python -m jobs.train --config jobs/configs/quickstart.yaml
+  python -m jobs.train --config jobs/configs/cifar10_cpu.yaml --set data.root=/data/cifar10 training.rounds=5
+  python -m jobs.train --config my.yaml --set tiers.0.cut=layer1 --set 'data.partition={kind: dirichlet, alpha: 0.3}'
+
+exit codes:
+  0 done    1 the run failed (who, round and stage on stderr, traceback in the run directory's error.log)
+  2 bad input (one line on stderr, nothing written)    130 interrupted
+"""
+
+
+def train(config: str | Path | Mapping[str, Any] | Config, run_dir: str | Path | None = None) -> Run:
+    """Trains a configuration (a file, a mapping or a Config) and returns the finished run.
+
+    `run_dir` is `runs/<config name>-<date>-<time>` unless given. Raises UserError or RunError.
+    """
+    from actors.driver import run
+    from hsee_ray.config import Config
+    from hsee_ray.config_files import load_config
+
+    name = Path(config).stem if isinstance(config, str | Path) else "run"
+    resolved = config if isinstance(config, Config) else load_config(config)
+    return run(resolved, Path(run_dir) if run_dir is not None else default_run_dir(name))
+
+
+def default_run_dir(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = _parser().parse_args(argv)
+    from hsee_ray.errors import RunError, UserError
+
+    try:
+        return _train_and_print(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+def _train_and_print(options: argparse.Namespace) -> int:
+    from hsee_ray.config_files import load_config
+
+    config = load_config(options.config, options.set)
+    run_dir = options.run_dir or default_run_dir(Path(options.config).stem)
+
+    from actors.driver import run
+    from hsee_ray.tables import render_summary
+    from jobs.progress import show_progress
+
+    with show_progress(config, run_dir) as listener:
+        finished = run(config, run_dir, listener)
+    print()
+    print(render_summary(finished.summary))
+    print(f"weights_sha256 {finished.summary['weights_sha256']}")
+    print(f"\nwatch the curves:  {_tensorboard_command()} --logdir {run_dir}")
+    return 0
+
+
+def _tensorboard_command() -> str:
+    """`tensorboard` beside this Python where it is there (a virtual environment need not be active)."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    if not beside.exists():
+        return "tensorboard"
+    working = Path.cwd()
+    return str(beside.relative_to(working) if beside.is_relative_to(working) else beside)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hsee train",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file; see jobs/configs/")
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="a.b.c=value",
+        help="override a key of the config; the value is YAML, lists go by index (tiers.0.clients=4)",
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the run is written (default: runs/<config name>-<date>-<time>)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,7 +25,7 @@ def batch_bounds(n_samples: int, batch_size: int) -> list[tuple[int, int]]:
 
 
 def augment(images_BHWC: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """A copy of the batch for training: every image mirrored with probability 1/2 and shifted by up to H/8 pixels.
+    """A copy of the batch: each image mirrored with probability 1/2, and shifted by up to H/8 pixels.
 
     The shift is a random crop out of the image with a border of H/8 zeros.
     """

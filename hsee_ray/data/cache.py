@@ -95,20 +95,17 @@ def _class_names(config: DataConfig, contents: Contents) -> tuple[str, ...]:
     """Names of the classes, as many as `data.classes`, the source's names, or the largest label says."""
     for what, split in (("training", contents.train), ("test", contents.test)):
         if not len(split.labels_N):
-            raise DataError(
-                f"data set {config.name} has no {what} images: add some, or name another data.root"
-            )
+            raise DataError(f"data set {config.name} has no {what} images: name another data.root")
     largest = max(int(split.labels_N.max()) for split in (contents.train, contents.test))
     n_classes = config.classes or len(contents.class_names or ()) or largest + 1
-    if config.classes is None and n_classes > len(contents.train.labels_N):
+    n_training = len(contents.train.labels_N)
+    if config.classes is None and n_classes > n_training:
         raise DataError(
-            f"data set {config.name} has {n_classes} classes and {len(contents.train.labels_N)} training images: is "
-            " data.label_column the right column? If so, set data.classes"
+            f"data set {config.name} has {n_classes} classes and {n_training} training images: is "
+            "data.label_column the right column? If so, set data.classes"
         )
     if n_classes < 2:
-        raise DataError(
-            f"data set {config.name} has a single class: there is nothing to learn; name another one"
-        )
+        raise DataError(f"data set {config.name} has a single class: name one with two or more")
     names = (contents.class_names or ())[:n_classes]
     return (*names, *(str(k) for k in range(len(names), n_classes)))
 

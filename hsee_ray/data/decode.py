@@ -65,7 +65,9 @@ def first_line(error: BaseException) -> str:
 
 
 def decode_split(
-    split: Split, config: DataConfig, shape: tuple[int, int, int] | None = None
+    split: Split,
+    config: DataConfig,
+    shape: tuple[int, int, int] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Images (N, H, W, C) of a split with at least one image.
 

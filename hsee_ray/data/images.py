@@ -87,7 +87,7 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel over the chosen images, on the [0, 1] scale.
 
-    They come from exact integer sums, so the order of `indices` does not matter. A channel of one single value
+    They come from exact integer sums, so the order of `indices` does not matter. A channel of a single value
     has deviation 1, so that it can be divided by.
     """
     channels = images_NHWC.shape[3]

@@ -40,14 +40,11 @@ def _shards(root: Path, split: str) -> tuple[Path, ...]:
     pattern = f"{split}-*.parquet"
     shards = sorted(root.glob(pattern)) or sorted(root.glob(f"*/{pattern}"))
     if not shards:
-        raise DataError(
-            f"{root} has no {pattern}, nor has a directory in it: name the right one as data.root"
-        )
+        raise DataError(f"{root} has no {pattern}, nor has a directory in it: name another data.root")
     directories = sorted({str(shard.parent) for shard in shards})
     if len(directories) > 1:
-        raise DataError(
-            f"{pattern} lies in several directories: name one of {', '.join(directories)} as data.root"
-        )
+        listed = ", ".join(directories)
+        raise DataError(f"{pattern} lies in several directories: name one of {listed} as data.root")
     return tuple(shards)
 
 

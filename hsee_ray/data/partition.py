@@ -30,7 +30,7 @@ class ClientIndices:
 
 
 def select(labels_N: npt.NDArray[np.int64], n_samples: int | None, seed: int, split: str) -> Indices:
-    """Ascending indices of a seeded subset of the split `train` or `test`, or of all when `n_samples` is None.
+    """Ascending indices of a seeded subset of the split `train` or `test`, or of all for `n_samples` None.
 
     Raises DataError when the split has fewer samples.
     """
@@ -73,7 +73,9 @@ def partition(
 
 
 def class_counts(
-    labels_N: npt.NDArray[np.int64], parts: Sequence[Indices], n_classes: int
+    labels_N: npt.NDArray[np.int64],
+    parts: Sequence[Indices],
+    n_classes: int,
 ) -> npt.NDArray[np.int64]:
     """Samples (clients, classes) of each class in each part."""
     return np.stack([np.bincount(labels_N[part], minlength=n_classes) for part in parts])
@@ -91,7 +93,7 @@ def _deal_dirichlet(
     config: DirichletPartition,
     seed: int,
 ) -> list[Indices]:
-    """Spread each class by a draw from Dirichlet(alpha) over the clients (Hsu et al. 2019, arXiv:1909.06335)."""
+    """Spread each class over the clients by Dirichlet(alpha) (Hsu et al. 2019, arXiv:1909.06335)."""
     class_sizes = np.bincount(labels_N[indices], minlength=n_classes)
     for draw in range(_DIRICHLET_DRAWS):
         rng = keys.generator(seed, "partition", "dirichlet", draw)
@@ -115,24 +117,20 @@ def _deal_dirichlet(
 def _deal_shards(
     labels_N: npt.NDArray[np.int64], indices: Indices, n_clients: int, shards_per_client: int, seed: int
 ) -> list[Indices]:
-    """Cut the samples, sorted by label, into equal shards; each of the last takes one more where some remain."""
+    """Cut the samples, sorted by label, into equal shards; the last take one more each where some remain."""
     n_shards = n_clients * shards_per_client
     if n_shards > len(indices):
         raise DataError(
-            f"{n_clients} clients with {shards_per_client} shards each need {n_shards} training samples or more, "
-            f"and have {len(indices)}: lower data.partition.shards_per_client or use fewer clients"
+            f"{n_clients} clients with {shards_per_client} shards each need {n_shards} training samples, "
+            f"and there are {len(indices)}: lower data.partition.shards_per_client or use fewer clients"
         )
     by_label = indices[np.argsort(labels_N[indices], kind="stable")]
     size, remainder = divmod(len(indices), n_shards)
     sizes = np.full(n_shards, size)
     sizes[n_shards - remainder :] += 1
     shards = np.split(by_label, np.cumsum(sizes)[:-1])
-    dealt = (
-        keys.generator(seed, "partition", "shards")
-        .permutation(n_shards)
-        .reshape(n_clients, shards_per_client)
-    )
-    return [np.concatenate([shards[shard] for shard in hand]) for hand in dealt]
+    order = keys.generator(seed, "partition", "shards").permutation(n_shards)
+    return [np.concatenate([shards[shard] for shard in hand]) for hand in order.reshape(n_clients, -1)]
 
 
 def _set_aside(part: Indices, client: int, config: DataConfig, seed: int) -> ClientIndices:

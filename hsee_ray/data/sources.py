@@ -19,9 +19,7 @@ from hsee_ray.data.decode import Contents, Picture, Source, Split, first_line
 from hsee_ray.data.parquet import parquet_source
 from hsee_ray.errors import DataError
 
-_IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _PICTURES_PER_BATCH = 1024
 _DIGITS_TEST_SAMPLES = 360
 
@@ -45,9 +43,7 @@ def _existing_root(config: DataConfig) -> Path:
     assert config.root is not None, "DataConfig sees to it"
     root = Path(config.root).expanduser()
     if not root.is_dir():
-        raise DataError(
-            f"the data directory {root} does not exist: name the right one with --set data.root=DIR"
-        )
+        raise DataError(f"the data directory {root} does not exist: name another with --set data.root=DIR")
     return root
 
 
@@ -68,8 +64,9 @@ def _read_digits() -> Contents:
     """
     from sklearn.datasets import load_digits
 
-    values_NHW, labels_N = load_digits().images, load_digits().target.astype(np.int64)
-    images_NHW = np.round(values_NHW * (255 / 16)).astype(np.uint8)
+    digits = load_digits()
+    images_NHW = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    labels_N = digits.target.astype(np.int64)
     order = keys.generator(0, "digits").permutation(len(labels_N))
     test, train = np.sort(order[:_DIGITS_TEST_SAMPLES]), np.sort(order[_DIGITS_TEST_SAMPLES:])
     return Contents(
@@ -82,17 +79,15 @@ def _read_digits() -> Contents:
 def _make_synthetic(config: DataConfig) -> Contents:
     """A smooth pattern for every class, under uniform noise; the same images for every seed of a run."""
     classes, size, channels = config.classes or 4, config.image_size or 16, config.channels or 3
-    patterns = np.stack(
-        [_smooth_pattern(keys.generator(0, "pattern", k), size, channels) for k in range(classes)]
-    )
+    rngs = [keys.generator(0, "pattern", k) for k in range(classes)]
+    patterns = np.stack([_smooth_pattern(rng, size, channels) for rng in rngs])
 
     def make(split: str, n_samples: int) -> Split:
         labels_N = np.arange(n_samples, dtype=np.int64) % classes
         noise = keys.generator(0, "noise", split).integers(0, 96, (n_samples, size, size, channels), np.uint8)
         images_NHWC = patterns[labels_N] + noise
-        return _pixel_split(
-            images_NHWC[..., 0] if channels == 1 else images_NHWC, labels_N, f"synthetic {split}"
-        )
+        images = images_NHWC[..., 0] if channels == 1 else images_NHWC
+        return _pixel_split(images, labels_N, f"synthetic {split}")
 
     return Contents(
         make("train", config.train_samples or 256),
@@ -121,9 +116,7 @@ def _folder_source(root: Path) -> Source:
 def _class_directories(directory: Path) -> list[Path]:
     found = []
     if directory.is_dir():
-        found = sorted(
-            path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")
-        )
+        found = sorted(path for path in directory.iterdir() if path.is_dir() and path.name[0] != ".")
     if not found:
         raise DataError(
             f"{directory} has no directories of images: a folder data set has "
@@ -139,12 +132,10 @@ def _labelled_files(directory: Path, names: tuple[str, ...]) -> list[tuple[Path,
             raise DataError(f"{class_directory} is a class without training images: add some or remove it")
         label = names.index(class_directory.name)
         for path in sorted(class_directory.iterdir()):
-            if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith("."):
+            if path.suffix.lower() in _IMAGE_SUFFIXES and path.name[0] != ".":
                 labelled.append((path, label))
     if not labelled:
-        raise DataError(
-            f"{directory} has no images: expected {directory}/<class>/*.png (or jpg, bmp, webp, ...)"
-        )
+        raise DataError(f"{directory} has no images: expected {directory}/<class>/*.png (or jpg, webp, ...)")
     return labelled
 
 
@@ -189,15 +180,13 @@ def _download(dataset: Any, root: Path, name: str, files: tuple[Path, ...]) -> N
 
 
 def _read_torchvision(dataset: Any, root: Path, name: str) -> Contents:
-    which = "split" if name == "stl10" else "train"
+    stl10 = ({"split": "train"}, {"split": "test"})
+    cifar = ({"train": True}, {"train": False})
     try:
-        train = dataset(root, **{which: "train" if name == "stl10" else True})
-        test = dataset(root, **{which: "test" if name == "stl10" else False})
+        train, test = (dataset(root, **which) for which in (stl10 if name == "stl10" else cifar))
     except RuntimeError as error:
         folder = root / dataset.base_folder
-        raise DataError(
-            f"the files of {name} in {folder} are damaged: delete them to fetch them again"
-        ) from error
+        raise DataError(f"{name} in {folder} is damaged: delete it to fetch it again") from error
     return Contents(
         _torchvision_split(train, f"{name} train"),
         _torchvision_split(test, f"{name} test"),

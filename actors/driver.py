@@ -20,7 +20,7 @@ from hsee_ray.config_files import dump_config
 from hsee_ray.errors import ConfigError, RunError
 from hsee_ray.metrics import MetricRow, metric_rows, write_metrics
 from hsee_ray.reports import RoundReport
-from hsee_ray.run import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, Run, load_run
+from hsee_ray.run import CONFIG_FILE, METRICS_FILE, MODELS_DIR, SUMMARY_FILE, Run, load_run
 from hsee_ray.setup import Setup, mapped_client_data, prepare_run
 from hsee_ray.summary import DataSummary, RunTotals, build_summary, write_summary
 from hsee_ray.tensorboard import RunBoard, save_class_counts
@@ -83,7 +83,7 @@ def _train(setup: Setup, run_dir: Path, listener: Listener, images_by_reference:
                 listener.finished_round(report)
         finally:
             write_metrics(run_dir / METRICS_FILE, rows)
-        digest = weights_sha256(rounds.save(str(run_dir / "final")))
+        digest = weights_sha256(rounds.save(str(run_dir / MODELS_DIR)))
         summary = build_summary(
             config,
             setup.fleet,

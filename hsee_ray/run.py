@@ -14,11 +14,18 @@ from hsee_ray.config_files import load_config
 from hsee_ray.errors import DataError, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    import torch
+    from torch import nn
+
+    from hsee_ray.backbones import Backbone
+    from hsee_ray.fleet import ClientSpec, Fleet
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.parquet"
+MODELS_DIR = "final"
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,100 @@ class Run:
         from hsee_ray.metrics import read_metrics
 
         return read_metrics(self.path / METRICS_FILE)
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """The clients of the run."""
+        from hsee_ray.fleet import build_fleet
+
+        return build_fleet(self.config, self.summary["model_units"])
+
+    def client(self, number: int) -> nn.Module:
+        """f^c of a client, trained, in evaluation mode: images from `preprocess` -> features (B, C, H, W).
+
+        At cut L it is the whole network, and gives logits (B, K). Raises UserError when there is no such client.
+        """
+        from hsee_ray.split import UnitChain, client_units
+
+        spec = self._spec(number)
+        chain = UnitChain(client_units(self._backbone().units, spec.cut))
+        return _fill(chain, chain.units, self._tensors(spec.client_file))
+
+    def exit(self, number: int) -> nn.Module:
+        """f^o of a client, trained, in evaluation mode: features (B, C, H, W) -> logits (B, K).
+
+        Raises UserError when there is no such client, or it holds the whole network and has no exit.
+        """
+        from hsee_ray.backbones import feature_shapes
+        from hsee_ray.fleet import EXIT
+        from hsee_ray.split import build_exit
+
+        spec = self._spec(number, needs_server=True)
+        shape = feature_shapes(self._backbone(), self._image_shape)[spec.cut - 1]
+        head = build_exit(self.config, spec.cut_name, shape, len(self.summary["data"]["class_names"]))
+        return _fill(head, {EXIT: head}, self._tensors(spec.client_file))
+
+    def server(self, number: int) -> nn.Module:
+        """f^s for a client, trained, in evaluation mode: features (B, C, H, W) -> logits (B, K).
+
+        Of Sequential's shared server it is the part above this client's cut, with this client's statistics.
+        Raises UserError when there is no such client, or it holds the whole network and has no server.
+        """
+        from hsee_ray.split import UnitChain, server_units
+
+        spec = self._spec(number, needs_server=True)
+        chain = UnitChain(server_units(self._backbone().units, spec.cut))
+        shared = self.config.training.strategy == "sequential"
+        tensors = self._tensors("server" if shared else spec.server_file)
+        own = f"{spec.client_file}."
+        tensors.update({name.removeprefix(own): t for name, t in tensors.items() if name.startswith(own)})
+        return _fill(chain, chain.units, tensors)
+
+    def preprocess(self, images_NHWC: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Normalised float32 images (N, C, H, W) of uint8 images (N, H, W, C), as the run was trained on."""
+        import torch
+
+        from hsee_ray.data.batches import normalise
+
+        data = self.summary["data"]
+        return normalise(images_NHWC, data["mean"], data["std"], torch.contiguous_format)
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.summary["data"]["image_shape"]
+        return height, width, channels
+
+    def _spec(self, number: int, needs_server: bool = False) -> ClientSpec:
+        if not 0 <= number < len(self.fleet.clients):
+            raise UserError(f"{self.path}: has no client {number}; its clients are 0 to {len(self.fleet.clients) - 1}")
+        spec = self.fleet.clients[number]
+        if needs_server and not spec.has_server:
+            raise UserError(f"{self.path}: client {number} holds the whole network: it has no exit and no server")
+        return spec
+
+    def _backbone(self) -> Backbone:
+        from hsee_ray.backbones import build_backbone
+
+        classes = len(self.summary["data"]["class_names"])
+        return build_backbone(self.config.model, self._image_shape, classes, self.config.seed)
+
+    def _tensors(self, stem: str) -> dict[str, torch.Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.path / MODELS_DIR / f"{stem}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); copy the run directory again") from None
+
+
+def _fill(module: nn.Module, units: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The module in evaluation mode, its units filled from tensors named `<unit>.<name in the unit>`."""
+    for name, unit in units.items():
+        own = f"{name}."
+        unit.load_state_dict({key.removeprefix(own): t for key, t in tensors.items() if key.startswith(own)})
+    return module.eval()
 
 
 def load_run(path: str | Path) -> Run:

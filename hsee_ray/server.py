@@ -84,9 +84,9 @@ class Server:
         if not self.keeps_sets:
             return tensors
         shared = {name: array for name, array in tensors.items() if name not in self._initial_statistics}
-        for number, statistics in sorted(self._statistics.items()):
-            prefix = self.specs[number].client_file
-            shared.update({f"{prefix}.{name}": to_array(tensor) for name, tensor in statistics.items()})
+        for number, spec in sorted(self.specs.items()):
+            statistics = self._statistics_of(number)
+            shared.update({f"{spec.client_file}.{name}": to_array(tensor) for name, tensor in statistics.items()})
         return shared
 
     def _statistics_of(self, client: int) -> StatisticsSet:

@@ -13,17 +13,6 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 
-def batch_bounds(n_samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """First and last-plus-one sample of every batch.
-
-    A last batch of one sample joins the batch before it, since batch norm has no variance of a single one.
-    """
-    firsts = list(range(0, n_samples, batch_size))
-    if len(firsts) > 1 and n_samples - firsts[-1] == 1:
-        firsts.pop()
-    return list(zip(firsts, [*firsts[1:], n_samples], strict=True)) if firsts else []
-
-
 def augment(images_BHWC: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """A copy of the batch: each image mirrored with probability 1/2, and shifted by up to H/8 pixels.
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hsee_ray.data.batches import augment, batch_bounds, normalise
+from hsee_ray.data.batches import augment, normalise
+from hsee_ray.schedule import batch_bounds
 from tests.tiny_data import make_images
 
 FORMATS = [torch.channels_last, torch.contiguous_format]

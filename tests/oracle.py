@@ -1,0 +1,365 @@
+"""Every strategy a second time, in plain PyTorch, from docs/method.md alone.
+
+Nothing here knows how hsee_ray splits, trains, aggregates or evaluates a network; it takes only what is not the
+method: the data and who has which part of it, the cuts, the whole network at its start, and the keys of the random
+draws. So where both implementations agree, both do what the method says.
+
+Shapes: B samples of a batch, H height, W width, C channels, K classes. Clients are meant by their numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hsee_ray import keys
+from hsee_ray.backbones import build_backbone
+from hsee_ray.config import OptimizerConfig
+from hsee_ray.data import open_images
+from hsee_ray.data.batches import normalise
+from hsee_ray.setup import Setup
+
+EXIT = "exit"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Only these buffers may be kept apart; last parts of their names."""
+
+Units = dict[str, nn.Module]
+Contents = dict[tuple[str, ...], Tensor]
+"""What aggregation sees of a unit: ("parameter" | "buffer", name) or ("state", name of the parameter, key)."""
+
+
+class ExitHead(nn.Module):
+    """Global average pooling and a linear layer."""
+
+    def __init__(self, channels: int, n_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels, n_classes)
+
+    def forward(self, h_BCHW: Tensor) -> Tensor:
+        return self.fc(h_BCHW.mean((2, 3)))
+
+
+class Model:
+    """The units of one side of the cut, each a copy of its own, and the optimiser of them all."""
+
+    def __init__(self, units: Units, config: OptimizerConfig) -> None:
+        self.units = {name: copy.deepcopy(unit) for name, unit in units.items()}
+        self.optimizer = _optimizer([p for unit in self.units.values() for p in unit.parameters()], config)
+        self.learnt_from: dict[str, set[int]] = {name: set() for name in units}
+        """By unit: the clients from whose data it has learnt since the last aggregation."""
+        self.behind: dict[str, str] = {}
+        """By unit that has missed an aggregation: the group in which it missed it."""
+
+    def forward(self, names: Iterable[str], x: Tensor, train: bool) -> Tensor:
+        for name in names:
+            x = self.units[name].train(train)(x)
+        return x
+
+    def step(self, logits_BK: Tensor, labels_B: Tensor) -> float:
+        """One update of every unit that the batch passed; the others have no gradient at all. The loss in nats."""
+        loss = functional.cross_entropy(logits_BK, labels_B)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
+@dataclass
+class RoundLosses:
+    """The loss of every step of a round, by client, on both sides."""
+
+    client: dict[int, list[float]] = field(default_factory=dict)
+    server: dict[int, list[float]] = field(default_factory=dict)
+
+
+class Oracle:
+    """A whole run: `run()` gives the losses round by round, `files()` and `correct()` what came out of it."""
+
+    def __init__(self, setup: Setup) -> None:
+        config = setup.config
+        self.setup, self.seed, self.training = setup, config.seed, config.training
+        self.unit_names = setup.fleet.unit_names
+        self.cuts = [client.cut for client in setup.fleet.clients]
+        self.labels = [client.label for client in setup.fleet.clients]
+        self.sequential = self.training.strategy == "sequential"
+        initial = build_backbone(config.model, setup.files.image_shape, setup.n_classes, config.seed).units
+        self.client_models = [self._client_model(client, initial) for client in range(len(self.cuts))]
+        self.server_models: dict[int, Model] = {}
+        shared = self._server_model(min(self.cuts), initial) if self.sequential else None
+        for client, cut in enumerate(self.cuts):
+            if cut < len(self.unit_names):
+                self.server_models[client] = shared or self._server_model(cut, initial)
+        self.newest: dict[tuple[str, str], Contents] = {}
+        self.statistics_apart = self.sequential and self.training.norm_statistics == "per_client"
+        self.statistics: dict[int, dict[str, Tensor]] = {}
+        self.initial_statistics = {
+            f"{unit}.{name}": statistic.clone()
+            for unit in self.unit_names
+            for name, statistic in _statistics_in(initial[unit]).items()
+        }
+
+    def _client_model(self, client: int, initial: Units) -> Model:
+        cut, n_classes = self.cuts[client], self.setup.n_classes
+        units = {name: initial[name] for name in self.unit_names[:cut]}
+        if cut < len(self.unit_names):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(keys.torch_seed(self.seed, "exit", self.unit_names[cut - 1]))
+                units[EXIT] = ExitHead(self.setup.feature_shapes[cut - 1][0], n_classes)
+        return Model(units, self.training.optimizer)
+
+    def _server_model(self, cut: int, initial: Units) -> Model:
+        return Model({name: initial[name] for name in self.unit_names[cut:]}, self.training.optimizer)
+
+    def _above(self, client: int) -> tuple[str, ...]:
+        return self.unit_names[self.cuts[client] :]
+
+    # Training
+
+    def run(self) -> list[RoundLosses]:
+        return [self._round(number) for number in range(1, self.training.rounds + 1)]
+
+    def _round(self, number: int) -> RoundLosses:
+        participants = self._participants(number)
+        for model in (*self.client_models, *self.server_models.values()):
+            for group in model.optimizer.param_groups:
+                group["lr"] = self._learning_rate(number)
+        for client in participants:
+            self._catch_up(self.client_models[client], self.client_models[client].units)
+            if client in self.server_models:
+                self._catch_up(self.server_models[client], self._above(client))
+        losses = RoundLosses()
+        for client, rows in self._turns(number, participants):
+            self._train_batch(client, rows, losses)
+        due = number == self.training.rounds or number % self.training.aggregate_every == 0
+        if due and self.training.strategy in ("averaging", "sequential"):
+            self._aggregate()
+        return losses
+
+    def _participants(self, number: int) -> list[int]:
+        n_clients = len(self.cuts)
+        if self.training.clients_per_round == 1:
+            return list(range(n_clients))
+        chosen = max(1, round(self.training.clients_per_round * n_clients))
+        drawn = keys.generator(self.seed, "participants", number).permutation(n_clients)[:chosen]
+        return sorted(int(client) for client in drawn)
+
+    def _learning_rate(self, number: int) -> float:
+        lr = self.training.optimizer.lr
+        if self.training.lr_schedule.name == "cosine":
+            lr *= 0.5 * (1 + math.cos(math.pi * (number - 1) / self.training.rounds))
+        return lr
+
+    def _turns(self, number: int, queue: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """(client, rows) of every batch of the round, in the order in which a shared server learns from them."""
+        if self.training.order == "shuffled":
+            order = keys.generator(self.seed, "queue", number).permutation(len(queue))
+            queue = [queue[place] for place in order]
+        turns = [[(client, rows) for rows in self._batches(number, client)] for client in queue]
+        if self.training.turn == "batch":
+            turns = [[turn for turn in each if turn] for each in itertools.zip_longest(*turns)]
+        return itertools.chain.from_iterable(turns)
+
+    def _batches(self, number: int, client: int) -> list[np.ndarray]:
+        rows, size = self.setup.parts[client].train, self.setup.fleet.clients[client].batch_size
+        wanted, batches = self.training.local_steps, []
+        for epoch in range(wanted or self.training.local_epochs):
+            shuffled = rows[keys.generator(self.seed, "order", client, number, epoch).permutation(len(rows))]
+            one_pass = [shuffled[first : first + size] for first in range(0, len(rows), size)]
+            if len(one_pass) > 1 and len(one_pass[-1]) == 1:
+                one_pass[-2:] = [np.concatenate(one_pass[-2:])]
+            batches += one_pass
+        return batches[:wanted]
+
+    def _train_batch(self, client: int, rows: np.ndarray, losses: RoundLosses) -> None:
+        x_BCHW, labels_B = self._images("train", rows)
+        on_client = self.client_models[client]
+        h, logits_BK = self._client_forward(client, x_BCHW, train=True)
+        losses.client.setdefault(client, []).append(on_client.step(logits_BK, labels_B))
+        for learnt_from in on_client.learnt_from.values():
+            learnt_from.add(client)
+        if client in self.server_models:
+            on_server = self.server_models[client]
+            logits_BK = self._server_forward(client, h.detach(), train=True)
+            losses.server.setdefault(client, []).append(on_server.step(logits_BK, labels_B))
+            for unit in self._above(client):
+                on_server.learnt_from[unit].add(client)
+            if self.statistics_apart:
+                worn = self._statistics_above(client)
+                self.statistics[client] = {name: statistic.clone() for name, statistic in worn.items()}
+
+    def _client_forward(self, client: int, x_BCHW: Tensor, train: bool) -> tuple[Tensor, Tensor]:
+        """Features at the cut and the client's own logits; they are the same at cut L."""
+        model = self.client_models[client]
+        h = model.forward(self.unit_names[: self.cuts[client]], x_BCHW, train)
+        return h, model.forward([EXIT] if EXIT in model.units else [], h, train)
+
+    def _server_forward(self, client: int, h: Tensor, train: bool) -> Tensor:
+        if self.statistics_apart:
+            chosen = self._statistics_of(client)
+            for name, statistic in self._statistics_above(client).items():
+                statistic.copy_(chosen[name])
+        return self.server_models[client].forward(self._above(client), h, train)
+
+    def _images(self, split: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        images = open_images(getattr(self.setup.files, split))
+        x_BCHW = normalise(images.images_NHWC[rows], self.setup.mean_C, self.setup.std_C, torch.contiguous_format)
+        return x_BCHW, torch.from_numpy(images.labels_N[rows])
+
+    # Batch-norm statistics that a shared server keeps apart
+
+    def _statistics_of(self, client: int) -> dict[str, Tensor]:
+        """The client's own; before it has some, the mean of those with its cut, or those of the start."""
+        if client in self.statistics:
+            return self.statistics[client]
+        sets = [own for other, own in sorted(self.statistics.items()) if self.cuts[other] == self.cuts[client]]
+        if not sets:
+            sets = [{name: self.initial_statistics[name] for name in self._statistics_above(client)}]
+        return {name: _mean([own[name] for own in sets], [1] * len(sets)) for name in sets[0]}
+
+    def _statistics_above(self, client: int) -> dict[str, Tensor]:
+        """What the server wears at present, of the units that the client's batches pass."""
+        return {
+            f"{unit}.{name}": statistic
+            for unit in self._above(client)
+            for name, statistic in _statistics_in(self.server_models[client].units[unit]).items()
+        }
+
+    # Aggregation
+
+    def _groups(self) -> Iterator[tuple[str, str, list[Model]]]:
+        """Name of a group, a unit, and the models whose copies of the unit are averaged with each other."""
+        clients, servers = self.client_models, list(dict.fromkeys(self.server_models.values()))
+        by_option = {
+            "all": {"all": clients + servers},
+            "both": {"clients": clients, "servers": servers},
+            "server": {"servers": servers},
+        }
+        for group, models in by_option[self.training.aggregate].items():
+            for unit in self.unit_names:
+                yield group, unit, [model for model in models if unit in model.units]
+        if self.training.aggregate != "server":
+            for cut in set(self.cuts) - {len(self.unit_names)}:
+                yield f"cut {cut}", EXIT, [clients[n] for n, other in enumerate(self.cuts) if other == cut]
+
+    def _aggregate(self) -> None:
+        for group, unit, models in self._groups():
+            trained = [model for model in models if model.learnt_from[unit]]
+            if len(models) == 1 or not trained:
+                continue
+            self.newest[group, unit] = average = self._average(unit, trained)
+            for model in models:
+                if model not in trained:
+                    model.behind[unit] = group
+                elif len(trained) > 1:
+                    self._replace(model, unit, average)
+        for model in (*self.client_models, *self.server_models.values()):
+            for learnt_from in model.learnt_from.values():
+                learnt_from.clear()
+
+    def _average(self, unit: str, models: list[Model]) -> Contents:
+        weights = [1] * len(models)
+        if self.training.aggregate_weights == "samples":
+            samples = [len(part.train) for part in self.setup.parts]
+            weights = [sum(samples[client] for client in model.learnt_from[unit]) for model in models]
+        contents = [self._contents(model, unit) for model in models]
+        return {key: _mean([own[key] for own in contents], weights, key[-1]) for key in contents[0]}
+
+    def _contents(self, model: Model, unit: str) -> Contents:
+        contents: Contents = {}
+        for name, parameter in model.units[unit].named_parameters():
+            contents["parameter", name] = parameter.detach()
+            if self.training.optimizer_state == "average":
+                for key, value in model.optimizer.state[parameter].items():
+                    contents["state", name, key] = value
+        apart = _statistics_in(model.units[unit]) if self.training.norm_statistics == "per_client" else {}
+        for name, buffer in model.units[unit].named_buffers():
+            if name not in apart:
+                contents["buffer", name] = buffer
+        return contents
+
+    def _replace(self, model: Model, unit: str, average: Contents) -> None:
+        parameters, buffers = dict(model.units[unit].named_parameters()), dict(model.units[unit].named_buffers())
+        if self.training.optimizer_state == "reset":
+            for parameter in parameters.values():
+                model.optimizer.state.pop(parameter, None)
+        for (kind, name, *key), value in average.items():
+            if kind == "parameter":
+                parameters[name].data.copy_(value)
+            elif kind == "buffer":
+                buffers[name].copy_(value)
+            else:
+                model.optimizer.state[parameters[name]][key[0]] = value.clone()
+
+    def _catch_up(self, model: Model, units: Iterable[str]) -> None:
+        """Copies that missed an aggregation start from the newest average."""
+        for unit in units:
+            if unit in model.behind:
+                self._replace(model, unit, self.newest[model.behind.pop(unit), unit])
+
+    # Results
+
+    @torch.no_grad()
+    def correct(self) -> dict[int, tuple[int, int | None]]:
+        """Test images that the client alone, and its server, answer right; no server at cut L."""
+        x_BCHW, labels_B = self._images("test", self.setup.test_indices)
+        counts: dict[int, tuple[int, int | None]] = {}
+        for client in range(len(self.cuts)):
+            h, logits_BK = self._client_forward(client, x_BCHW, train=False)
+            right_on_server = None
+            if client in self.server_models:
+                right_on_server = _right(self._server_forward(client, h, train=False), labels_B)
+            counts[client] = _right(logits_BK, labels_B), right_on_server
+        return counts
+
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors of every model by the stem of its file; a shared server's also in what each client wears."""
+        files = {}
+        for client, label in enumerate(self.labels):
+            files[f"client-{label}"] = _tensors(self.client_models[client])
+        for client, model in self.server_models.items():
+            if not self.sequential:
+                files[f"server-{self.labels[client]}"] = _tensors(model)
+                continue
+            files.setdefault("server", _tensors(model, statistics=not self.statistics_apart))
+            if self.statistics_apart:
+                worn = self._statistics_of(client).items()
+                files["server"] |= {f"client-{self.labels[client]}.{name}": statistic for name, statistic in worn}
+        return files
+
+
+def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.name == "adamw":
+        return torch.optim.AdamW(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def _mean(values: list[Tensor], weights: list[int], name: str = "") -> Tensor:
+    """Weighted mean in float64; the largest of what counts steps or batches."""
+    if name == "step" or not values[0].is_floating_point():
+        return torch.stack(values).amax(0)
+    total = sum(weight * value.double() for weight, value in zip(weights, values, strict=True))
+    return (total / sum(weights)).to(values[0].dtype)
+
+
+def _statistics_in(unit: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in unit.named_buffers() if name.rpartition(".")[2] in STATISTICS}
+
+
+def _tensors(model: Model, statistics: bool = True) -> dict[str, Tensor]:
+    tensors = {}
+    for unit, module in model.units.items():
+        left_out = {} if statistics else _statistics_in(module)
+        tensors |= {f"{unit}.{name}": x for name, x in module.state_dict().items() if name not in left_out}
+    return tensors
+
+
+def _right(logits_BK: Tensor, labels_B: Tensor) -> int:
+    return int((logits_BK.argmax(1) == labels_B).sum())

@@ -1,0 +1,97 @@
+"""One local Ray for all tests of this folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+import actors.placement
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+class WarmActors:
+    """Actor processes that live on between tests: most of a short run would be twelve imports of torch.
+
+    A warm actor is the real Ray actor of its class; its `__init__` runs anew for every run.
+    """
+
+    def __init__(self, create: Callable[..., Any]) -> None:
+        self.create = create
+        self.idle: dict[type, list[Any]] = {}
+        self.busy: list[tuple[type, Any]] = []
+
+    def hand_out(self, actor_class: type, resources: Any, *args: Any) -> Any:
+        idle = self.idle.setdefault(actor_class, [])
+        if idle:
+            handle = idle.pop()
+            handle.__ray_call__.remote(_initialise, *args)
+        else:
+            handle = self.create(actor_class, resources, *args)
+        self.busy.append((actor_class, handle))
+        return handle
+
+    def take_back(self) -> None:
+        for actor_class, handle in self.busy:
+            self.idle[actor_class].append(handle)
+        self.busy.clear()
+
+
+def _initialise(actor: Any, *args: Any) -> None:
+    actor.__init__(*args)
+
+
+@pytest.fixture(scope="session")
+def warm_pool(local_ray: None) -> WarmActors:
+    return WarmActors(actors.placement._actor)
+
+
+@pytest.fixture
+def warm_actors(warm_pool: WarmActors, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs of this test use actors of earlier tests, with all their state made anew."""
+    monkeypatch.setattr(actors.placement, "_actor", warm_pool.hand_out)
+    yield
+    warm_pool.take_back()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> dict[str, Any]:
+    """Three clients with three cuts, one of them the whole network, on synthetic images."""
+    quarter = {"num_cpus": 0.25}
+    return {
+        "seed": 3,
+        "model": {"name": "tests.networks:conv_units"},
+        "data": {
+            "name": "synthetic",
+            "image_size": 8,
+            "classes": 3,
+            "train_samples": 99,
+            "test_samples": 40,
+            "augment": True,
+            "cache": str(tmp_path / "cache"),
+            "calibration_fraction": 0.1,
+            "partition": {"kind": "dirichlet", "alpha": 1.0, "min_samples": 20},
+        },
+        "tiers": [
+            {"name": "sensor", "clients": 1, "cut": "stem", "batch_size": 8, "resources": quarter},
+            {"name": "hub", "clients": 1, "cut": "body.1", "resources": quarter},
+            {"name": "whole", "clients": 1, "cut": "head", "resources": quarter},
+        ],
+        "server": {"resources": quarter},
+        "training": {"rounds": 3, "batch_size": 16, "optimizer": {"lr": 0.05}},
+        "evaluation": {"batch_size": 16, "every": 2},
+    }

@@ -1,0 +1,311 @@
+"""The plain actor classes in this process, over a synthetic setup: two sensors that cut after the stem, one phone.
+
+Images are 8x8, gray, of two classes; the stem has 4 channels, so a sample's features are 4 * 8 * 8 floats.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from actors.aggregator import Aggregator
+from actors.client import ClientActor, own_rows
+from actors.compute import choose_device
+from actors.sealed import INLINE_LIMIT_BYTES, Sealed, seal
+from actors.server import ServerActor
+from hsee_ray.aggregation import Copy, ModelId
+from hsee_ray.checkpoint import digest_lines
+from hsee_ray.config_files import load_config
+from hsee_ray.setup import Setup, mapped_client_data, prepare_run
+from hsee_ray.state import ModelState, UnitState, named_tensors
+
+FEATURE_BYTES = 4 * 4 * 8 * 8
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def prepared(cache: Path, **training: Any) -> Setup:
+    """8 training samples for each client, 2 of them set aside: batches of 4 and 2. 10 test samples."""
+    return prepare_run(
+        load_config(
+            {
+                "model": {"width": 4},
+                "data": {
+                    "name": "synthetic",
+                    "cache": str(cache),
+                    "train_samples": 24,
+                    "test_samples": 10,
+                    "image_size": 8,
+                    "channels": 1,
+                    "classes": 2,
+                    "augment": True,
+                    "calibration_fraction": 0.25,
+                },
+                "tiers": [
+                    {"name": "sensor", "clients": 2, "cut": "stem"},
+                    {"name": "phone", "clients": 1, "cut": "head"},
+                ],
+                "training": {"batch_size": 4, **training},
+                "exits": {"taus": [0.0, 0.5, 1.0]},
+            }
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def setup(cache: Path) -> Setup:
+    return prepared(cache)
+
+
+def sensor(setup: Setup, number: int = 0) -> ClientActor:
+    return ClientActor(setup, number, None, None)
+
+
+def assert_same_state(one: Sealed[ModelState], other: Sealed[ModelState]) -> None:
+    first, second = named_tensors(one.payload), named_tensors(other.payload)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+# Training and evaluation
+
+
+def test_a_client_trains_and_its_server_learns_from_the_packet(setup: Setup) -> None:
+    client, server = sensor(setup), ServerActor(setup, (0,))
+    before = named_tensors(client.state().payload), named_tensors(server.state().payload)
+    packet, report = client.train(1, 0, 2)
+    assert [batch.features.shape for batch in packet.payload] == [(4, 8, 8, 4), (2, 8, 8, 4)]
+    assert (report.samples, len(report.losses)) == (6, 2)
+    assert report.sent_bytes == 6 * (FEATURE_BYTES + 8)
+    server_report = server.train(0, 1, packet)
+    assert (server_report.samples, len(server_report.losses), server_report.sent_bytes) == (6, 2, 0)
+    after = named_tensors(client.state().payload), named_tensors(server.state().payload)
+    for old, new in zip(before, after, strict=True):
+        assert all((old[name] != new[name]).any() for name in old if name.endswith("weight"))
+    assert {name.partition(".")[0] for name in after[0]} == {"stem", "exit"}
+    assert "stem.conv1.weight" not in after[1]
+
+
+def test_steps_in_one_call_or_in_two_are_the_same(setup: Setup) -> None:
+    once, twice = sensor(setup), sensor(setup)
+    packet, report = once.train(1, 0, 2)
+    first, first_report = twice.train(1, 0, 1)
+    second, second_report = twice.train(1, 1, 2)
+    assert first_report + second_report == report
+    for one, other in zip(packet.payload, first.payload + second.payload, strict=True):
+        np.testing.assert_array_equal(one.features, other.features)
+        np.testing.assert_array_equal(one.labels_B, other.labels_B)
+    assert_same_state(once.state(), twice.state())
+
+
+def test_images_by_reference_or_mapped_are_the_same(setup: Setup) -> None:
+    data = mapped_client_data(setup, 1)
+    train, test = own_rows(data.train), own_rows(data.test)
+    assert train.images_NHWC.shape == (6, 8, 8, 1)
+    np.testing.assert_array_equal(train.images_NHWC, data.train.images_NHWC[setup.parts[1].train])
+    by_reference, mapped = ClientActor(setup, 1, train, test), sensor(setup, 1)
+    assert by_reference.train(1, 0, 2)[1] == mapped.train(1, 0, 2)[1]
+    assert_same_state(by_reference.state(), mapped.state())
+
+
+def test_evaluation_leaves_the_models_as_they_are_and_counts_both_sides(setup: Setup) -> None:
+    client, server = sensor(setup), ServerActor(setup, (0,))
+    before = client.state(), server.state()
+    packet, nothing = client.evaluate(0, 10)
+    assert nothing is None
+    (batch,) = packet.payload
+    assert batch.confidence_B is not None and batch.prediction_B is not None
+    report = server.evaluate(0, packet)
+    assert report.samples == 10
+    assert report.label_counts == (5, 5)
+    assert report.sent_bytes == 10 * FEATURE_BYTES
+    assert report.client_correct == int((batch.prediction_B == batch.labels_B).sum())
+    # tau 1 sends everything: the server's answers alone.
+    assert (report.offloaded[2], report.gated_correct[2]) == (10, report.server_correct)
+    assert_same_state(client.state(), before[0])
+    assert_same_state(server.state(), before[1])
+
+
+def test_a_part_of_the_test_samples(setup: Setup) -> None:
+    client = sensor(setup)
+    (whole,), (tail,) = client.evaluate(0, 10)[0].payload, client.evaluate(8, 16)[0].payload
+    np.testing.assert_array_equal(tail.labels_B, whole.labels_B[8:])
+    np.testing.assert_allclose(tail.features, whole.features[8:], rtol=1e-5, atol=1e-6)
+
+
+def test_a_client_with_the_whole_network_sends_nothing(setup: Setup) -> None:
+    phone = sensor(setup, 2)
+    packet, report = phone.train(1, 0, 2)
+    assert packet.payload == ()
+    assert (report.samples, report.sent_bytes) == (6, 0)
+    packet, evaluation = phone.evaluate(0, 10)
+    assert packet.payload == ()
+    assert evaluation is not None
+    assert (evaluation.samples, evaluation.server_correct, evaluation.offloaded) == (10, None, (0, 0, 0))
+    assert "exit" not in phone.state().payload
+
+
+def test_clients_start_from_one_network_and_one_head(setup: Setup) -> None:
+    first, second, phone = (sensor(setup, number).state() for number in range(3))
+    assert_same_state(first, second)
+    np.testing.assert_array_equal(
+        first.payload["stem"].parameters["conv1.weight"], phone.payload["stem"].parameters["conv1.weight"]
+    )
+    server = ServerActor(setup, (0,)).state().payload
+    np.testing.assert_array_equal(server["head"].parameters["fc.weight"], phone.payload["head"].parameters["fc.weight"])
+
+
+# States, averages, files
+
+
+def test_a_loaded_state_is_the_other_actors(setup: Setup) -> None:
+    one, other = sensor(setup, 0), sensor(setup, 1)
+    one.train(1, 0, 2)
+    other.train(1, 0, 2)
+    state = one.state()
+    other.load(("stem",), seal(state.payload["stem"]))
+    np.testing.assert_array_equal(
+        other.state().payload["stem"].statistics["bn1.running_mean"],
+        state.payload["stem"].statistics["bn1.running_mean"],
+    )
+    assert (
+        other.state().payload["exit"].parameters["fc.weight"] != state.payload["exit"].parameters["fc.weight"]
+    ).any()
+    other.load(tuple(state.payload), *(seal(unit) for unit in state.payload.values()))
+    assert_same_state(other.state(), state)
+
+
+def test_a_servers_state_can_be_loaded(setup: Setup) -> None:
+    one, other = ServerActor(setup, (0,)), ServerActor(setup, (1,))
+    one.train(0, 1, sensor(setup).train(1, 0, 2)[0])
+    state = one.state()
+    other.load(tuple(state.payload), *(seal(unit) for unit in state.payload.values()))
+    assert_same_state(other.state(), state)
+
+
+def test_reset_forgets_the_optimisers_state_of_what_is_loaded(cache: Path) -> None:
+    client = sensor(prepared(cache, optimizer_state="reset"))
+    client.train(1, 0, 2)
+    stem = client.state().payload["stem"]
+    client.load(("stem",), seal(UnitState(stem.parameters, {}, {}, {})))
+    state = client.state().payload
+    assert state["stem"].optimizer == {}
+    assert set(state["exit"].optimizer) == {"fc.weight", "fc.bias"}
+
+
+def test_saved_files_hold_the_models(setup: Setup, tmp_path: Path) -> None:
+    client, server = sensor(setup), ServerActor(setup, (0,))
+    client_lines = client.save(str(tmp_path))
+    server_lines = server.save(str(tmp_path), "server-000")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["client-000.safetensors", "server-000.safetensors"]
+    assert client_lines == digest_lines("client-000", named_tensors(client.state().payload))
+    assert server_lines == digest_lines("server-000", load_file(tmp_path / "server-000.safetensors"))
+
+
+def test_a_shared_server_serves_both_sensors_in_their_own_statistics(cache: Path, tmp_path: Path) -> None:
+    setup = prepared(cache, strategy="sequential")
+    shared = ServerActor(setup, (0, 1))
+    for number in (0, 1):
+        shared.train(number, 1, sensor(setup, number).train(1, 0, 2)[0])
+        assert shared.evaluate(number, sensor(setup, number).evaluate(0, 10)[0]).samples == 10
+    shared.save(str(tmp_path), "server")
+    tensors = load_file(tmp_path / "server.safetensors")
+    means = [tensors[f"client-{label}.layer1.0.bn1.running_mean"] for label in ("000", "001")]
+    assert (means[0] != means[1]).any()
+    assert "layer1.0.bn1.running_mean" not in tensors
+    assert "layer1.0.bn1.weight" in tensors
+
+
+def test_aggregator_by_hand(setup: Setup) -> None:
+    def sealed(**values: float) -> Sealed[ModelState]:
+        return seal({name: UnitState({"w": np.float32([value])}, {}, {}, {}) for name, value in values.items()})
+
+    client, server = ModelId("client", 0), ModelId("server", 1)
+    aggregator = Aggregator(setup.config.training)
+    states = sealed(a=1.0, b=8.0), sealed(b=2.0)
+    of_a = (Copy(client, "a", 1.0),)
+    of_b = (Copy(client, "b", 1.0), Copy(server, "b", 2.0))
+    averages = aggregator.average((of_a, of_b), (client, server), *states)
+    assert isinstance(averages, list)
+    assert [average.payload.parameters["w"].tolist() for average in averages] == [[1.0], [4.0]]
+    # Ray takes a single result as it is, not in a list.
+    single = aggregator.average((of_b,), (client, server), *states)
+    assert isinstance(single, Sealed)
+    assert single.payload.parameters["w"].tolist() == [4.0]
+
+
+# Sealed objects and devices
+
+
+@pytest.mark.parametrize("payload", [(), None, {"w": np.zeros(1, np.float32)}])
+def test_even_a_tiny_sealed_object_is_larger_than_what_ray_inlines(payload: object) -> None:
+    assert INLINE_LIMIT_BYTES == 102_400
+    for protocol in (4, pickle.HIGHEST_PROTOCOL):
+        assert len(pickle.dumps(seal(payload), protocol)) > 102_400
+    # Protocol 5 keeps arrays out of band, as Ray does: the padding is such a buffer.
+    buffers: list[pickle.PickleBuffer] = []
+    pickle.dumps(seal(payload), 5, buffer_callback=buffers.append)
+    assert sum(buffer.raw().nbytes for buffer in buffers) > 102_400
+
+
+def test_a_sealed_object_gives_its_payload_back() -> None:
+    assert pickle.loads(pickle.dumps(seal(("a", 1)))).payload == ("a", 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_gpus", "cuda_available", "device"),
+    [
+        ("auto", 0.0, True, "cpu"),
+        ("auto", 0.25, True, "cuda"),
+        ("auto", 1.0, True, "cuda"),
+        ("auto", 1.0, False, "cpu"),
+        ("cpu", 1.0, True, "cpu"),
+        ("cuda", 0.0, True, "cuda"),
+    ],
+)
+def test_device(wanted: str, num_gpus: float, cuda_available: bool, device: str) -> None:
+    assert choose_device(wanted, num_gpus, cuda_available) == torch.device(device)
+
+
+# The setup they are built from
+
+
+def test_setup_by_hand(setup: Setup) -> None:
+    assert setup.n_classes == 2
+    assert setup.local_samples == (6, 6, 6)
+    assert [len(part.calibration) for part in setup.parts] == [2, 2, 2]
+    assert setup.class_counts.shape == (3, 2)
+    assert setup.class_counts.sum(axis=1).tolist() == [6, 6, 6]
+    assert len(setup.test_indices) == 10
+    # Stem and first stage: 4 channels of 8x8; then half the side and twice the channels at every stage.
+    assert setup.feature_shapes[0] == setup.feature_shapes[2] == (4, 8, 8)
+    assert setup.feature_shapes[4] == (8, 4, 4)
+    assert setup.feature_shapes[-1] == (2,)
+    assert [setup.feature_bytes(cut) for cut in (1, 3, 5, 10)] == [1024, 1024, 512, 8]
+
+
+def test_setup_deals_every_sample_out_once(setup: Setup) -> None:
+    rows = np.concatenate([rows for part in setup.parts for rows in (part.train, part.calibration)])
+    assert sorted(rows.tolist()) == list(range(24))
+
+
+def test_centralized_trains_on_the_union_of_what_the_clients_have(setup: Setup, cache: Path) -> None:
+    central = prepared(cache, strategy="centralized")
+    (part,) = central.parts
+    assert part.train.tolist() == sorted(np.concatenate([each.train for each in setup.parts]).tolist())
+    assert part.calibration.tolist() == sorted(np.concatenate([each.calibration for each in setup.parts]).tolist())
+    assert central.local_samples == (18,)
+    assert central.class_counts.tolist() == [setup.class_counts.sum(axis=0).tolist()]
+    np.testing.assert_allclose(central.mean_C, setup.mean_C)
+    actor = sensor(central)
+    assert actor.train(1, 0, 5)[1].samples == 18

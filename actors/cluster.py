@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +35,11 @@ def connected(config: ClusterConfig, requests: Sequence[Request]) -> Iterator[bo
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address is None:
+        # When this process is killed outright, Ray's agents look for the head for a minute (its default) before they
+        # give up; a local Ray has no head that could come back.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if address is None:
         local = local_resources(requests)
         ray.init(
             address="local",
@@ -52,6 +59,8 @@ def connected(config: ClusterConfig, requests: Sequence[Request]) -> Iterator[bo
                 f"cluster.address is {address!r}: no Ray cluster answers there ({reason}); "
                 "start one, or set cluster.address=null for a local one"
             ) from error
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own in its place
     try:
         check_feasible(requests, node_resources())
         yield address is None

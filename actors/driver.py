@@ -57,9 +57,8 @@ def run(config: Config, run_dir: Path, listener: Listener = SILENT) -> Run:
         except Exception as error:
             # Whatever it was, the reader of the run directory must find it; it is raised again.
             write_whole(run_dir / ERROR_FILE, traceback.format_exc().encode())
-            if isinstance(error, RunError):
-                raise
-            raise RunError(f"the run failed: {type(error).__name__}: {error} (see {run_dir / ERROR_FILE})") from error
+            reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            raise RunError(f"{reason}; the traceback is in {run_dir / ERROR_FILE}") from error
     return load_run(run_dir)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -28,7 +29,7 @@ examples:
 
 exit codes:
   0 done    1 the run failed (who, round and stage on stderr, traceback in the run directory's error.log)
-  2 bad input (one line on stderr, nothing written)    130 interrupted
+  2 bad input (one line on stderr, nothing written)    130, 143 interrupted by SIGINT, SIGTERM
 """
 
 
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     from hsee_ray.errors import RunError, UserError
 
+    # Ends through the same clean-up as an error does: the local Ray goes with the run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _train_and_print(options)
     except UserError as error:

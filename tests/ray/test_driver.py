@@ -21,7 +21,7 @@ from hsee_ray.aggregation import plan_aggregation
 from hsee_ray.checkpoint import digest_lines, weights_sha256
 from hsee_ray.config_files import load_config
 from hsee_ray.data import open_images
-from hsee_ray.errors import ClientError, ConfigError, ResourceError
+from hsee_ray.errors import ConfigError, ResourceError, RunError
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.setup import Setup, prepare_run
 from tests.ray.conftest import WarmActors
@@ -124,7 +124,9 @@ def test_failed_step_says_who_when_and_where(
 ) -> None:
     tiny["model"] = {"name": "tests.networks:failing_units", "options": {"fails_at": fails_at}}
     tiny["tiers"] = tiny["tiers"][:2]
-    with pytest.raises(ClientError, match=rf"{who} \d failed in round 1 while it did `train`: .*fails in training"):
+    with pytest.raises(
+        RunError, match=rf"{who} \d failed in round 1 while it did `train`: .*fails in training.*error\.log"
+    ):
         run(load_config(tiny), tmp_path / "run")
     log = (tmp_path / "run" / "error.log").read_text()
     assert "Traceback" in log and "this unit fails in training" in log

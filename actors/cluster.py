@@ -8,16 +8,19 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
 
+from actors.keeper import kept_processes
 from actors.placement import Request
 from hsee_ray.config import ClusterConfig
 from hsee_ray.errors import ResourceError
 
 Resources = Mapping[str, float]
+TOLERANCE = 1e-4
+"""Ray counts resources in steps of 0.0001."""
 
 
 @contextmanager
@@ -27,45 +30,49 @@ def connected(config: ClusterConfig, requests: Sequence[Request]) -> Iterator[bo
     A local Ray has just the logical resources that the requests add up to. A Ray that the caller has already
     connected to is used and left as it is. Raises ResourceError when the cluster cannot give what is asked.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
         check_feasible(requests, node_resources())
         yield False
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if address is None:
-        # When this process is killed outright, Ray's agents look for the head for a minute (its default) before they
-        # give up; a local Ray has no head that could come back.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    address = config.address or os.environ.get("RAY_ADDRESS")
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if address is None:
-        local = local_resources(requests)
-        ray.init(
-            address="local",
-            num_cpus=int(local.pop("CPU")),
-            num_gpus=int(local.pop("GPU")),
-            resources=local,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    else:
+    with kept_processes() if address is None else nullcontext():
+        if address is None:
+            _start_local(local_resources(requests))
+        else:
+            _join(address)
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own in its place
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ResourceError(
-                f"cluster.address is {address!r}: no Ray cluster answers there ({reason}); "
-                "start one, or set cluster.address=null for a local one"
-            ) from error
-    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own in its place
+            check_feasible(requests, node_resources())
+            yield address is None
+        finally:
+            ray.shutdown()
+
+
+def _start_local(resources: dict[str, float]) -> None:
+    ray.init(
+        address="local",
+        num_cpus=int(resources.pop("CPU")),
+        num_gpus=int(resources.pop("GPU")),
+        resources=resources,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _join(address: str) -> None:
     try:
-        check_feasible(requests, node_resources())
-        yield address is None
-    finally:
-        ray.shutdown()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ResourceError(
+            f"cluster.address is {address!r}: no Ray cluster answers there ({reason}); "
+            "start one, or set cluster.address=null for a local one"
+        ) from error
 
 
 def local_resources(requests: Sequence[Request]) -> dict[str, float]:
@@ -80,7 +87,7 @@ def local_resources(requests: Sequence[Request]) -> dict[str, float]:
         whole = int(amount)
         gpus.extend([0.0] * whole)
         if amount > whole:
-            fits = next((i for i, free in enumerate(gpus) if free >= amount - whole), None)
+            fits = next((i for i, free in enumerate(gpus) if free + TOLERANCE > amount - whole), None)
             if fits is None:
                 gpus.append(1.0)
                 fits = len(gpus) - 1
@@ -97,10 +104,11 @@ def node_resources() -> list[Resources]:
 def check_feasible(requests: Sequence[Request], nodes: Sequence[Resources]) -> None:
     """Raises ResourceError when these nodes, empty, could not hold all requests at once.
 
-    Largest request first, each on the first node that still has room: what this places, Ray can place.
+    The pickiest request first, each on the node with room that has the fewest kinds of resources: a CPU client does
+    not take the place of a GPU client. What this places, Ray can place.
     """
-    free = [dict(node) for node in nodes]
-    for request in sorted(requests, key=lambda item: -max(item.resources.values(), default=0.0)):
+    free = sorted((dict(node) for node in nodes), key=_kinds)
+    for request in sorted(requests, key=lambda item: (-_kinds(item.resources), -sum(item.resources.values()))):
         node = next((node for node in free if _fits(request.resources, node)), None)
         if node is None:
             raise ResourceError(_shortage(request, requests, nodes))
@@ -108,9 +116,12 @@ def check_feasible(requests: Sequence[Request], nodes: Sequence[Resources]) -> N
             node[name] = node.get(name, 0.0) - amount
 
 
+def _kinds(resources: Resources) -> int:
+    return sum(amount > 0 for name, amount in resources.items() if not name.startswith("node:"))
+
+
 def _fits(wanted: Resources, node: Resources) -> bool:
-    # Ray counts in steps of 0.0001.
-    return all(node.get(name, 0.0) + 1e-4 > amount for name, amount in wanted.items() if amount > 0)
+    return all(node.get(name, 0.0) + TOLERANCE > amount for name, amount in wanted.items() if amount > 0)
 
 
 def _shortage(request: Request, requests: Sequence[Request], nodes: Sequence[Resources]) -> str:

@@ -32,11 +32,12 @@ def requests(config: Config, fleet: Fleet) -> list[Request]:
     """Every actor of a run and what it asks for, in the order in which they start: pairs that compute first, first."""
     asked: list[Request] = []
     keys = {tier.name: f"tiers.{index}.resources" for index, tier in enumerate(config.tiers)}
+    central = config.training.strategy == "centralized"
     shared = config.training.strategy == "sequential"
     server = _logical(config.server.resources)
     for spec in fleet.clients:
         who = f"client {spec.label} of tier {spec.tier}"
-        asked.append(Request(who, keys.get(spec.tier, "server.resources"), _logical(spec.resources)))
+        asked.append(Request(who, "server.resources" if central else keys[spec.tier], _logical(spec.resources)))
         if spec.has_server and not shared:
             asked.append(Request(f"the server of client {spec.label}", "server.resources", server))
     if shared and any(spec.has_server for spec in fleet.clients):

@@ -17,7 +17,10 @@ Array = np.ndarray[Any, Any]
 def write_model(directory: Path, stem: str, tensors: Mapping[str, Array]) -> tuple[str, ...]:
     """Writes `<directory>/<stem>.safetensors` under a temporary name and renames it; returns its digest lines."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / f"{stem}.safetensors", save(dict(tensors)))
+    write_whole(
+        directory / f"{stem}.safetensors",
+        save({name: np.require(array, requirements="C") for name, array in tensors.items()}),
+    )
     return digest_lines(stem, tensors)
 
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Model):
@@ -87,7 +87,7 @@ class TierConfig(_Model):
 
     name: str = Field(min_length=1)
     clients: int = Field(ge=1)
-    cut: str | int
+    cut: Annotated[str | int, Field(union_mode="left_to_right")]
     batch_size: int | None = Field(None, ge=2)
     resources: ResourcesConfig = ResourcesConfig()
 

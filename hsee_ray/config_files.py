@@ -28,7 +28,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_one_line(error, values)}") from None
+        raise ConfigError(f"{where}: {_one_line(error)}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -95,14 +95,17 @@ def _list_index(items: list[Any], key: str, override: str) -> int:
     raise ConfigError(f"--set {override}: {key} is no index of a list of {len(items)} (0 to {len(items) - 1})")
 
 
-def _one_line(error: ValidationError, values: dict[str, Any]) -> str:
+def _one_line(error: ValidationError) -> str:
     # A list item that fails is also missing from its list: the second error only repeats the first.
     errors = [item for item in error.errors() if item["type"] != "too_short"] or error.errors()
-    first, more = errors[0], len(errors) - 1
-    location = [part for part in first["loc"] if not _is_union_tag(part, values, first["loc"])]
-    name = ".".join(str(part) for part in location)
+    first = errors[0]
+    path, models = _follow(first["loc"][:-1])
+    last = first["loc"][-1:]
+    path += [part for part in last if part not in ("str", "int")]
+    name = ".".join(str(part) for part in path)
+    more = len({tuple(_follow(item["loc"])[0]) for item in errors}) - 1
     if first["type"] == "extra_forbidden":
-        text = f"{name}: unknown key{_suggestion(str(location[-1]), location[:-1])}"
+        text = f"{name}: unknown key{_suggestion(str(path[-1]), models)}"
     elif first["type"] == "too_short":
         text = f"{name} is empty: give at least one"
     elif first["type"] == "union_tag_not_found":
@@ -116,32 +119,39 @@ def _one_line(error: ValidationError, values: dict[str, Any]) -> str:
     return f"{text} (and {more} more)" if more else text
 
 
-def _is_union_tag(part: Any, values: Any, location: tuple[Any, ...]) -> bool:
-    """pydantic puts the tag of a tagged union (`dirichlet`) into the path; the user wrote no such key."""
-    index = location.index(part)
-    node = values
-    for key in location[:index]:
-        if (isinstance(node, dict) and key in node) or (isinstance(node, list) and isinstance(key, int)):
-            node = node[key]
-    return isinstance(node, dict) and part not in node and part in (node.get("kind"), node.get("name"))
+def _follow(location: tuple[Any, ...]) -> tuple[list[Any], list[type[BaseModel]]]:
+    """Where pydantic's location leads: the keys that the user wrote, and the models that may stand there.
+
+    pydantic puts the variant of a union (`dirichlet`, or `str`) into its path; the user wrote no such key.
+    """
+    path: list[Any] = []
+    models: list[type[BaseModel]] = [Config]
+    for part in location:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            path.append(part)
+            models = [found for field in fields for found in _models_in(field.annotation)]
+        elif variants := [model for model in models if _tag(model) == part]:
+            models = variants
+        elif part not in ("str", "int"):
+            path.append(part)
+    return path, models
 
 
-def _suggestion(key: str, above: list[Any]) -> str:
-    known = _known_keys(above)
+def _tag(model: type[BaseModel]) -> Any:
+    """The one value that the variant's `kind` or `name` can have."""
+    for key in ("kind", "name"):
+        if key in model.model_fields:
+            values = get_args(model.model_fields[key].annotation)
+            return values[0] if len(values) == 1 else None
+    return None
+
+
+def _suggestion(key: str, models: list[type[BaseModel]]) -> str:
+    known = sorted({name for model in models for name in model.model_fields})
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{hint} (known here: {', '.join(known)})" if known else hint
-
-
-def _known_keys(path: list[Any]) -> list[str]:
-    """Keys of the model at a path of the configuration; of every variant where there are several."""
-    models: list[Any] = [Config]
-    for part in path:
-        if isinstance(part, int):
-            continue
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        models = [found for field in fields for found in _models_in(field.annotation)]
-    return sorted({key for model in models for key in model.model_fields})
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -99,7 +99,6 @@ def test_fractions_share_a_gpu_only_when_they_fit_on_it(amounts: tuple[float, ..
     assert gpus(*amounts) == whole
 
 
-@pytest.mark.xfail(strict=True, reason="1 - 0.8 is a little less than 0.2")
 def test_decimal_fractions_that_fill_a_gpu_share_it() -> None:
     assert gpus(0.8, 0.2) == 1
 
@@ -159,6 +158,5 @@ def test_large_requests_are_placed_before_small_ones() -> None:
     check_feasible([ask(CPU=1), ask(CPU=1), ask(CPU=2)], [{"CPU": 2}, {"CPU": 2}])
 
 
-@pytest.mark.xfail(strict=True, reason="a request without GPU takes the CPU of the only node with one")
 def test_requests_without_gpu_leave_the_gpu_nodes_to_those_with() -> None:
     check_feasible([ask(CPU=1), ask(CPU=1, GPU=1)], [{"CPU": 1, "GPU": 1}, {"CPU": 1}])

@@ -1,8 +1,8 @@
 """Moves batches through clients and servers: a bounded number in flight, nothing waited for one by one.
 
-A piece of work is one call of a client and the call of its server on what that gives. A server's calls are submitted
-in the order of the list, and a Ray actor runs one caller's calls in the order of their submission: who is faster
-changes when a server gets its batches, never which come first.
+A piece of work is one call of a client and the call of its server on what that gives. A server's call is submitted
+when its features are there, and in the order of the list: who is faster changes when a server gets its batches, never
+which come first, and a client that dies leaves nothing half-done in a server's queue.
 """
 
 from __future__ import annotations
@@ -55,15 +55,13 @@ class _Client:
 
 
 @dataclass
-class _Progress:
+class _Piece:
     """A piece of work between its submission and its end."""
 
-    features: ObjectRef[Any] | None
-    """Dropped when the server's call has been submitted."""
-    waits_for: int
-    """Calls that have not returned."""
+    features: ObjectRef[Any]
     client_report: Any = None
-    server_report: Any = None
+    computed: bool = False
+    """The client's call has returned."""
 
 
 class Pipeline:
@@ -98,7 +96,7 @@ class Pipeline:
         self.ready = [(client.todo[0], number) for number, client in self.clients.items()]
         heapq.heapify(self.ready)
         self.active: set[int] = set()
-        self.progress: dict[int, _Progress] = {}
+        self.pieces: dict[int, _Piece] = {}
         self.waiting: dict[ObjectRef[Any], tuple[int, str]] = {}
 
     def run(self, round_number: int, stage: str, timeout_s: float) -> Iterator[Done]:
@@ -124,7 +122,7 @@ class Pipeline:
         skipped: list[tuple[int, int]] = []
         while self.ready:
             position, number = self.ready[0]
-            full = len(self.progress) >= self.concurrent * self.window
+            full = len(self.pieces) >= self.concurrent * self.window
             if full or (number not in self.active and len(self.active) >= self.concurrent):
                 break
             heapq.heappop(self.ready)
@@ -140,46 +138,42 @@ class Pipeline:
             heapq.heappush(self.ready, entry)
 
     def _submit(self, index: int, client: _Client) -> None:
-        work = self.works[index]
-        features, report = self.client_call(work)
-        self.progress[index] = _Progress(features, waits_for=1 if work.server is None else 2)
+        features, report = self.client_call(self.works[index])
+        self.pieces[index] = _Piece(features)
         self.waiting[report] = (index, "client")
         client.computing += 1
         client.in_flight += 1
-        if work.server is not None:
-            self._submit_server(work.server)
 
     def _submit_server(self, server: int) -> None:
-        """Submits the server's next calls, as far as their features have been asked for without a gap."""
+        """Submits the server's next calls, as far as their features are there without a gap."""
         queue = self.server_queues[server]
-        while queue and queue[0] in self.progress:
+        while queue and (piece := self.pieces.get(queue[0])) and piece.computed:
             index = queue.popleft()
-            progress = self.progress[index]
-            assert progress.features is not None
-            self.waiting[self.server_call(server, self.works[index], progress.features)] = (index, "server")
-            progress.features = None
+            self.waiting[self.server_call(server, self.works[index], piece.features)] = (index, "server")
 
     def _finish(self, ref: ObjectRef[Any], round_number: int, stage: str) -> Done | None:
+        """Takes the result of a call; gives the piece of work if that was its last one."""
         index, side = self.waiting.pop(ref)
-        work = self.works[index]
+        work, piece = self.works[index], self.pieces[index]
         client = self.clients[work.client]
         report = fetch(ref, f"{side} {work.client}", round_number, stage)
-        progress = self.progress[index]
-        progress.waits_for -= 1
+        done = None
         if side == "client":
             client.computing -= 1
-            progress.client_report = report
+            piece.client_report, piece.computed = report, True
+            if work.server is not None:
+                self._submit_server(work.server)
+            else:
+                done = Done(work, report, None)
         else:
-            progress.server_report = report
-        if progress.waits_for == 0:
+            done = Done(work, piece.client_report, report)
+        if done is not None:
             client.in_flight -= 1
-            del self.progress[index]
+            del self.pieces[index]
         occupied = client.computing > 0 or (not self.shared_server and (client.todo or client.in_flight > 0))
         if not occupied:
             self.active.discard(work.client)
-        if progress.waits_for == 0:
-            return Done(work, progress.client_report, progress.server_report)
-        return None
+        return done
 
 
 def fetch(ref: ObjectRef[Any], who: str, round_number: int, stage: str, timeout_s: float | None = None) -> Any:

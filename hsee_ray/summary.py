@@ -53,7 +53,9 @@ class RunTotals:
 
     rounds: int = 0
     samples: int = 0
+    """Training samples behind `train_s`."""
     train_s: float = 0.0
+    """Seconds of training, without the first round: actors start in it, unless it is the only one."""
     train_sent_bytes: dict[int, int] = field(default_factory=dict)
     """By client number, over all rounds."""
     evaluation: Mapping[int, EvaluationReport] = field(default_factory=dict)
@@ -61,6 +63,8 @@ class RunTotals:
 
     def add(self, report: RoundReport) -> None:
         """Counts one more round."""
+        if self.rounds == 1:
+            self.samples, self.train_s = 0, 0.0
         self.rounds = report.round_number
         self.samples += report.samples
         self.train_s += report.train_s
@@ -81,10 +85,10 @@ def build_summary(
 ) -> dict[str, Any]:
     """Content of `summary.json` for a finished run, of which the last round was evaluated.
 
-    `local_samples` counts each client's own training samples, in the order of the fleet. Accuracies and
-    ratios lie in [0, 1]; `samples_per_s` counts training samples per second of training. Tiers and `overall`
-    are means over their clients, each client with the same weight; `server_accuracy` is the mean over the
-    clients that have one, or None.
+    `local_samples` counts each client's own training samples, in the order of the fleet. Accuracies and ratios lie in
+    [0, 1]; `samples_per_s` counts training samples per second of training after the first round. Tiers and `overall`
+    are means over their clients, each client with the same weight; `server_accuracy` is the mean over the clients
+    that have one, or None.
     """
     clients = [
         _client_summary(client, samples, totals, config.exits.taus)

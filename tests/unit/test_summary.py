@@ -60,7 +60,7 @@ def summary_of_two_rounds() -> dict[str, Any]:
 def test_totals_keep_sums_and_the_last_evaluation() -> None:
     totals = totals_of_two_rounds()
     last = totals.evaluation
-    assert (totals.rounds, totals.samples, totals.train_s) == (2, 60, 5.0)
+    assert (totals.rounds, totals.samples, totals.train_s) == (2, 20, 3.0)
     assert totals.train_sent_bytes == {0: 1200, 1: 900, 2: 0}
     totals.add(RoundReport(3, 0.1, 1.0, 1.0, {2: TrainReport(8, (1.0,))}, {}))
     assert totals.evaluation is last
@@ -73,7 +73,7 @@ def test_run_and_data() -> None:
         "seed": 7,
         "rounds": 2,
         "wall_s": 6.5,
-        "samples_per_s": 12.0,
+        "samples_per_s": 20 / 3.0,
     }
     assert summary["weights_sha256"] == "ab" * 32
     assert summary["model_units"] == ["stem", "layer1", "head"]

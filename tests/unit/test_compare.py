@@ -79,9 +79,7 @@ def test_tier_table_at_a_given_tau() -> None:
 
 
 def test_tau_outside_the_grid_names_the_grid() -> None:
-    with pytest.raises(
-        UserError, match=r"tau 0.7 was not evaluated in this run; choose one of 0.1, 0.5, 0.9"
-    ):
+    with pytest.raises(UserError, match=r"tau 0.7 was not evaluated in this run; choose one of 0.1, 0.5, 0.9"):
         tier_table(summary(), tau=0.7)
 
 

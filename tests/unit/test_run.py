@@ -32,9 +32,7 @@ def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
     assert run.metrics.column("value").to_pylist() == [2.0]
 
 
-def test_name_does_not_depend_on_how_the_directory_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_name_does_not_depend_on_how_the_directory_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "first")
     monkeypatch.chdir(tmp_path / "first")
     assert load_run(".").name == "first"

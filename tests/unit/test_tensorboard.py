@@ -133,9 +133,7 @@ def test_finish_writes_hyperparameters_into_the_same_run(tmp_path: Path) -> None
     board.close()
     assert len(list(tmp_path.iterdir())) == 1
     events = read_events(tmp_path)
-    content = HParamsPluginData.FromString(
-        events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
-    )
+    content = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/session_start_info"])
     found = content.session_start_info.hparams
     assert found["seed"].number_value == 7
     assert found["training.strategy"].string_value == "averaging"

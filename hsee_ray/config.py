@@ -13,6 +13,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, values: Any) -> Any:
+        """YAML reads yes and on as true, which pydantic would take for 1."""
+        for name, field in cls.model_fields.items():
+            if isinstance(values, dict) and isinstance(values.get(name), bool) and field.annotation is not bool:
+                raise ValueError(f"{name} is {values[name]}: YAML reads yes, no, on and off so; quote a word")
+        return values
+
 
 class ModelConfig(_Model):
     """The base network that every device shares."""

@@ -20,14 +20,15 @@ _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 def check_backbone(backbone: Backbone, image_shape: tuple[int, int, int], n_classes: int) -> None:
     """Run a batch of two images of shape (H, W, C) through the units.
 
-    Raises ConfigError when there are fewer than two units, or when a unit has dropout, cannot take the
-    output of the unit before it, or changes its input, or when the last one does not return logits of shape
-    (2, n_classes).
+    Raises ConfigError when there are fewer than two units, when two share a tensor, when a unit has dropout, cannot
+    take the output of the unit before it, or changes its input, or when the last one does not return logits of
+    shape (2, n_classes).
     """
     if len(backbone.units) < 2:
         raise ConfigError(f"a network of {len(backbone.units)} unit(s) cannot be cut: give it at least two")
     for name, unit in backbone.units.items():
         _check_no_dropout(name, unit)
+    _check_nothing_shared(backbone)
     with _evaluating(backbone), torch.no_grad():
         features = _images(image_shape)
         for name, unit in backbone.units.items():
@@ -71,6 +72,18 @@ def _check_no_dropout(name: str, unit: nn.Module) -> None:
                 f"the unit {name} has dropout ({where}, p={module.p}), so a step that is repeated after a "
                 "failure would not give the same bits: set p=0"
             )
+
+
+def _check_nothing_shared(backbone: Backbone) -> None:
+    owners: dict[int, str] = {}
+    for name, unit in backbone.units.items():
+        for tensor in (*unit.parameters(), *unit.buffers()):
+            owner = owners.setdefault(id(tensor), name)
+            if owner != name:
+                raise ConfigError(
+                    f"the units {owner} and {name} share a parameter or buffer, and a cut between them would part it: "
+                    "give each unit tensors of its own"
+                )
 
 
 def _images(image_shape: tuple[int, int, int]) -> Tensor:

@@ -522,6 +522,13 @@ def test_dropout_of_nothing_and_later_in_place_operations_are_allowed() -> None:
     check_backbone(chain(inner), (2, 2, 1), n_classes=3)
 
 
+def test_units_that_share_a_parameter_are_refused() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    with pytest.raises(ConfigError, match="the units unit0 and unit1 share a parameter or buffer"):
+        check_backbone(chain(first, second), (2, 2, 1), n_classes=3)
+
+
 def test_a_last_unit_with_another_class_count_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"last unit, last, returns shape \(2, 3\).*\(2, 4\)"):
         check_backbone(chain(), (2, 2, 1), n_classes=4)

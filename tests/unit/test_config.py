@@ -168,6 +168,8 @@ def test_an_override_with_an_unknown_key_is_told_like_one_in_the_file() -> None:
         ({"data": {"xyz": 1}}, "data.xyz: unknown key (known here: augment, cache,"),
         ({"training": {"rounds": "many"}}, "training.rounds is 'many': should be a valid integer"),
         ({"training": {"rounds": 2.5}}, "training.rounds is 2.5: should be a valid integer"),
+        ({"training": {"rounds": True}}, "training: rounds is True: YAML reads yes, no"),
+        ({"tiers": [{**SENSOR, "cut": True}]}, "tiers.0: cut is True: YAML reads yes, no"),
         ({"data": 3}, "data is 3: should be a valid dictionary"),
         ({"tiers": [{**SENSOR, "clients": 0}]}, "tiers.0.clients is 0: should be greater than or equal to 1"),
         ({"tiers": [SENSOR, {**HUB, "clients": 0}]}, "tiers.1.clients is 0: should be greater than or equal to 1"),

@@ -82,7 +82,8 @@ def _train(setup: Setup, run_dir: Path, listener: Listener, images_by_reference:
                 listener.finished_round(report)
         finally:
             write_metrics(run_dir / METRICS_FILE, rows)
-        digest = weights_sha256(rounds.save(str(run_dir / MODELS_DIR)))
+        # Actors may work in another directory than this process.
+        digest = weights_sha256(rounds.save(str((run_dir / MODELS_DIR).absolute())))
         summary = build_summary(
             config,
             setup.fleet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,6 +16,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Hands the arguments to the subcommand's own `main`; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: a network of the user's own may lie here
     if arguments and arguments[0] in COMMANDS:
         code: int = import_module(f"jobs.{arguments[0]}").main(arguments[1:])
         return code

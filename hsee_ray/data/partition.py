@@ -93,7 +93,11 @@ def _deal_dirichlet(
     config: DirichletPartition,
     seed: int,
 ) -> list[Indices]:
-    """Spread each class over the clients by Dirichlet(alpha) (Hsu et al. 2019, arXiv:1909.06335)."""
+    """Spread each class over the clients by a draw from Dirichlet(alpha).
+
+    After Hsu et al. 2019 (arXiv:1909.06335), who draw a mixture of classes for each client; drawn by class, no image
+    is used twice or left over.
+    """
     class_sizes = np.bincount(labels_N[indices], minlength=n_classes)
     for draw in range(_DIRICHLET_DRAWS):
         rng = keys.generator(seed, "partition", "dirichlet", draw)

@@ -1,4 +1,4 @@
-"""One local Ray for all tests of this folder."""
+"""One local Ray for all tests of this folder; it is gone before those of the next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import actors.placement
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def local_ray() -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -55,7 +55,7 @@ def _initialise(actor: Any, *args: Any) -> None:
     actor.__init__(*args)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def warm_pool(local_ray: None) -> WarmActors:
     return WarmActors(actors.placement._actor)
 

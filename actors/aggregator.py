@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from actors.sealed import Sealed, seal
+from actors.shards import read_snapshot, write_shard, write_snapshot
 from hsee_ray.aggregation import Copy, ModelId, average_units
+from hsee_ray.checkpoint import FileEntry
 from hsee_ray.config import TrainingConfig
-from hsee_ray.state import ModelState, UnitState
+from hsee_ray.snapshot import Snapshot, with_averages
+from hsee_ray.state import UnitState, named_tensors
+from hsee_ray.weights import write_model
 
 
 class Aggregator:
@@ -14,15 +20,16 @@ class Aggregator:
     def __init__(self, training: TrainingConfig) -> None:
         self.statistics = training.norm_statistics == "shared"
         self.optimizer = training.optimizer_state == "average"
+        self.reset = training.optimizer_state == "reset"
 
     def average(
-        self, groups: tuple[tuple[Copy, ...], ...], sources: tuple[ModelId, ...], *states: Sealed[ModelState]
-    ) -> list[Sealed[UnitState]] | Sealed[UnitState]:
-        """One average for every group of copies, as Ray wants it: a single one is no list.
+        self, groups: tuple[tuple[Copy, ...], ...], sources: tuple[ModelId, ...], *snapshots: Sealed[Snapshot]
+    ) -> tuple[Sealed[UnitState] | None, ...]:
+        """One average for every group of copies, and nothing for the driver to wait for.
 
-        `states` are those of `sources`.
+        `snapshots` are those of `sources`.
         """
-        by_model = {model: state.payload for model, state in zip(sources, states, strict=True)}
+        by_model = {model: snapshot.payload.units for model, snapshot in zip(sources, snapshots, strict=True)}
         averages = [
             seal(
                 average_units(
@@ -34,4 +41,35 @@ class Aggregator:
             )
             for copies in groups
         ]
-        return averages[0] if len(averages) == 1 else averages
+        return (*averages, None)
+
+    def write_averages(self, uri: str, name: str, keys: tuple[str, ...], *averages: Sealed[UnitState]) -> FileEntry:
+        """Writes the newest averages, by key, as one file of a checkpoint."""
+        by_key = {key: average.payload for key, average in zip(keys, averages, strict=True)}
+        return write_snapshot(uri, name, Snapshot(by_key))
+
+    def read_averages(
+        self, uri: str, name: str, entry: FileEntry, keys: tuple[str, ...]
+    ) -> tuple[Sealed[UnitState] | None, ...]:
+        """Averages of a checkpoint in the order of the keys, by reference, and nothing for the driver to wait for."""
+        units = read_snapshot(uri, name, entry).units
+        return (*(seal(units[key]) for key in keys), None)
+
+    def write_shard(
+        self, uri: str, name: str, units: tuple[str, ...], snapshot: Sealed[Snapshot], *averages: Sealed[UnitState]
+    ) -> FileEntry:
+        """Writes a model's file of a checkpoint when its own actor cannot."""
+        return write_shard(uri, name, units, snapshot, averages, self.reset)
+
+    def save(
+        self,
+        directory: str,
+        stem: str,
+        units: tuple[str, ...],
+        snapshot: Sealed[Snapshot],
+        *averages: Sealed[UnitState],
+    ) -> tuple[str, ...]:
+        """Writes a client's final file when the client cannot; returns its digest lines."""
+        taken = {unit: average.payload for unit, average in zip(units, averages, strict=True)}
+        state = with_averages(snapshot.payload, taken, self.reset)
+        return write_model(Path(directory), stem, named_tensors(state.units))

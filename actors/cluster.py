@@ -36,6 +36,7 @@ def connected(config: ClusterConfig, requests: Sequence[Request]) -> Iterator[bo
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
+    _mute_obituaries()
     address = config.address or os.environ.get("RAY_ADDRESS")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with kept_processes() if address is None else nullcontext():
@@ -50,6 +51,11 @@ def connected(config: ClusterConfig, requests: Sequence[Request]) -> Iterator[bo
             yield address is None
         finally:
             ray.shutdown()
+
+
+def _mute_obituaries() -> None:
+    """Ray prints twenty lines on stdout for every worker that dies, with no way to ask it not to; a run prints one."""
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 
 def _start_local(resources: dict[str, float]) -> None:

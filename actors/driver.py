@@ -1,59 +1,135 @@
-"""A run from its first actor to its last file."""
+"""A run from its first actor to its last file, and taken up again from its last checkpoint."""
 
 from __future__ import annotations
 
-import time
+import fcntl
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
+from actors.checkpoints import load_state, save_checkpoint
 from actors.client import own_rows
 from actors.cluster import connected
+from actors.interrupt import GraceOver, StopRequest
 from actors.placement import RowRefs, Team, requests
+from actors.recipe import RunState
+from actors.recovery import Event, Recovery, StateLost
 from actors.rounds import Rounds
-from hsee_ray.checkpoint import weights_sha256, write_whole
+from hsee_ray.checkpoint import Manifest, Progress, changed_keys, committed_rounds, directory_of, newest_checkpoint
 from hsee_ray.config import Config
-from hsee_ray.config_files import dump_config
-from hsee_ray.errors import ConfigError, RunError
-from hsee_ray.metrics import MetricRow, metric_rows, write_metrics
+from hsee_ray.config_files import dump_config, load_config
+from hsee_ray.errors import ConfigError, Interrupted, RunError, UserError
+from hsee_ray.record import Record
 from hsee_ray.reports import RoundReport
-from hsee_ray.run import CONFIG_FILE, METRICS_FILE, MODELS_DIR, SUMMARY_FILE, Run, load_run
+from hsee_ray.run import CONFIG_FILE, MODELS_DIR, SUMMARY_FILE, Run, load_run
 from hsee_ray.setup import Setup, mapped_client_data, prepare_run
-from hsee_ray.summary import DataSummary, RunTotals, build_summary, write_summary
-from hsee_ray.tensorboard import RunBoard, save_class_counts
+from hsee_ray.storage import Storage, write_whole
+from hsee_ray.summary import DataSummary, build_summary, write_summary
+from hsee_ray.weights import weights_sha256
 
+CHECKPOINTS_DIR = "checkpoints"
 ERROR_FILE = "error.log"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
 class Listener:
     """Who wants to know how a run goes."""
 
-    started: Callable[[Setup], None]
-    trained: Callable[[int], None]
+    assembled: Callable[[Team], None] = lambda team: None
+    """Told of the actors when their creation has been asked for."""
+    started: Callable[[Setup, int], None] = lambda setup, done_rounds: None
+    """Told of the run, and how many of its rounds are done already."""
+    trained: Callable[[int], None] = lambda samples: None
     """Told how many more samples have been trained on."""
-    finished_round: Callable[[RoundReport], None]
+    finished_round: Callable[[RoundReport], None] = lambda report: None
+    entered: Callable[[int, str], None] = lambda round_number, stage: None
+    """Told of every stage that a round comes to."""
+    happened: Callable[[Event], None] = lambda event: None
+    """Told of failures and of what was done about them."""
 
 
-SILENT = Listener(lambda setup: None, lambda samples: None, lambda report: None)
+SILENT = Listener()
 
 
-def run(config: Config, run_dir: Path, listener: Listener = SILENT) -> Run:
+def run(config: Config, run_dir: Path, listener: Listener = SILENT, stop: StopRequest | None = None) -> Run:
     """Trains a configuration over actors and leaves a run directory.
 
-    Raises UserError before anything is written, RunError (with the traceback in `error.log`) after that.
+    Raises UserError before anything is written, after that RunError (with the traceback in `error.log`), or
+    Interrupted when `stop` was asked for.
     """
     if run_dir.exists() and any(run_dir.iterdir() if run_dir.is_dir() else [run_dir]):
-        raise ConfigError(f"{run_dir}: is not empty, it may hold a run; name another with --run-dir, or remove it")
+        raise ConfigError(
+            f"{run_dir}: is not empty, it may hold a run; continue that with --resume, name another directory with "
+            "--run-dir, or remove it"
+        )
+    return _run(config, run_dir, listener, stop or StopRequest(), resumed=None)
+
+
+def resume(
+    run_dir: Path, overrides: Iterable[str] = (), listener: Listener = SILENT, stop: StopRequest | None = None
+) -> Run:
+    """Continues a run from its newest checkpoint; a finished one is returned as it is. Raises as `run` does."""
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise UserError(f"{run_dir}: holds no run that could be resumed (it has no {CONFIG_FILE}); start one there")
+    begun = load_config(run_dir / CONFIG_FILE)
+    config = load_config(run_dir / CONFIG_FILE, overrides)
+    if begun.checkpoint.uri != config.checkpoint.uri:
+        raise ConfigError("checkpoint.uri cannot be changed on resume: the checkpoints would not be found there")
+    damaged: list[str] = []
+    found = newest_checkpoint(_storage(config, run_dir), damaged)
+    for reason in damaged:
+        listener.happened(Event(found[0].round_number if found else 0, "resume", "checkpoint", f"{reason}; not used"))
+    if found is not None:
+        _check_changes(found[1], config)
+        if (run_dir / SUMMARY_FILE).is_file() and found[0].round_number == config.training.rounds:
+            listener.happened(Event(found[0].round_number, "resume", "run", "has finished, nothing is left to do"))
+            return load_run(run_dir)
+    return _run(config, run_dir, listener, stop or StopRequest(), resumed=found)
+
+
+def _check_changes(progress: Progress, config: Config) -> None:
+    """Raises ConfigError when the configuration is not that of the rounds that are trained already."""
+    changed = list(changed_keys(progress.config, config.model_dump(mode="json")))
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)}: cannot be changed on resume, {progress.round_number} rounds were trained "
+            "otherwise; start a new run with --config and --run-dir"
+        )
+    if config.training.rounds < progress.round_number:
+        raise ConfigError(
+            f"training.rounds is {config.training.rounds}, and {progress.round_number} rounds are trained already"
+        )
+
+
+def _storage(config: Config, run_dir: Path) -> Storage:
+    return Storage.at(_uri(config, run_dir))
+
+
+def _uri(config: Config, run_dir: Path) -> str:
+    return config.checkpoint.uri or str((run_dir / CHECKPOINTS_DIR).absolute())
+
+
+def _run(
+    config: Config,
+    run_dir: Path,
+    listener: Listener,
+    stop: StopRequest,
+    resumed: tuple[Manifest, Progress] | None,
+) -> Run:
     setup = prepare_run(config)
-    with connected(config.cluster, requests(config, setup.fleet)) as local:
-        run_dir.mkdir(parents=True, exist_ok=True)
+    with connected(config.cluster, requests(config, setup.fleet)) as local, _locked(run_dir):
         write_whole(run_dir / CONFIG_FILE, dump_config(config).encode())
+        for name in (SUMMARY_FILE, ERROR_FILE):
+            (run_dir / name).unlink(missing_ok=True)
         try:
-            _train(setup, run_dir, listener, images_by_reference=not local)
+            _Session(setup, run_dir, listener, stop, images_by_reference=not local).train(resumed)
+        except Interrupted:
+            raise
         except Exception as error:
             # Whatever it was, the reader of the run directory must find it; it is raised again.
             write_whole(run_dir / ERROR_FILE, traceback.format_exc().encode())
@@ -62,44 +138,135 @@ def run(config: Config, run_dir: Path, listener: Listener = SILENT) -> Run:
     return load_run(run_dir)
 
 
-def _train(setup: Setup, run_dir: Path, listener: Listener, images_by_reference: bool) -> None:
-    begin = time.perf_counter()
-    config = setup.config
-    rows: list[MetricRow] = []
-    totals = RunTotals()
-    team = Team(setup, ray.put(setup), _put_rows(setup) if images_by_reference else None)
-    listener.started(setup)
-    board = RunBoard(run_dir / "tensorboard", config, setup.fleet)
-    try:
-        save_class_counts(run_dir / "class_counts.png", setup.class_counts, setup.files.class_names)
-        board.class_counts(setup.class_counts, setup.files.class_names)
-        rounds = Rounds(setup, team, listener.trained)
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Makes the directory, and keeps a second process from training in it at the same time."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / LOCK_FILE, "w") as file:
         try:
-            for report in rounds.run():
-                board.round(report)
-                totals.add(report)
-                rows.extend(metric_rows(report, setup.fleet, config.exits.taus))
-                listener.finished_round(report)
-        finally:
-            write_metrics(run_dir / METRICS_FILE, rows)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run_dir}: another process is training there; wait for it, or end it") from None
+        yield
+
+
+class _Session:
+    """One process's part of a run: from its first round, or from a checkpoint, to its end."""
+
+    def __init__(
+        self, setup: Setup, run_dir: Path, listener: Listener, stop: StopRequest, images_by_reference: bool
+    ) -> None:
+        self.setup = setup
+        self.config = setup.config
+        self.run_dir = run_dir
+        self.listener = listener
+        self.stop = stop
+        self.uri = _uri(setup.config, run_dir)
+        self.storage = Storage.at(self.uri)
+        self.team = Team(setup, ray.put(setup), _put_rows(setup) if images_by_reference else None)
+        listener.assembled(self.team)
+        self.progress = Progress(setup.config.model_dump(mode="json"))
+        self.recovery = Recovery(self.team, self.progress.history, listener.happened)
+        self.rounds = Rounds(setup, self.team, self.recovery, stop, listener.trained, listener.entered)
+
+    def train(self, resumed: tuple[Manifest, Progress] | None) -> None:
+        """All rounds that are left, and the final files."""
+        if resumed is not None:
+            self.recovery.history.by_actor.update(resumed[1].history.by_actor)
+        found = resumed
+        while True:
+            try:
+                self._take_up(found)
+                self.listener.started(self.setup, self.progress.round_number)
+                try:
+                    self._rounds()
+                    self._finish()
+                finally:
+                    self.record.close()
+                return
+            except StateLost as lost:
+                damaged: list[str] = []
+                found = newest_checkpoint(self.storage, damaged)
+                where = f"round {found[0].round_number}" if found else "the beginning"
+                reasons = "".join(f" ({reason})" for reason in damaged)
+                self.listener.happened(
+                    Event(lost.failure.round_number, lost.failure.stage, "run", f"goes back to {where}{reasons}")
+                )
+
+    def _take_up(self, found: tuple[Manifest, Progress] | None) -> None:
+        """Goes to the state of a checkpoint, or to the beginning; whatever was written after it is removed."""
+        number = 0 if found is None else found[0].round_number
+        for newer in committed_rounds(self.storage):
+            if newer > number:
+                self.storage.remove(directory_of(newer))
+        progress = Progress({}) if found is None else found[1]
+        progress.config = self.config.model_dump(mode="json")
+        progress.history = self.recovery.history
+        self.progress = progress
+        self.record = Record(self.run_dir, self.setup, progress)
+        if found is not None:
+            self.rounds.go_to(load_state(self.rounds, self.uri, *found))
+        elif self.rounds.state.round_number or self.rounds.state.recipes:
+            self.rounds.go_to(RunState())
+
+    def _rounds(self) -> None:
+        """Trains what is left, with a checkpoint now and then, and one when the run is to end before its time."""
+        last, every = self.config.training.rounds, self.config.checkpoint.every
+        try:
+            with self.stop.listening(self.config.checkpoint.grace_s):
+                for number in range(self.rounds.state.round_number + 1, last + 1):
+                    report = self.rounds.run_round(number)
+                    self.record.add(report)
+                    self.listener.finished_round(report)
+                    if self.stop.asked:
+                        break
+                    if number % every == 0 or number == last:
+                        self._checkpoint()
+        except GraceOver:
+            pass
+        except RunError as error:
+            self._save_what_there_is(error)
+            raise
+        if self.stop.asked:
+            self._checkpoint()
+            self.record.write_metrics()
+            raise Interrupted(self._interrupted(), self.stop.signal_number or 0)
+
+    def _save_what_there_is(self, error: RunError) -> None:
+        """A checkpoint of the last whole round when the run fails."""
+        try:
+            self._checkpoint(spread=False)
+            self.record.write_metrics()
+        except (RunError, OSError) as second:
+            raise RunError(f"{error}; and no checkpoint could be written ({second})") from error
+
+    def _interrupted(self) -> str:
+        number = self.rounds.whole.round_number
+        kept = f"round {number} is in a checkpoint" if number else "no round was whole yet"
+        return f"interrupted; {kept}, continue with --resume {self.run_dir}"
+
+    def _checkpoint(self, spread: bool = True) -> None:
+        """Writes the last whole round down. `spread`: by all actors; else by the one that depends on nothing."""
+        self.record.cut()
+        save_checkpoint(self.rounds, self.storage, self.uri, self.config.checkpoint.keep, self.progress, spread)
+
+    def _finish(self) -> None:
         # Actors may work in another directory than this process.
-        digest = weights_sha256(rounds.save(str((run_dir / MODELS_DIR).absolute())))
+        digest = weights_sha256(self.rounds.save(str((self.run_dir / MODELS_DIR).absolute())))
+        files = self.setup.files
         summary = build_summary(
-            config,
-            setup.fleet,
-            totals,
-            setup.local_samples,
+            self.config,
+            self.setup.fleet,
+            self.progress.totals,
+            self.setup.local_samples,
             digest,
-            wall_s=time.perf_counter() - begin,
-            data=DataSummary(
-                setup.files.name, setup.files.image_shape, setup.files.class_names, setup.mean_C, setup.std_C
-            ),
+            wall_s=self.record.wall_s,
+            data=DataSummary(files.name, files.image_shape, files.class_names, self.setup.mean_C, self.setup.std_C),
+            failures=self.recovery.history.by_actor,
         )
-        board.finish(summary)
+        self.record.finish(summary)
         # Last: a run directory with a summary is a finished run.
-        write_summary(run_dir / SUMMARY_FILE, summary)
-    finally:
-        board.close()
+        write_summary(self.run_dir / SUMMARY_FILE, summary)
 
 
 def _put_rows(setup: Setup) -> RowRefs:

@@ -3,46 +3,79 @@
 A piece of work is one call of a client and the call of its server on what that gives. A server's call is submitted
 when its features are there, and in the order of the list: who is faster changes when a server gets its batches, never
 which come first, and a client that dies leaves nothing half-done in a server's queue.
+
+Pieces belong to turns, and a server is given pieces of one turn at a time. When an actor fails, its turn is done anew
+from the beginning by everyone who has begun it; other turns go on.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import ray
 from ray import ObjectRef
 
-from hsee_ray.errors import ClientError
+from actors.calls import Answer, Calls
+from actors.placement import Member
+from hsee_ray.aggregation import ModelId
+from hsee_ray.failures import Failure
 
 
 @dataclass(frozen=True)
 class Work:
-    """Steps or samples first..last-1 of one client, and who takes their features up."""
+    """Steps or samples first..last-1 of one client, and who takes their features up; empty, it ends a turn."""
 
     client: int
     server: int | None
-    """Names the server; None at cut L, where the client's report is all there is."""
+    """Names the server; None where the client's report is all there is."""
     first: int
     last: int
+    turn: int
+    """What is repeated together after a failure."""
+
+    @property
+    def ends_turn(self) -> bool:
+        return self.first == self.last
 
 
 @dataclass(frozen=True)
 class Done:
-    """A piece of work whose calls have both returned."""
+    """A piece of work whose calls have both returned. After a failure it may be done once more, with equal reports."""
 
     work: Work
     client_report: Any
     server_report: Any
+    turn_done: bool
+    """Whether it was the last piece of its turn."""
 
 
-ClientCall = Callable[[Work], tuple["ObjectRef[Any]", "ObjectRef[Any]"]]
-"""Submits the client's call; gives the references of its features and of its report."""
-ServerCall = Callable[[int, Work, "ObjectRef[Any]"], "ObjectRef[Any]"]
-"""Submits the call of a server (by its number) on those features; gives the reference of its report."""
+class TurnLost(Exception):
+    """A turn that several clients share has lost one of them; all of it has been taken back."""
+
+
+class Stage(Protocol):
+    """What the pipeline asks of those who do the work."""
+
+    def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
+        """Submits the client's call; gives the references of its features and of its report."""
+
+    def server_call(self, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
+        """Submits the server's call on those features; gives the reference of its report."""
+
+    def replace(self, member: Member, failure: Failure) -> bool:
+        """Puts an actor, with its model as it was before the turn, in the place of one that failed.
+
+        False when it is a client that is left out of this round.
+        """
+
+    def restore(self, model: ModelId) -> None:
+        """Puts a model back to where it was before the turn."""
+
+    def answered(self, member: Member) -> None:
+        """Told of every answer."""
 
 
 @dataclass
@@ -64,6 +97,14 @@ class _Piece:
     """The client's call has returned."""
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call under way."""
+
+    index: int
+    by_server: bool
+
+
 class Pipeline:
     """Runs a list of work with at most `concurrent` clients at a time, each at most `window` pieces ahead.
 
@@ -74,55 +115,63 @@ class Pipeline:
     def __init__(
         self,
         works: Sequence[Work],
-        client_call: ClientCall,
-        server_call: ServerCall,
+        stage: Stage,
+        calls: Calls[_Call],
         concurrent: int,
         window: int,
         shared_server: bool,
     ) -> None:
         self.works = works
-        self.client_call = client_call
-        self.server_call = server_call
+        self.stage = stage
+        self.calls = calls
         self.concurrent = concurrent
         self.window = window
         self.shared_server = shared_server
         self.clients: dict[int, _Client] = {}
         self.server_queues: dict[int, deque[int]] = {}
+        self.turns: dict[int, list[int]] = {}
         for index, work in enumerate(works):
             self.clients.setdefault(work.client, _Client(deque())).todo.append(index)
+            self.turns.setdefault(work.turn, []).append(index)
             if work.server is not None:
                 self.server_queues.setdefault(work.server, deque()).append(index)
-        # Clients by the position of their next piece of work.
-        self.ready = [(client.todo[0], number) for number, client in self.clients.items()]
-        heapq.heapify(self.ready)
+        self.ready: list[tuple[int, int]] = []
+        """Clients by the position of their next piece of work; a heap."""
+        self._line_up()
         self.active: set[int] = set()
         self.pieces: dict[int, _Piece] = {}
-        self.waiting: dict[ObjectRef[Any], tuple[int, str]] = {}
+        self.left = {turn: len(indices) for turn, indices in self.turns.items()}
+        """Pieces of each turn that are not done."""
+        self.open_turn: dict[int, int] = {}
+        """By server, the turn of which it has been given pieces and that is not done."""
+        self.begun: dict[int, set[ModelId]] = {}
+        """By turn, the models that have moved on from where they were before it."""
 
-    def run(self, round_number: int, stage: str, timeout_s: float) -> Iterator[Done]:
-        """Yields each piece of work as it is done, in no particular order between clients.
-
-        Raises ClientError when a call fails, or when none returns within `timeout_s`.
-        """
+    def run(self) -> Iterator[Done]:
+        """Yields each piece of work as it is done, in no particular order between turns."""
         self._submit_clients()
-        while self.waiting:
-            ready, _ = ray.wait(list(self.waiting), num_returns=1, timeout=timeout_s, fetch_local=False)
-            if not ready:
-                index, side = next(iter(self.waiting.values()))
-                who = f"{side} {self.works[index].client}"
-                raise ClientError(who, round_number, stage, f"no answer within {timeout_s:g} s")
-            for ref in ready:
-                done = self._finish(ref, round_number, stage)
+        while self.calls:
+            answer = self.calls.next()
+            if answer.failure is None:
+                self.stage.answered(answer.member)
+                done = self._take(answer)
                 if done is not None:
                     yield done
+            else:
+                self._do_anew(answer.member, answer.tag, answer.failure)
             self._submit_clients()
+
+    def _line_up(self) -> None:
+        self.ready = [(client.todo[0], number) for number, client in self.clients.items() if client.todo]
+        heapq.heapify(self.ready)
 
     def _submit_clients(self) -> None:
         """Submits what may start now, strictly by position: what a server needs next is never kept back."""
         skipped: list[tuple[int, int]] = []
         while self.ready:
             position, number = self.ready[0]
-            full = len(self.pieces) >= self.concurrent * self.window
+            # Work that is done anew comes before everything that already waits for the server.
+            full = len(self.pieces) >= self.concurrent * self.window and position > min(self.pieces)
             if full or (number not in self.active and len(self.active) >= self.concurrent):
                 break
             heapq.heappop(self.ready)
@@ -138,56 +187,99 @@ class Pipeline:
             heapq.heappush(self.ready, entry)
 
     def _submit(self, index: int, client: _Client) -> None:
-        features, report = self.client_call(self.works[index])
+        work = self.works[index]
+        features, report = self.stage.client_call(work)
         self.pieces[index] = _Piece(features)
-        self.waiting[report] = (index, "client")
+        self._expect(report, ModelId("client", work.client), _Call(index, by_server=False))
         client.computing += 1
         client.in_flight += 1
 
     def _submit_server(self, server: int) -> None:
-        """Submits the server's next calls, as far as their features are there without a gap."""
+        """Submits the server's next calls of one turn, as far as their features are there without a gap."""
         queue = self.server_queues[server]
         while queue and (piece := self.pieces.get(queue[0])) and piece.computed:
+            turn = self.works[queue[0]].turn
+            if self.open_turn.setdefault(server, turn) != turn:
+                break
             index = queue.popleft()
-            self.waiting[self.server_call(server, self.works[index], piece.features)] = (index, "server")
+            report = self.stage.server_call(self.works[index], piece.features)
+            self._expect(report, ModelId("server", server), _Call(index, by_server=True))
 
-    def _finish(self, ref: ObjectRef[Any], round_number: int, stage: str) -> Done | None:
+    def _expect(self, report: ObjectRef[Any], model: ModelId, call: _Call) -> None:
+        self.begun.setdefault(self.works[call.index].turn, set()).add(model)
+        self.calls.add(report, model, call)
+
+    def _take(self, answer: Answer[_Call]) -> Done | None:
         """Takes the result of a call; gives the piece of work if that was its last one."""
-        index, side = self.waiting.pop(ref)
+        index = answer.tag.index
         work, piece = self.works[index], self.pieces[index]
         client = self.clients[work.client]
-        report = fetch(ref, f"{side} {work.client}", round_number, stage)
-        done = None
-        if side == "client":
+        finished = True
+        server_report = None
+        if answer.tag.by_server:
+            server_report = answer.value
+        else:
             client.computing -= 1
-            piece.client_report, piece.computed = report, True
+            piece.client_report, piece.computed = answer.value, True
             if work.server is not None:
                 self._submit_server(work.server)
-            else:
-                done = Done(work, report, None)
-        else:
-            done = Done(work, piece.client_report, report)
-        if done is not None:
+                finished = False
+        if finished:
             client.in_flight -= 1
             del self.pieces[index]
+            self.left[work.turn] -= 1
+        self._make_room(work.client)
+        if not finished:
+            return None
+        turn_done = self.left[work.turn] == 0
+        if turn_done and work.server is not None:
+            self.open_turn.pop(work.server)
+            self._submit_server(work.server)
+        return Done(work, piece.client_report, server_report, turn_done)
+
+    def _make_room(self, number: int) -> None:
+        client = self.clients[number]
         occupied = client.computing > 0 or (not self.shared_server and (client.todo or client.in_flight > 0))
         if not occupied:
-            self.active.discard(work.client)
-        return done
+            self.active.discard(number)
 
+    def _do_anew(self, member: Member, call: _Call, failure: Failure) -> None:
+        """Replaces the actor that failed and repeats the turn that it was in."""
+        work = self.works[call.index]
+        others = self._rewind(work.turn) - {member}
+        kept = self.stage.replace(member, failure)
+        for model in others:
+            self.stage.restore(model)
+        if not kept:
+            self._leave_out(work)
+        if work.server is not None:
+            self._submit_server(work.server)
 
-def fetch(ref: ObjectRef[Any], who: str, round_number: int, stage: str, timeout_s: float | None = None) -> Any:
-    """The value of a call's result; a failed call becomes a ClientError that says who, when and doing what."""
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except ray.exceptions.RayTaskError as error:
-        raise ClientError(who, round_number, stage, _reason(error.cause)) from error
-    except ray.exceptions.GetTimeoutError as error:
-        raise ClientError(who, round_number, stage, f"no answer within {timeout_s:g} s") from error
-    except ray.exceptions.RayError as error:
-        raise ClientError(who, round_number, stage, _reason(error)) from error
+    def _rewind(self, turn: int) -> set[ModelId]:
+        """Takes back what has been done of a turn; gives the models that have begun it."""
+        indices = self.turns[turn]
+        self.open_turn = {server: other for server, other in self.open_turn.items() if other != turn}
+        self.calls.forget(lambda _, call: self.works[call.index].turn == turn)
+        for index in indices:
+            self.pieces.pop(index, None)
+        self.left[turn] = len(indices)
+        for server in {work.server for index in indices if (work := self.works[index]).server is not None}:
+            mine = {index for index in indices if self.works[index].server == server}
+            self.server_queues[server] = deque(sorted(mine.union(self.server_queues[server])))
+        for number in {self.works[index].client for index in indices}:
+            client = self.clients[number]
+            client.todo = deque(index for index in indices if self.works[index].client == number)
+            client.computing = client.in_flight = 0
+            self.active.discard(number)
+        self._line_up()
+        return self.begun.pop(turn, set())
 
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    def _leave_out(self, work: Work) -> None:
+        """Removes what a client has to do. Raises TurnLost when others are in its turn."""
+        if any(self.works[index].client != work.client for index in self.turns[work.turn]):
+            raise TurnLost
+        self.clients[work.client].todo.clear()
+        if work.server is not None:
+            mine = set(self.turns[work.turn])
+            self.server_queues[work.server] = deque(i for i in self.server_queues[work.server] if i not in mine)
+        self._line_up()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import ObjectRef
@@ -12,10 +12,16 @@ from ray.actor import ActorHandle
 
 from actors.aggregator import Aggregator
 from actors.client import ClientActor
+from actors.recipe import Recipe
 from actors.server import ServerActor
+from hsee_ray.aggregation import ModelId
 from hsee_ray.config import Config, ResourcesConfig
 from hsee_ray.fleet import ClientSpec, Fleet
 from hsee_ray.setup import Setup
+
+Member = ModelId | Literal["aggregator"]
+"""An actor of a run: that of a model, or the aggregator."""
+AGGREGATOR: Literal["aggregator"] = "aggregator"
 
 
 @dataclass(frozen=True)
@@ -45,24 +51,48 @@ def requests(config: Config, fleet: Fleet) -> list[Request]:
     return asked
 
 
+@dataclass(frozen=True)
+class RowRefs:
+    """Images by reference, for clients on nodes that do not have the image files."""
+
+    train: Mapping[int, ObjectRef[Any]]
+    test: ObjectRef[Any]
+
+
 class Team:
-    """The actors of a run: one per client, one per server model (one for Sequential), one aggregator."""
+    """The actors of a run: one per client, one per server model (one for Sequential), one aggregator.
+
+    An actor that has failed is replaced under the same name.
+    """
 
     def __init__(self, setup: Setup, setup_ref: ObjectRef[Setup], rows: RowRefs | None) -> None:
         self.setup = setup
-        self.clients: dict[int, ActorHandle[Any]] = {}
-        self.servers: dict[int, ActorHandle[Any]] = {}
-        config, fleet = setup.config, setup.fleet
-        with_server = tuple(spec.number for spec in fleet.clients if spec.has_server)
-        self.shared_server = config.training.strategy == "sequential"
-        if self.shared_server and with_server:
-            self.servers[0] = _actor(ServerActor, config.server.resources, setup_ref, with_server)
-        for spec in fleet.clients:
-            train, test = (None, None) if rows is None else (rows.train[spec.number], rows.test)
-            self.clients[spec.number] = _actor(ClientActor, spec.resources, setup_ref, spec.number, train, test)
+        self.setup_ref = setup_ref
+        self.rows = rows
+        self.shared_server = setup.config.training.strategy == "sequential"
+        self.served = tuple(spec.number for spec in setup.fleet.clients if spec.has_server)
+        self.started: set[Member] = set()
+        """Actors that have answered a call; the others may still wait for a place."""
+        self.restored: dict[ModelId, ObjectRef[Any]] = {}
+        """Results of the last restores, on which later calls depend."""
+        self.actors: dict[Member, ActorHandle[Any]] = {}
+        for member in self.members():
+            self.actors[member] = self._create(member)
+
+    def members(self) -> list[Member]:
+        """All actors in the order in which they start: pairs that compute first, first."""
+        members: list[Member] = []
+        if self.shared_server and self.served:
+            members.append(ModelId("server", 0))
+        for spec in self.setup.fleet.clients:
+            members.append(ModelId("client", spec.number))
             if spec.has_server and not self.shared_server:
-                self.servers[spec.number] = _actor(ServerActor, config.server.resources, setup_ref, (spec.number,))
-        self.aggregator = _actor(Aggregator, ResourcesConfig(num_cpus=0), config.training)
+                members.append(ModelId("server", spec.number))
+        return [*members, AGGREGATOR]
+
+    @property
+    def models(self) -> list[ModelId]:
+        return [member for member in self.actors if not isinstance(member, str)]
 
     def server_of(self, spec: ClientSpec) -> int | None:
         """Which server takes up a client's features; None at cut L."""
@@ -70,13 +100,58 @@ class Team:
             return None
         return 0 if self.shared_server else spec.number
 
+    def submit(self, model: ModelId, method: str, *args: Any, num_returns: int = 1) -> Any:
+        """Calls a model's actor; the call fails if the model's last restore has failed."""
+        call = getattr(self.actors[model], method).options(num_returns=num_returns)
+        return call.remote(*args, after=self.restored.get(model))
 
-@dataclass(frozen=True)
-class RowRefs:
-    """Images by reference, for clients on nodes that do not have the image files."""
+    def restore(self, model: ModelId, recipe: Recipe) -> None:
+        """Has a model go back to a state before whatever is submitted next."""
+        units, averages = tuple(recipe.loads), recipe.loads.values()
+        self.restored[model] = self.actors[model].restore.remote(units, recipe.snapshot, *averages)
 
-    train: Mapping[int, ObjectRef[Any]]
-    test: ObjectRef[Any]
+    def replace(self, member: Member) -> None:
+        """Ends what is left of an actor and creates it anew, in its first state."""
+        ray.kill(self.actors[member], no_restart=True)
+        self.started.discard(member)
+        if not isinstance(member, str):
+            self.restored.pop(member, None)
+        self.actors[member] = self._create(member)
+
+    def patience_s(self, member: Member) -> float:
+        """How long an actor may take for one call; the first one also waits for its place and its start."""
+        config = self.setup.config
+        starting = 0.0 if member in self.started else config.cluster.placement_timeout_s
+        return config.failures.step_timeout_s + starting
+
+    def label(self, member: Member) -> str:
+        """`client 003`, `server 003`, `shared server`, `aggregator`."""
+        if isinstance(member, str):
+            return member
+        if member.side == "server" and self.shared_server:
+            return "shared server"
+        return f"{member.side} {self.setup.fleet.clients[member.number].label}"
+
+    def asked(self, member: Member) -> str:
+        """What an actor asks of Ray, as text."""
+        return ", ".join(f"{amount:g} {name}" for name, amount in _logical(self._resources(member)).items() if amount)
+
+    def _create(self, member: Member) -> ActorHandle[Any]:
+        resources = self._resources(member)
+        if isinstance(member, str):
+            return _actor(Aggregator, resources, self.setup.config.training)
+        if member.side == "server":
+            served = self.served if self.shared_server else (member.number,)
+            return _actor(ServerActor, resources, self.setup_ref, served)
+        train, test = (None, None) if self.rows is None else (self.rows.train[member.number], self.rows.test)
+        return _actor(ClientActor, resources, self.setup_ref, member.number, train, test)
+
+    def _resources(self, member: Member) -> ResourcesConfig:
+        if isinstance(member, str):
+            return ResourcesConfig(num_cpus=0)
+        if member.side == "server":
+            return self.setup.config.server.resources
+        return self.setup.fleet.clients[member.number].resources
 
 
 def _actor(actor_class: type[Any], resources: ResourcesConfig, *args: Any) -> ActorHandle[Any]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
+import ray
 from ray import ObjectRef
 
-from actors.pipeline import Pipeline, Work, fetch
-from actors.placement import Team
-from hsee_ray.aggregation import Ledger, ModelId, plan_aggregation
+from actors.calls import Calls
+from actors.interrupt import StopRequest
+from actors.pipeline import Done, Pipeline, TurnLost, Work
+from actors.placement import AGGREGATOR, Member, Team
+from actors.recipe import Recipe, RunState
+from actors.recovery import Dropped, Event, Recovery
+from hsee_ray.aggregation import ModelId, plan_aggregation
+from hsee_ray.failures import Failure
 from hsee_ray.reports import EvaluationReport, RoundReport, TrainReport
 from hsee_ray.schedule import (
     aggregates_after,
@@ -30,35 +37,58 @@ EVALUATION_WINDOW = 2
 """Evaluation batches are large: two in flight keep client and server busy."""
 
 
-class Rounds:
-    """A run in progress: its actors, the newest averages by reference, and who has trained since."""
+K = TypeVar("K", bound=Hashable)
+MemberCall = tuple[Member, Callable[[], "ObjectRef[Any]"]]
+"""An actor, and what submits a call to it: a second time, too, when it has been replaced."""
 
-    def __init__(self, setup: Setup, team: Team, trained: Callable[[int], None]) -> None:
-        """`trained` is told of every piece of training that is done, in samples."""
+
+class Rounds:
+    """A run in progress: its actors, and how the state of every model can be made again."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        team: Team,
+        recovery: Recovery,
+        stop: StopRequest,
+        trained: Callable[[int], None],
+        entered: Callable[[int, str], None],
+    ) -> None:
+        """`trained` is told of every piece of training that is done, in samples; `entered` of every stage."""
         self.setup = setup
-        self.tell_trained = trained
         self.config = setup.config
         self.team = team
+        self.recovery = recovery
+        self.stop = stop
+        self.tell_trained = trained
+        self.tell_entered = entered
         self.concurrent = setup.config.cluster.concurrent or os.cpu_count() or 1
-        self.ledger = Ledger()
-        self.averages: dict[str, ObjectRef[Any]] = {}
-        self.trained: set[int] = set()
-
-    def run(self) -> Iterator[RoundReport]:
-        """Trains all rounds, one at a time."""
-        for round_number in range(1, self.config.training.rounds + 1):
-            yield self.run_round(round_number)
+        self.state = RunState()
+        self.whole = RunState()
+        """As it was after the last whole round."""
+        self.missing: set[int] = set()
+        """Clients that have no place on the cluster."""
 
     def run_round(self, round_number: int) -> RoundReport:
         begin = time.perf_counter()
-        who = participants(self.config, self.setup.fleet, round_number)
-        self._load(self.ledger.catch_up(self.config, self.setup.fleet, who), round_number)
-        client_training, server_training = self._train(round_number)
+        starting = not set(self.team.models) <= self.team.started
+        self._take_back_in(round_number)
+        absent = set(self.missing)
+        while True:
+            who = [n for n in participants(self.config, self.setup.fleet, round_number) if n not in self.missing]
+            self._load(self.state.ledger.catch_up(self.config, self.setup.fleet, who), round_number, "aggregate")
+            try:
+                client_training, server_training = self._train(round_number)
+            except TurnLost:
+                continue
+            break
         train_s = time.perf_counter() - begin
-        self.trained.update(who)
+        self.state.trained.update(client_training)
         if aggregates_after(self.config, round_number):
             self._aggregate(round_number)
         evaluation = self._evaluate(round_number) if evaluates_after(self.config, round_number) else {}
+        self.state.round_number = round_number
+        self.whole = self.state.copy()
         return RoundReport(
             round_number=round_number,
             learning_rate=learning_rate(self.config.training, round_number),
@@ -67,52 +97,109 @@ class Rounds:
             client_training=client_training,
             server_training=server_training,
             evaluation=evaluation,
+            starting=starting,
+            missing=tuple(sorted((absent | self.missing) - client_training.keys())),
         )
+
+    def go_to(self, state: RunState) -> None:
+        """Puts every model into a state of the run."""
+        self.state = state.copy()
+        self.whole = state.copy()
+        for model in self.team.models:
+            self.team.restore(model, self.state.recipe(model))
 
     def save(self, directory: str) -> list[str]:
         """Every actor writes its model file; returns the digest lines of all of them."""
-        fleet, last = self.setup.fleet, self.config.training.rounds
-        saves: dict[str, ObjectRef[Any]] = {
-            f"client {spec.label}": self.team.clients[spec.number].save.remote(directory) for spec in fleet.clients
-        }
-        for number, server in self.team.servers.items():
-            stem = "server" if self.team.shared_server else fleet.clients[number].server_file
-            saves[stem] = server.save.remote(directory, stem)
-        timeout_s = self.config.failures.step_timeout_s
-        return [line for who, ref in saves.items() for line in fetch(ref, who, last, "save", timeout_s)]
+        calls: dict[ModelId, MemberCall] = {}
+        for model in self.team.models:
+            if model.side == "server":
+                stem = "server" if self.team.shared_server else self.setup.fleet.clients[model.number].server_file
+                calls[model] = model, partial(self.team.submit, model, "save", directory, stem)
+            elif model.number not in self.missing:
+                calls[model] = model, partial(self.team.submit, model, "save", directory)
+            elif (recipe := self.state.recipe(model)).snapshot is not None:
+                stem = self.setup.fleet.clients[model.number].client_file
+                calls[model] = AGGREGATOR, self._for_another("save", recipe, directory, stem)
+        answers = self.all(calls, self.state.round_number, "save")
+        return [line for lines in answers.values() for line in lines]
+
+    def write_shard(self, model: ModelId, recipe: Recipe, uri: str, name: str, spread: bool) -> MemberCall:
+        """The call that writes a model's file of a checkpoint: its own actor's, or the aggregator's."""
+        if not spread or (model.side == "client" and model.number in self.missing):
+            return AGGREGATOR, self._for_another("write_shard", recipe, uri, name)
+        units, averages = tuple(recipe.loads), recipe.loads.values()
+        return model, partial(self.team.submit, model, "write_shard", uri, name, units, recipe.snapshot, *averages)
+
+    def _for_another(self, method: str, recipe: Recipe, *args: Any) -> Callable[[], ObjectRef[Any]]:
+        def call() -> ObjectRef[Any]:
+            method_of_actor = getattr(self.team.actors[AGGREGATOR], method)
+            ref: ObjectRef[Any] = method_of_actor.remote(
+                *args, tuple(recipe.loads), recipe.snapshot, *recipe.loads.values()
+            )
+            return ref
+
+        return call
+
+    def all(self, calls: Mapping[K, MemberCall], round_number: int, stage: str) -> dict[K, Any]:
+        """The answers to calls of actors. An actor that fails is replaced and called again."""
+        self.tell_entered(round_number, stage)
+        under_way: Calls[K] = Calls(self.team, round_number, stage, self.stop)
+        answers: dict[K, Any] = {}
+        for key, (member, call) in calls.items():
+            under_way.add(call(), member, key)
+        while under_way:
+            answer = under_way.next()
+            if answer.failure is None:
+                self.recovery.answered(answer.member, round_number, stage)
+                answers[answer.tag] = answer.value
+                continue
+            failed = answer.member
+            under_way.forget(lambda member, _, failed=failed: member == failed)  # type: ignore[misc]
+            if self.replace(failed, answer.failure):
+                for key, (member, call) in calls.items():
+                    if member == failed and key not in answers:
+                        under_way.add(call(), member, key)
+        return answers
 
     def _train(self, round_number: int) -> tuple[dict[int, TrainReport], dict[int, TrainReport]]:
-        def client_call(work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
-            client = self.team.clients[work.client]
-            return client.train.options(num_returns=2).remote(round_number, work.first, work.last)
-
-        def server_call(server: int, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
-            return self.team.servers[server].train.remote(work.client, round_number, features)
-
-        parts: dict[int, list[tuple[int, TrainReport, TrainReport | None]]] = {}
+        self.tell_entered(round_number, "train")
         works, window = self._training_works(round_number)
-        pipeline = Pipeline(works, client_call, server_call, self.concurrent, window, self.team.shared_server)
-        for done in pipeline.run(round_number, "train", self._timeout_s(round_number)):
-            self.tell_trained(done.client_report.samples)
-            part = (done.work.first, done.client_report, done.server_report)
-            parts.setdefault(done.work.client, []).append(part)
-        nothing = TrainReport(0, ())
-        clients = {n: sum((part[1] for part in sorted(parts[n])), nothing) for n in sorted(parts)}
-        servers = {
-            n: sum((part[2] for part in sorted(parts[n]) if part[2] is not None), nothing)
-            for n in sorted(parts)
-            if self.setup.fleet.clients[n].has_server
-        }
+        stage = _Training(self, round_number)
+        calls: Calls[Any] = Calls(self.team, round_number, "train", self.stop)
+        pipeline = Pipeline(works, stage, calls, self.concurrent, window, self.team.shared_server)
+        parts: dict[int, dict[int, Done]] = {}
+        turns: dict[int, list[Work]] = {}
+        for work in works:
+            turns.setdefault(work.turn, []).append(work)
+        finished: set[int] = set()
+        for done in pipeline.run():
+            work = done.work
+            if not work.ends_turn:
+                of_client = parts.setdefault(work.client, {})
+                if work.first not in of_client:
+                    self.tell_trained(done.client_report.samples)
+                of_client[work.first] = done
+            if done.turn_done:
+                stage.commit(turns[work.turn])
+                finished.update(work.client for work in turns[work.turn])
+        clients: dict[int, TrainReport] = {}
+        servers: dict[int, TrainReport] = {}
+        for number in sorted(finished):
+            in_order = [part for _, part in sorted(parts[number].items())]
+            clients[number] = sum((part.client_report for part in in_order), TrainReport(0, ()))
+            if self.setup.fleet.clients[number].has_server:
+                servers[number] = sum((part.server_report for part in in_order), TrainReport(0, ()))
         return clients, servers
 
     def _training_works(self, round_number: int) -> tuple[list[Work], int]:
         """The round's work in the order that a shared server must see, and how many pieces may be in flight."""
         training, fleet = self.config.training, self.setup.fleet
-        queue = queue_order(self.config, fleet, round_number)
+        queue = [n for n in queue_order(self.config, fleet, round_number) if n not in self.missing]
         n_steps = {
             n: len(round_batches(training, self.setup.local_samples[n], fleet.clients[n].batch_size)) for n in queue
         }
-        together = 1 if training.turn == "batch" else max(1, min(self._steps_per_message(n) for n in queue))
+        one_turn = self.team.shared_server and training.turn == "batch"
+        together = 1 if one_turn else max(1, min((self._steps_per_message(n) for n in queue), default=1))
         pieces = {number: -(-steps // together) for number, steps in n_steps.items()}
         works = [
             Work(
@@ -120,66 +207,176 @@ class Rounds:
                 server=self.team.server_of(fleet.clients[number]),
                 first=piece * together,
                 last=min((piece + 1) * together, n_steps[number]),
+                turn=0 if one_turn else number,
             )
             for number, piece in ordered_steps(queue, pieces, training.turn)
         ]
-        return works, max(1, self.config.pipeline.max_in_flight // together)
+        return with_ends(works), max(1, self.config.pipeline.max_in_flight // together)
 
     def _steps_per_message(self, number: int) -> int:
         spec = self.setup.fleet.clients[number]
         batch_bytes = spec.batch_size * self.setup.feature_bytes(spec.cut)
         return min(-(-MESSAGE_BYTES // batch_bytes), max(1, self.config.pipeline.max_in_flight // 2))
 
-    def _timeout_s(self, round_number: int) -> float:
-        """How long nothing may come back; the first round also waits for its actors to start."""
-        starting = self.config.cluster.placement_timeout_s if round_number == 1 else 0.0
-        return self.config.failures.step_timeout_s + starting
-
     def _evaluate(self, round_number: int) -> dict[int, EvaluationReport]:
-        def client_call(work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
-            client = self.team.clients[work.client]
-            return client.evaluate.options(num_returns=2).remote(work.first, work.last)
-
-        def server_call(server: int, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
-            return self.team.servers[server].evaluate.remote(work.client, features)
-
+        self.tell_entered(round_number, "evaluate")
         size, n_test = self.config.evaluation.batch_size, len(self.setup.test_indices)
         works = [
-            Work(spec.number, self.team.server_of(spec), first, min(first + size, n_test))
+            Work(spec.number, self.team.server_of(spec), first, min(first + size, n_test), turn=spec.number)
             for spec in self.setup.fleet.clients
+            if spec.number not in self.missing
             for first in range(0, n_test, size)
         ]
+        calls: Calls[Any] = Calls(self.team, round_number, "evaluate", self.stop)
+        stage = _Evaluation(self, round_number)
+        pipeline = Pipeline(works, stage, calls, self.concurrent, EVALUATION_WINDOW, self.team.shared_server)
+        parts: dict[int, dict[int, EvaluationReport]] = {}
+        for done in pipeline.run():
+            parts.setdefault(done.work.client, {})[done.work.first] = done.server_report or done.client_report
         reports: dict[int, EvaluationReport] = {}
-        pipeline = Pipeline(
-            works, client_call, server_call, self.concurrent, EVALUATION_WINDOW, self.team.shared_server
-        )
-        for done in pipeline.run(round_number, "evaluate", self.config.failures.step_timeout_s):
-            number, report = done.work.client, done.server_report or done.client_report
-            reports[number] = reports[number] + report if number in reports else report
-        return dict(sorted(reports.items()))
+        for number in sorted(parts.keys() - self.missing):
+            first, *others = parts[number].values()
+            reports[number] = sum(others, first)
+        return reports
 
     def _aggregate(self, round_number: int) -> None:
-        plan = plan_aggregation(self.config, self.setup.fleet, self.trained, self.setup.local_samples)
+        state = self.state
+        plan = plan_aggregation(self.config, self.setup.fleet, state.trained, self.setup.local_samples)
         keys = list(plan.copies)
         if keys:
-            states = [self._actor(model).state.remote() for model in plan.sources]
             groups = tuple(plan.copies[key] for key in keys)
-            refs: Any = self.team.aggregator.average.options(num_returns=len(keys)).remote(
-                groups, plan.sources, *states
-            )
-            self.averages.update(zip(keys, [refs] if len(keys) == 1 else refs, strict=True))
-            self._load(plan.takes, round_number)
-        self.ledger.record(plan, round_number)
-        self.trained.clear()
+            snapshots = [state.recipe(model).snapshot for model in plan.sources]
+            averages: list[ObjectRef[Any]] = []
 
-    def _load(self, takes: dict[ModelId, dict[str, str]], round_number: int) -> None:
+            def call() -> ObjectRef[Any]:
+                average: Any = self.team.actors[AGGREGATOR].average.options(num_returns=len(keys) + 1)
+                results = average.remote(groups, plan.sources, *snapshots)
+                averages[:] = results[:-1]
+                return results[-1]
+
+            self.all({AGGREGATOR: (AGGREGATOR, call)}, round_number, "aggregate")
+            state.averages.update(zip(keys, averages, strict=True))
+            self._load(plan.takes, round_number, "aggregate")
+        state.ledger.record(plan, round_number)
+        state.trained.clear()
+
+    def _load(self, takes: Mapping[ModelId, Mapping[str, str]], round_number: int, stage: str) -> None:
         """Hands averages to the models that take them, and waits until all have."""
-        calls: dict[ModelId, ObjectRef[Any]] = {
-            model: self._actor(model).load.remote(tuple(units), *(self.averages[key] for key in units.values()))
-            for model, units in takes.items()
-        }
-        for model, ref in calls.items():
-            fetch(ref, f"{model.side} {model.number}", round_number, "aggregate", self.config.failures.step_timeout_s)
+        calls: dict[ModelId, MemberCall] = {}
+        for model, units in takes.items():
+            averages = {unit: self.state.averages[key] for unit, key in units.items()}
+            self.state.recipes[model] = self.state.recipe(model).taking(averages)
+            calls[model] = model, partial(self.team.submit, model, "load", tuple(averages), *averages.values())
+        if calls:
+            self.all(calls, round_number, stage)
 
-    def _actor(self, model: ModelId) -> Any:
-        return (self.team.clients if model.side == "client" else self.team.servers)[model.number]
+    def replace(self, member: Member, failure: Failure) -> bool:
+        """Puts a new actor in the place of one that failed; False when it is a client that is now left out."""
+        try:
+            self.recovery.replace(member, failure, self.state)
+        except Dropped:
+            assert not isinstance(member, str)
+            self.missing.add(member.number)
+            return False
+        return True
+
+    def _take_back_in(self, round_number: int) -> None:
+        """Clients that have found a place since they were left out take part again."""
+        for number in sorted(self.missing):
+            client = ModelId("client", number)
+            if ray.wait([self.team.restored[client]], timeout=0, fetch_local=False)[0]:
+                self.missing.discard(number)
+                self.recovery.tell(Event(round_number, "start", self.team.label(client), "takes part again"))
+
+
+def with_ends(works: Iterable[Work]) -> list[Work]:
+    """The same work with a piece at the end of every client's share of a turn, in which states are recorded.
+
+    A server's state is recorded once, when its turn is over.
+    """
+    ordered: list[Work] = []
+    by_turn: dict[int, list[Work]] = {}
+    for work in works:
+        by_turn.setdefault(work.turn, []).append(work)
+    for turn, pieces in by_turn.items():
+        ordered.extend(pieces)
+        clients = dict.fromkeys(piece.client for piece in pieces)
+        server = next((piece.server for piece in pieces if piece.server is not None), None)
+        last = max((n for n in clients if any(p.client == n and p.server is not None for p in pieces)), default=None)
+        ordered.extend(Work(number, server if number == last else None, 0, 0, turn) for number in clients)
+    return ordered
+
+
+class _Stage:
+    """What training and evaluation have in common: failures are handled by the run's recovery."""
+
+    name: str
+
+    def __init__(self, rounds: Rounds, round_number: int) -> None:
+        self.rounds = rounds
+        self.team = rounds.team
+        self.round_number = round_number
+
+    def replace(self, member: Member, failure: Failure) -> bool:
+        return self.rounds.replace(member, failure)
+
+    def restore(self, model: ModelId) -> None:
+        self.team.restore(model, self.rounds.state.recipe(model))
+
+    def answered(self, member: Member) -> None:
+        self.rounds.recovery.answered(member, self.round_number, self.name)
+
+
+class _Training(_Stage):
+    """Steps on both sides of the cut; at the end of a turn, snapshots of both."""
+
+    name = "train"
+
+    def __init__(self, rounds: Rounds, round_number: int) -> None:
+        super().__init__(rounds, round_number)
+        self.snapshots: dict[tuple[Work, ModelId], ObjectRef[Any]] = {}
+
+    def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
+        client = ModelId("client", work.client)
+        if work.ends_turn:
+            snapshot, nothing = self.team.submit(client, "snapshot", num_returns=2)
+            self.snapshots[work, client] = snapshot
+            return snapshot, nothing
+        features, report = self.team.submit(client, "train", self.round_number, work.first, work.last, num_returns=2)
+        return features, report
+
+    def server_call(self, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
+        assert work.server is not None
+        server = ModelId("server", work.server)
+        report: ObjectRef[Any]
+        if work.ends_turn:
+            self.snapshots[work, server], report = self.team.submit(server, "snapshot", num_returns=2)
+            return report
+        report = self.team.submit(server, "train", work.client, self.round_number, features)
+        return report
+
+    def commit(self, works: Iterable[Work]) -> None:
+        """The turn is over: from now on its models go back to its end."""
+        for work in works:
+            if work.ends_turn:
+                models = [ModelId("client", work.client)]
+                if work.server is not None:
+                    models.append(ModelId("server", work.server))
+                for model in models:
+                    self.rounds.state.recipes[model] = Recipe(self.snapshots.pop((work, model)))
+
+
+class _Evaluation(_Stage):
+    """The test images through both sides of the cut."""
+
+    name = "evaluate"
+
+    def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
+        client = ModelId("client", work.client)
+        features, report = self.team.submit(client, "evaluate", work.first, work.last, num_returns=2)
+        return features, report
+
+    def server_call(self, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
+        assert work.server is not None
+        report: ObjectRef[Any] = self.team.submit(ModelId("server", work.server), "evaluate", work.client, features)
+        return report

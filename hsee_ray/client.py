@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,9 @@ from hsee_ray.keys import generator
 from hsee_ray.model import Model
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.schedule import BatchSlice, round_batches
+from hsee_ray.snapshot import Snapshot
 from hsee_ray.split import build_exit, client_units
-from hsee_ray.steps import client_step
+from hsee_ray.steps import NonFiniteLoss, client_step, refuse_nonfinite, undone_if_nonfinite
 from hsee_ray.wire import FeatureBatch, Packet, encode
 
 Array = np.ndarray[Any, Any]
@@ -66,27 +68,34 @@ class Client:
         self.spec = spec
         self.data = data
         self.model = Model(client_units(backbone.units, spec.cut), exit_head, config.training, device)
+        self.skips = config.failures.on_nonfinite == "skip_batch"
         self._order: tuple[int, int, Array] | None = None
 
     def train(self, round_number: int, first: int, last: int) -> tuple[Packet, TrainReport]:
         """Steps first..last-1 of a round; the features of each batch are from before its step.
 
-        A client without a server (cut L) gives an empty packet.
+        A client without a server (cut L) gives an empty packet. A batch whose loss is not finite raises NonFiniteError,
+        or is left out, as `failures.on_nonfinite` says.
         """
         self.model.train_mode(round_number)
         batches = round_batches(self.config.training, len(self.data.train), self.spec.batch_size)[first:last]
         packet: list[FeatureBatch] = []
         losses: list[float] = []
-        samples = 0
+        samples = skipped = 0
         for batch in batches:
             x_BCHW, y_B = self._training_batch(round_number, batch)
-            h, loss = client_step(self.model.network, self.model.exit_head, self.model.optimizer, x_BCHW, y_B)
             samples += len(y_B)
+            try:
+                h, loss = self._step(x_BCHW, y_B)
+            except NonFiniteLoss as error:
+                refuse_nonfinite(self.config, self.spec.client_file, "exit", round_number, batch.step, error)
+                skipped += 1
+                continue
             losses.append(loss)
             if self.spec.has_server:
-                packet.append(encode(h, y_B))
+                packet.append(encode(h, y_B, batch.step))
         sent_bytes = sum(message.sent_bytes for message in packet)
-        return tuple(packet), TrainReport(samples, tuple(losses), sent_bytes)
+        return tuple(packet), TrainReport(samples, tuple(losses), sent_bytes, skipped)
 
     @torch.no_grad()
     def evaluate(self, first: int, last: int) -> tuple[Packet, EvaluationReport | None]:
@@ -113,6 +122,19 @@ class Client:
             taus=self.config.exits.taus,
             sent_bytes=0,
         )
+
+    def snapshot(self) -> Snapshot:
+        """A copy of everything that decides this client's future."""
+        return Snapshot(self.model.state())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot."""
+        self.model.restore(snapshot.units)
+
+    def _step(self, x_BCHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, float]:
+        model = self.model
+        with undone_if_nonfinite(model.network) if self.skips else nullcontext():
+            return client_step(model.network, model.exit_head, model.optimizer, x_BCHW, y_B)
 
     def _training_batch(self, round_number: int, batch: BatchSlice) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self._epoch_order(round_number, batch.epoch)[batch.start : batch.stop]

@@ -192,10 +192,23 @@ class ClusterConfig(_Model):
     placement_timeout_s: float = Field(300.0, gt=0)
 
 
-class FailuresConfig(_Model):
-    """When an actor counts as lost."""
+class CheckpointConfig(_Model):
+    """How often the state of the whole run is written down, and where."""
 
-    step_timeout_s: float = Field(900.0, gt=0)
+    every: int = Field(5, ge=1)
+    keep: int = Field(2, ge=1)
+    uri: str | None = None
+    grace_s: float = Field(30.0, ge=0)
+
+
+class FailuresConfig(_Model):
+    """When an actor counts as lost, and what is done about it."""
+
+    max_per_actor: int = Field(3, ge=0)
+    max_total: int = Field(20, ge=0)
+    step_timeout_s: float = Field(300.0, gt=0)
+    on_lost_client: Literal["wait", "drop"] = "wait"
+    on_nonfinite: Literal["stop", "skip_batch"] = "stop"
 
 
 class Config(_Model):
@@ -211,6 +224,7 @@ class Config(_Model):
     exits: ExitsConfig = ExitsConfig()
     pipeline: PipelineConfig = PipelineConfig()
     cluster: ClusterConfig = ClusterConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     failures: FailuresConfig = FailuresConfig()
 
     @model_validator(mode="after")

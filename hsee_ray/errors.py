@@ -30,6 +30,18 @@ class RunError(HseeError):
     """A run that had started and then failed."""
 
 
+class Interrupted(HseeError):
+    """The run was asked to stop, and has; everything up to its last whole round is in a checkpoint."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class NonFiniteError(RunError):
+    """A loss that is infinite or no number."""
+
+
 class ClientError(RunError):
     """A client or its server failed: says who, when and at which stage."""
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from hsee_ray.errors import DataError
 from hsee_ray.fleet import ClientSpec, Fleet
 from hsee_ray.reports import EvaluationReport, RoundReport
+from hsee_ray.storage import write_whole
 
 SCHEMA = pa.schema(
     [
@@ -54,23 +55,31 @@ def metric_rows(report: RoundReport, fleet: Fleet, taus: Sequence[float]) -> lis
         MetricRow(number, None, None, "samples_per_s", None, report.samples / report.train_s),
         MetricRow(number, None, None, "wall_s", None, report.wall_s),
     ]
+    for missing in report.missing:
+        client = fleet.clients[missing]
+        rows.append(MetricRow(number, client.number, client.tier, "missing", None, 1.0))
     for client in fleet.clients:
         for metric, tau, value in _client_metrics(report, client, taus):
             rows.append(MetricRow(number, client.number, client.tier, metric, tau, float(value)))
     return rows
 
 
-def write_metrics(path: Path, rows: Iterable[MetricRow]) -> None:
-    """Parquet file of the rows; it appears under its name only when it is complete."""
+def metrics_table(rows: Iterable[MetricRow]) -> pa.Table:
+    """The rows as a table with the columns of SCHEMA."""
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in SCHEMA]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    partial = path.with_name(f"{path.name}.partial")
-    pq.write_table(pa.table(arrays, schema=SCHEMA), partial)
-    partial.replace(path)
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Parquet file of a table; it appears under its name only when it is complete."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_whole(path, sink.getvalue().to_pybytes())
 
 
 def read_metrics(path: Path) -> pa.Table:
-    """Table of a file that `write_metrics` wrote, with the columns of SCHEMA.
+    """Table of a file that `write_table` wrote, with the columns of SCHEMA.
 
     Raises DataError when the file is missing or damaged.
     """
@@ -90,9 +99,13 @@ def _client_metrics(
         yield "client_loss", None, trained.mean_loss
         yield "train_samples", None, trained.samples
         yield "train_sent_bytes", None, trained.sent_bytes
+        if trained.skipped:
+            yield "client_skipped_batches", None, trained.skipped
     taught = report.server_training.get(client.number)
     if taught is not None:
         yield "server_loss", None, taught.mean_loss
+        if taught.skipped:
+            yield "server_skipped_batches", None, taught.skipped
     evaluated = report.evaluation.get(client.number)
     if evaluated is not None:
         yield from _evaluation_metrics(evaluated, taus)

@@ -59,6 +59,12 @@ class Model:
                 reset_optimizer(self.units[name], self.optimizer)
             write_unit(self.units[name], self.optimizer, average)
 
+    def restore(self, units: ModelState) -> None:
+        """Makes the state that `state` gave the model's own again, optimiser included."""
+        for name, unit in self.units.items():
+            reset_optimizer(unit, self.optimizer)
+            write_unit(unit, self.optimizer, units[name])
+
     def _set_mode(self, training: bool) -> None:
         self.network.train(training)
         if self.exit_head is not None:

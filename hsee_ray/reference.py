@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 
 from hsee_ray.aggregation import Ledger, ModelId, average_units, plan_aggregation
-from hsee_ray.checkpoint import digest_lines, weights_sha256
 from hsee_ray.model import Model
 from hsee_ray.reports import EvaluationReport, RoundReport, TrainReport
 from hsee_ray.schedule import (
@@ -22,6 +21,7 @@ from hsee_ray.schedule import (
 )
 from hsee_ray.setup import Setup, build_client, build_server, mapped_client_data, served_by_one
 from hsee_ray.state import Arrays, UnitState, named_tensors
+from hsee_ray.weights import digest_lines, weights_sha256
 
 
 class Reference:

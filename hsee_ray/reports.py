@@ -21,9 +21,16 @@ class TrainReport:
     """Mean cross-entropy of each step in nats."""
     sent_bytes: int = 0
     """Features and labels that left the client; 0 on the server's side."""
+    skipped: int = 0
+    """Batches without an update, because their loss was not finite."""
 
     def __add__(self, other: TrainReport) -> TrainReport:
-        return TrainReport(self.samples + other.samples, self.losses + other.losses, self.sent_bytes + other.sent_bytes)
+        return TrainReport(
+            self.samples + other.samples,
+            self.losses + other.losses,
+            self.sent_bytes + other.sent_bytes,
+            self.skipped + other.skipped,
+        )
 
     @property
     def mean_loss(self) -> float:
@@ -81,7 +88,11 @@ class RoundReport:
     server_training: Mapping[int, TrainReport]
     """By the number of the client whose features were learnt from; none for a client with cut L."""
     evaluation: Mapping[int, EvaluationReport] = field(default_factory=dict)
-    """By client number, every client; empty in rounds that are not evaluated."""
+    """By client number, every client that is there; empty in rounds that are not evaluated."""
+    starting: bool = False
+    """Whether actors started in it, so that its time says nothing about speed."""
+    missing: tuple[int, ...] = ()
+    """Clients that had no place on the cluster."""
 
     @property
     def samples(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -14,9 +15,10 @@ from hsee_ray.exits import evaluation_report
 from hsee_ray.fleet import ClientSpec
 from hsee_ray.model import Model
 from hsee_ray.reports import EvaluationReport, TrainReport
+from hsee_ray.snapshot import Snapshot
 from hsee_ray.split import server_units
 from hsee_ray.state import Arrays, named_tensors, statistics_names, to_array
-from hsee_ray.steps import server_step
+from hsee_ray.steps import NonFiniteLoss, refuse_nonfinite, server_step, undone_if_nonfinite
 from hsee_ray.wire import Packet, decode
 
 StatisticsSet = dict[str, torch.Tensor]
@@ -40,6 +42,7 @@ class Server:
         self.first_cut = min(spec.cut for spec in served)
         self.model = Model(server_units(backbone.units, self.first_cut), None, config.training, device)
         self.keeps_sets = len(served) > 1 and config.training.norm_statistics == "per_client"
+        self.skips = config.failures.on_nonfinite == "skip_batch"
         self._initial_statistics = self._read_statistics()
         self._statistics: dict[int, StatisticsSet] = {}
 
@@ -51,12 +54,18 @@ class Server:
         entry = self.specs[client].cut - self.first_cut
         network = _From(self.model.network, entry)
         losses: list[float] = []
-        samples = 0
+        samples = skipped = 0
         for batch in packet:
             h, y_B = decode(batch, self.model.device)
-            losses.append(server_step(network, self.model.optimizer, h, y_B))
             samples += len(y_B)
-        return TrainReport(samples, tuple(losses))
+            try:
+                with undone_if_nonfinite(network) if self.skips else nullcontext():
+                    losses.append(server_step(network, self.model.optimizer, h, y_B))
+            except NonFiniteLoss as error:
+                who = self.specs[client].client_file
+                refuse_nonfinite(self.config, who, "server", round_number, batch.step, error)
+                skipped += 1
+        return TrainReport(samples, tuple(losses), skipped=skipped)
 
     @torch.no_grad()
     def evaluate(self, client: int, packet: Packet) -> EvaluationReport:
@@ -77,6 +86,22 @@ class Server:
             taus=self.config.exits.taus,
             sent_bytes=batch.feature_bytes,
         )
+
+    def snapshot(self) -> Snapshot:
+        """A copy of everything that decides this server's future."""
+        sets = {
+            number: {name: to_array(tensor) for name, tensor in kept.items()}
+            for number, kept in self._statistics.items()
+        }
+        return Snapshot(self.model.state(), sets)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot."""
+        self.model.restore(snapshot.units)
+        self._statistics = {
+            number: {name: torch.from_numpy(array).clone().to(self.model.device) for name, array in kept.items()}
+            for number, kept in snapshot.sets.items()
+        }
 
     def tensors(self) -> Arrays:
         """Parameters and buffers; a shared server's statistics once per client, as `client-<label>.<name>`."""

@@ -6,11 +6,20 @@ for a server. Legend: B batch, K classes; h is the features at the cut, x the no
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hsee_ray.config import OptimizerConfig
+from hsee_ray.config import Config, OptimizerConfig
+from hsee_ray.errors import NonFiniteError
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of a batch is infinite or no number; no parameter has been changed."""
 
 
 def client_step(
@@ -22,7 +31,7 @@ def client_step(
 ) -> tuple[torch.Tensor, float]:
     """One step on f^c and f^o: loss = CE(f^o(f^c(x)), y). Returns (h, loss in nats), h detached, from before the step.
 
-    Without an exit head (cut L) the network's own output is the logits.
+    Without an exit head (cut L) the network's own output is the logits. Raises NonFiniteLoss.
     """
     h = network(x_BCHW)
     loss = functional.cross_entropy(h if exit_head is None else exit_head(h), y_B)
@@ -30,16 +39,41 @@ def client_step(
 
 
 def server_step(network: nn.Module, optimizer: torch.optim.Optimizer, h: torch.Tensor, y_B: torch.Tensor) -> float:
-    """One step on f^s: loss = CE(f^s(h), y) in nats, returned. Its gradient stops at h."""
+    """One step on f^s: loss = CE(f^s(h), y) in nats, returned. Its gradient stops at h. Raises NonFiniteLoss."""
     return _descend(optimizer, functional.cross_entropy(network(h), y_B))
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NonFiniteLoss(value)
     # Gradients are dropped, not zeroed: a unit that the batch did not pass gets no update, not even weight decay.
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return loss.item()
+    return value
+
+
+@contextmanager
+def undone_if_nonfinite(network: nn.Module) -> Iterator[None]:
+    """Puts the network's buffers back when a step in the block fails: its forward pass has updated batch norm."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    try:
+        yield
+    except NonFiniteLoss:
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
+        raise
+
+
+def refuse_nonfinite(config: Config, who: str, which: str, round_number: int, step: int, error: NonFiniteLoss) -> None:
+    """Raises NonFiniteError that names client, round, batch and loss, unless such batches are to be skipped."""
+    if config.failures.on_nonfinite == "stop":
+        raise NonFiniteError(
+            f"the {which} loss of {who} is {error} in round {round_number}, batch {step + 1}; lower "
+            "training.optimizer.lr, or leave such batches out (failures.on_nonfinite=skip_batch)"
+        ) from error
 
 
 def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

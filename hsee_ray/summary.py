@@ -9,7 +9,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from hsee_ray.config import Config
 from hsee_ray.fleet import ClientSpec, Fleet
 from hsee_ray.reports import EvaluationReport, RoundReport
+from hsee_ray.storage import write_whole
 
 CENTRAL = "central"
 """Identity of Centralized's only client, where others have their number."""
@@ -26,6 +27,7 @@ CENTRAL = "central"
 _AVERAGED = (
     "samples",
     "client_accuracy",
+    "server_accuracy",
     "majority_rate",
     "train_sent_bytes",
     "eval_samples",
@@ -55,23 +57,29 @@ class RunTotals:
     samples: int = 0
     """Training samples behind `train_s`."""
     train_s: float = 0.0
-    """Seconds of training, without the first round: actors start in it, unless it is the only one."""
+    """Seconds of training in rounds in which no actors started; in all rounds, as long as there is no such round."""
+    warm: bool = False
+    """Whether there has been a round in which no actors started."""
     train_sent_bytes: dict[int, int] = field(default_factory=dict)
     """By client number, over all rounds."""
     evaluation: Mapping[int, EvaluationReport] = field(default_factory=dict)
-    """Of the last round that was evaluated, by client number."""
+    """Of the last round in which a client was evaluated, by client number."""
+    missed_rounds: dict[int, list[int]] = field(default_factory=dict)
+    """By client number, the rounds in which it had no place on the cluster."""
 
     def add(self, report: RoundReport) -> None:
         """Counts one more round."""
-        if self.rounds == 1:
-            self.samples, self.train_s = 0, 0.0
         self.rounds = report.round_number
-        self.samples += report.samples
-        self.train_s += report.train_s
+        if not report.starting and not self.warm:
+            self.warm, self.samples, self.train_s = True, 0, 0.0
+        if report.starting != self.warm:
+            self.samples += report.samples
+            self.train_s += report.train_s
         for number, trained in report.client_training.items():
             self.train_sent_bytes[number] = self.train_sent_bytes.get(number, 0) + trained.sent_bytes
-        if report.evaluation:
-            self.evaluation = report.evaluation
+        self.evaluation = {**self.evaluation, **report.evaluation}
+        for number in report.missing:
+            self.missed_rounds.setdefault(number, []).append(report.round_number)
 
 
 def build_summary(
@@ -82,13 +90,14 @@ def build_summary(
     weights_sha256: str,
     wall_s: float,
     data: DataSummary,
+    failures: Mapping[str, int],
 ) -> dict[str, Any]:
     """Content of `summary.json` for a finished run, of which the last round was evaluated.
 
-    `local_samples` counts each client's own training samples, in the order of the fleet. Accuracies and ratios lie in
-    [0, 1]; `samples_per_s` counts training samples per second of training after the first round. Tiers and `overall`
-    are means over their clients, each client with the same weight; `server_accuracy` is the mean over the clients
-    that have one, or None.
+    `failures` counts the replaced actors by name. `local_samples` counts each client's own training samples, in the
+    order of the fleet. Accuracies and ratios lie in [0, 1]; `samples_per_s` counts training samples per second of
+    training, without rounds in which actors started. Tiers and `overall` are means over their clients, each client
+    with the same weight; `server_accuracy` is the mean over the clients that have one, or None.
     """
     clients = [
         _client_summary(client, samples, totals, config.exits.taus)
@@ -101,6 +110,7 @@ def build_summary(
         "wall_s": wall_s,
         "samples_per_s": totals.samples / totals.train_s,
         "weights_sha256": weights_sha256,
+        "failures": dict(failures),
         "environment": environment(),
         "data": asdict(data),
         "model_units": list(fleet.unit_names),
@@ -130,31 +140,39 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
     It appears under its name only when it is complete.
     """
-    partial = path.with_name(f"{path.name}.partial")
     text = json.dumps(_finite(summary), indent=2, allow_nan=False, ensure_ascii=False)
-    partial.write_text(f"{text}\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, f"{text}\n".encode())
 
 
 def _client_summary(client: ClientSpec, samples: int, totals: RunTotals, taus: Sequence[float]) -> dict[str, Any]:
-    evaluated = totals.evaluation[client.number]
-    server_correct = evaluated.server_correct
-    gates = zip(taus, evaluated.gated_correct, evaluated.offloaded, strict=True)
     return {
         "id": CENTRAL if client.label == CENTRAL else client.number,
         "tier": client.tier,
         "cut": client.cut_name,
         "cut_index": client.cut,
         "samples": samples,
-        "client_accuracy": evaluated.client_correct / evaluated.samples,
-        "server_accuracy": None if server_correct is None else server_correct / evaluated.samples,
-        "majority_rate": max(evaluated.label_counts) / evaluated.samples,
         "train_sent_bytes": totals.train_sent_bytes.get(client.number, 0),
-        "eval_samples": evaluated.samples,
+        "missed_rounds": totals.missed_rounds.get(client.number, []),
+        **_evaluation_summary(totals.evaluation.get(client.number), taus),
+    }
+
+
+def _evaluation_summary(evaluated: EvaluationReport | None, taus: Sequence[float]) -> dict[str, Any]:
+    """What the last evaluation found; None in place of every figure of a client that was never there for one."""
+    if evaluated is None:
+        nothing = [{"tau": tau, "accuracy": None, "offload_ratio": None} for tau in taus]
+        names = ("client_accuracy", "server_accuracy", "majority_rate", "eval_samples", "eval_sent_bytes")
+        return {**dict.fromkeys(names), "gated": nothing}
+    samples, server_correct = evaluated.samples, evaluated.server_correct
+    gates = zip(taus, evaluated.gated_correct, evaluated.offloaded, strict=True)
+    return {
+        "client_accuracy": evaluated.client_correct / samples,
+        "server_accuracy": None if server_correct is None else server_correct / samples,
+        "majority_rate": max(evaluated.label_counts) / samples,
+        "eval_samples": samples,
         "eval_sent_bytes": evaluated.sent_bytes,
         "gated": [
-            {"tau": tau, "accuracy": correct / evaluated.samples, "offload_ratio": sent / evaluated.samples}
-            for tau, correct, sent in gates
+            {"tau": tau, "accuracy": correct / samples, "offload_ratio": sent / samples} for tau, correct, sent in gates
         ],
     }
 
@@ -171,18 +189,22 @@ def _tier_summary(tier: str, clients: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _means(clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    served = [client["server_accuracy"] for client in clients if client["server_accuracy"] is not None]
-    means: dict[str, Any] = {name: fmean(client[name] for client in clients) for name in _AVERAGED}
-    means["server_accuracy"] = fmean(served) if served else None
+    means: dict[str, Any] = {name: _mean(client[name] for client in clients) for name in _AVERAGED}
     means["gated"] = [
         {
             "tau": gates[0]["tau"],
-            "accuracy": fmean(gate["accuracy"] for gate in gates),
-            "offload_ratio": fmean(gate["offload_ratio"] for gate in gates),
+            "accuracy": _mean(gate["accuracy"] for gate in gates),
+            "offload_ratio": _mean(gate["offload_ratio"] for gate in gates),
         }
         for gates in zip(*(client["gated"] for client in clients), strict=True)
     ]
     return means
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of those that there are; None when there are none."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None
 
 
 def _cpu_model() -> str | None:

@@ -115,17 +115,18 @@ def _tau_index(summary: Mapping[str, Any], tau: float | None) -> int:
 
 def _tier_cells(means: Mapping[str, Any], clients: Sequence[Mapping[str, Any]], index: int) -> list[str]:
     gate = means["gated"][index]
-    bytes_per_sample = fmean(
+    sent_bytes = [
         client["eval_sent_bytes"] / client["eval_samples"] * client["gated"][index]["offload_ratio"]
         for client in clients
-    )
+        if client["eval_samples"]
+    ]
     return [
         str(means["clients"]),
         _percent(means["client_accuracy"]),
         _percent(means["server_accuracy"]),
         _percent(gate["accuracy"]),
         _percent(gate["offload_ratio"]),
-        f"{bytes_per_sample:,.0f}",
+        f"{fmean(sent_bytes):,.0f}" if sent_bytes else NONE,
     ]
 
 

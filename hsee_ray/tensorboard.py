@@ -30,7 +30,7 @@ PER_CLIENT = ("client_loss", "server_loss", "client_accuracy", "server_accuracy"
 
 
 class RunBoard:
-    """Writes one run's event file; every call is on disk when it returns."""
+    """Writes one event file; every call is on disk when it returns."""
 
     def __init__(self, log_dir: Path, config: Config, fleet: Fleet) -> None:
         self._writer = SummaryWriter(str(log_dir))
@@ -87,8 +87,14 @@ class RunBoard:
         edges = np.linspace(0.0, 1.0, CONFIDENCE_BINS + 1)
         middles = (edges[:-1] + edges[1:]) / 2
         for tier in self._fleet.tiers:
-            numbers = [client.number for client in self._fleet.clients if client.tier == tier]
-            counts = np.sum([report.evaluation[number].confidence_counts for number in numbers], axis=0)
+            evaluated = [
+                report.evaluation[client.number]
+                for client in self._fleet.clients
+                if client.tier == tier and client.number in report.evaluation
+            ]
+            if not evaluated:
+                continue
+            counts = np.sum([each.confidence_counts for each in evaluated], axis=0)
             self._writer.add_histogram_raw(
                 f"confidence/{tier}",
                 min=0.0,
@@ -142,12 +148,11 @@ def _final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         "final/samples_per_s": summary["samples_per_s"],
     }
     for means, group in [(overall, ""), *((tier, f"/{tier['name']}") for tier in summary["tiers"])]:
-        if means["server_accuracy"] is not None:
-            metrics[f"final/server_accuracy{group}"] = means["server_accuracy"]
+        metrics[f"final/server_accuracy{group}"] = means["server_accuracy"]
     for gate in overall["gated"]:
         metrics[f"final/gated_accuracy/tau={gate['tau']:g}"] = gate["accuracy"]
         metrics[f"final/offload_ratio/tau={gate['tau']:g}"] = gate["offload_ratio"]
-    return metrics
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

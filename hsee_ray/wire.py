@@ -32,6 +32,8 @@ class FeatureBatch:
     """The exit's confidence in [0, 1]; in evaluation only."""
     prediction_B: np.ndarray[Any, Any] | None = None
     """The exit's answer; in evaluation only."""
+    step: int = 0
+    """The batch's number in its round, from 0; in training only."""
 
     @property
     def feature_bytes(self) -> int:
@@ -47,11 +49,11 @@ Packet = tuple[FeatureBatch, ...]
 """Consecutive batches of one client that travel together."""
 
 
-def encode(h: torch.Tensor, y_B: torch.Tensor) -> FeatureBatch:
+def encode(h: torch.Tensor, y_B: torch.Tensor, step: int = 0) -> FeatureBatch:
     """Message of detached features h, (B, C, H, W) or any other shape, and labels. Copies nothing on the CPU."""
     channels_last = h.dim() == 4 and h.is_contiguous(memory_format=torch.channels_last)
     laid_out = h.permute(0, 2, 3, 1) if channels_last else h.contiguous()
-    return FeatureBatch(laid_out.cpu().numpy(), channels_last, y_B.cpu().numpy())
+    return FeatureBatch(laid_out.cpu().numpy(), channels_last, y_B.cpu().numpy(), step=step)
 
 
 def decode(batch: FeatureBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,8 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train a configuration",
+    "chaos": "train while actors are killed, and compare the weights",
+    "bench": "measure what snapshots cost",
     "compare": "one table over several finished runs",
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from actors.driver import Listener
+from actors.recovery import Event
 from hsee_ray.config import Config
 from hsee_ray.reports import RoundReport, TrainReport
 from hsee_ray.schedule import participants
@@ -23,9 +24,9 @@ def show_progress(config: Config, run_dir: Path) -> Iterator[Listener]:
             yield listener
     else:
         yield Listener(
-            started=lambda setup: print(_opening(setup, run_dir), flush=True),
-            trained=lambda samples: None,
+            started=lambda setup, done: print(_opening(setup, run_dir, done), flush=True),
             finished_round=lambda report: print(round_line(config, report), flush=True),
+            happened=lambda event: print(event, flush=True),
         )
 
 
@@ -43,9 +44,9 @@ def _live_bar(config: Config, run_dir: Path) -> Iterator[Listener]:
     with Progress(*columns) as progress:
         bar = progress.add_task("starting", total=None, speed="")
 
-        def started(setup: Setup) -> None:
-            progress.console.print(_opening(setup, run_dir), highlight=False)
-            progress.update(bar, description="round 1", total=_samples_of_run(setup))
+        def started(setup: Setup, done: int) -> None:
+            progress.console.print(_opening(setup, run_dir, done), highlight=False)
+            progress.update(bar, description=f"round {done + 1}", total=_samples_after(setup, done))
 
         def trained(samples: int) -> None:
             speed = progress.tasks[bar].speed
@@ -55,7 +56,10 @@ def _live_bar(config: Config, run_dir: Path) -> Iterator[Listener]:
             progress.console.print(round_line(config, report), highlight=False)
             progress.update(bar, description=f"round {min(report.round_number + 1, config.training.rounds)}")
 
-        yield Listener(started, trained, finished_round)
+        def happened(event: Event) -> None:
+            progress.console.print(str(event), highlight=False, markup=False)
+
+        yield Listener(started=started, trained=trained, finished_round=finished_round, happened=happened)
 
 
 def round_line(config: Config, report: RoundReport) -> str:
@@ -77,25 +81,26 @@ def _loss(training: Mapping[int, TrainReport]) -> str:
     return f"{fmean(report.mean_loss for report in training.values()):.3f}"
 
 
-def _opening(setup: Setup, run_dir: Path) -> str:
+def _opening(setup: Setup, run_dir: Path, done: int) -> str:
     tiers = []
     for tier in setup.fleet.tiers:
         clients = [client for client in setup.fleet.clients if client.tier == tier]
         tiers.append(f"{len(clients)} {tier} (cut {clients[0].cut_name})")
     training = setup.config.training
+    resumed = f", {done} of them done" if done else ""
     return (
         f"{training.strategy}: {', '.join(tiers)}; {sum(setup.local_samples)} training images of "
-        f"{setup.files.name}, {training.rounds} rounds -> {run_dir}"
+        f"{setup.files.name}, {training.rounds} rounds{resumed} -> {run_dir}"
     )
 
 
-def _samples_of_run(setup: Setup) -> int | None:
-    """Training samples of all rounds; unknown where rounds are counted in steps."""
+def _samples_after(setup: Setup, done: int) -> int | None:
+    """Training samples of the rounds that are left; unknown where rounds are counted in steps."""
     training = setup.config.training
     if training.local_steps is not None:
         return None
     return training.local_epochs * sum(
         setup.local_samples[number]
-        for round_number in range(1, training.rounds + 1)
+        for round_number in range(done + 1, training.rounds + 1)
         for number in participants(setup.config, setup.fleet, round_number)
     )

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
 if TYPE_CHECKING:
+    from types import FrameType
+
+    from actors.interrupt import StopRequest
     from hsee_ray.config import Config
     from hsee_ray.run import Run
 
@@ -26,6 +29,11 @@ examples:
   python -m jobs.train --config jobs/configs/quickstart.yaml
   python -m jobs.train --config jobs/configs/cifar10_cpu.yaml --set data.root=/data/cifar10 training.rounds=5
   python -m jobs.train --config my.yaml --set tiers.0.cut=layer1 --set 'data.partition={kind: dirichlet, alpha: 0.3}'
+
+  python -m jobs.train --resume runs/my-20260101-120000 --set training.rounds=20
+
+Ctrl-C or SIGTERM: the run ends with the round, at the latest after checkpoint.grace_s, and leaves a checkpoint from
+which --resume goes on; a second Ctrl-C ends it at once.
 
 exit codes:
   0 done    1 the run failed (who, round and stage on stderr, traceback in the run directory's error.log)
@@ -54,12 +62,15 @@ def default_run_dir(name: str) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = _parser().parse_args(argv)
-    from hsee_ray.errors import RunError, UserError
+    from hsee_ray.errors import Interrupted, RunError, UserError
 
-    # Ends through the same clean-up as an error does: the local Ray goes with the run.
+    # Until the run can follow a request to stop, SIGTERM ends it through the same clean-up as an error does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _train_and_print(options)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return 128 + interrupted.signal_number
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -73,21 +84,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train_and_print(options: argparse.Namespace) -> int:
     from hsee_ray.config_files import load_config
+    from hsee_ray.errors import UserError
+    from hsee_ray.run import CONFIG_FILE
 
-    config = load_config(options.config, options.set)
-    run_dir = options.run_dir or default_run_dir(Path(options.config).stem)
+    if options.resume is None:
+        config = load_config(options.config, options.set)
+        run_dir = options.run_dir or default_run_dir(Path(options.config).stem)
+    else:
+        run_dir = options.resume
+        if not (run_dir / CONFIG_FILE).is_file():
+            raise UserError(f"{run_dir}: holds no run that could be resumed (it has no {CONFIG_FILE}); start one there")
+        config = load_config(run_dir / CONFIG_FILE, options.set)
 
-    from actors.driver import run
+    from actors.driver import resume, run
     from hsee_ray.tables import render_summary
     from jobs.progress import show_progress
 
+    stop = _stop_on_signals()
     with show_progress(config, run_dir) as listener:
-        finished = run(config, run_dir, listener)
+        if options.resume is None:
+            finished = run(config, run_dir, listener, stop)
+        else:
+            finished = resume(run_dir, options.set, listener, stop)
     print()
     print(render_summary(finished.summary))
     print(f"weights_sha256 {finished.summary['weights_sha256']}")
     print(f"\nwatch the curves:  {_tensorboard_command()} --logdir {run_dir}")
     return 0
+
+
+def _stop_on_signals() -> StopRequest:
+    """A request that the first SIGINT or SIGTERM makes; where the run cannot follow it, it ends at once."""
+    from actors.interrupt import StopRequest
+
+    stop = StopRequest()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if stop.ask(number):
+            print("stopping when the round is over; once more stops at once", file=sys.stderr, flush=True)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
 
 
 def _tensorboard_command() -> str:
@@ -106,7 +148,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file; see jobs/configs/")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="FILE", help="YAML file; see jobs/configs/")
+    source.add_argument(
+        "--resume", type=Path, metavar="RUN_DIR", help="continue a run that ended before its time, or make it longer"
+    )
     parser.add_argument(
         "--set",
         action="extend",

@@ -44,7 +44,7 @@ def test_failed_run_exits_1_with_one_line(start: Start, tmp_path: Path) -> None:
 
     assert command.process.returncode == 1
     (line,) = err.splitlines()
-    assert re.match(r"error: server \d failed in round 1 while it did `train`: .*error\.log$", line)
+    assert re.match(r"error: server 00\d failed in round 1 while it did `train`: .*error\.log$", line)
     assert "Traceback" in (tmp_path / "run" / "error.log").read_text()
     assert command.left_behind() == []
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private import state
 
 import actors.placement
 
@@ -46,8 +47,10 @@ class WarmActors:
         return handle
 
     def take_back(self) -> None:
+        """Actors of the last run that a test has not killed."""
         for actor_class, handle in self.busy:
-            self.idle[actor_class].append(handle)
+            if state.actors(handle._actor_id.hex()).get("State") == "ALIVE":
+                self.idle[actor_class].append(handle)
         self.busy.clear()
 
 

@@ -13,17 +13,18 @@ import pytest
 import ray
 from safetensors.numpy import load_file
 
+import actors.calls
 import actors.driver
-import actors.pipeline
 from actors.driver import run
-from actors.placement import Team
-from hsee_ray.aggregation import plan_aggregation
-from hsee_ray.checkpoint import digest_lines, weights_sha256
+from actors.placement import AGGREGATOR, Team
+from hsee_ray.aggregation import ModelId, plan_aggregation
+from hsee_ray.checkpoint import FileEntry
 from hsee_ray.config_files import load_config
 from hsee_ray.data import open_images
 from hsee_ray.errors import ConfigError, ResourceError, RunError
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.setup import Setup, prepare_run
+from hsee_ray.weights import digest_lines, weights_sha256
 from tests.ray.conftest import WarmActors
 
 
@@ -40,18 +41,20 @@ def in_a_store(ref: Any) -> bool:
 
 def test_no_tensor_passes_through_the_driver(setup: Setup) -> None:
     team = Team(setup, ray.put(setup), None)
-    features, train_report = team.clients[0].train.options(num_returns=2).remote(1, 0, 1)
-    states = [team.clients[n].state.remote() for n in range(3)] + [team.servers[n].state.remote() for n in range(2)]
+    client = ModelId("client", 0)
+    features, train_report = team.submit(client, "train", 1, 0, 1, num_returns=2)
+    snapshots = {model: team.submit(model, "snapshot", num_returns=2)[0] for model in team.models}
     plan = plan_aggregation(setup.config, setup.fleet, range(3), setup.local_samples)
     groups = tuple(plan.copies.values())
-    averages = team.aggregator.average.options(num_returns=len(groups)).remote(groups, plan.sources, *states)
+    average = team.actors[AGGREGATOR].average.options(num_returns=len(groups) + 1)
+    *averages, nothing = average.remote(groups, plan.sources, *(snapshots[model] for model in plan.sources))
 
     # 8 images of 4x8x8 floats: 8 KiB of features, far below what Ray would inline.
     assert sum(batch.feature_bytes for batch in ray.get(features).payload) == 8 * 4 * 8 * 8 * 4
     assert in_a_store(features)
-    assert all(in_a_store(state) for state in states)
+    assert all(in_a_store(snapshot) for snapshot in snapshots.values())
     assert all(in_a_store(average) for average in averages)
-    assert not in_a_store(train_report)
+    assert not in_a_store(train_report) and not in_a_store(nothing)
 
 
 def test_driver_fetches_reports_only(tiny: dict[str, Any], warm_actors: None, tmp_path: Path, monkeypatch: Any) -> None:
@@ -63,11 +66,11 @@ def test_driver_fetches_reports_only(tiny: dict[str, Any], warm_actors: None, tm
         fetched.append(value)
         return value
 
-    monkeypatch.setattr(actors.pipeline.ray, "get", recording_get)
+    monkeypatch.setattr(actors.calls.ray, "get", recording_get)
     run(load_config(tiny), tmp_path / "run")
 
     kinds = {type(value) for value in fetched}
-    assert kinds == {TrainReport, EvaluationReport, type(None), tuple}
+    assert kinds == {TrainReport, EvaluationReport, type(None), tuple, FileEntry}
     assert all(isinstance(line, str) for value in fetched if isinstance(value, tuple) for line in value)
     assert max(len(pickle.dumps(value)) for value in fetched) < 10_000
 
@@ -125,7 +128,7 @@ def test_failed_step_says_who_when_and_where(
     tiny["model"] = {"name": "tests.networks:failing_units", "options": {"fails_at": fails_at}}
     tiny["tiers"] = tiny["tiers"][:2]
     with pytest.raises(
-        RunError, match=rf"{who} \d failed in round 1 while it did `train`: .*fails in training.*error\.log"
+        RunError, match=rf"{who} 00\d failed in round 1 while it did `train`: .*fails in training.*error\.log"
     ):
         run(load_config(tiny), tmp_path / "run")
     log = (tmp_path / "run" / "error.log").read_text()

@@ -17,13 +17,15 @@ from safetensors.numpy import load_file
 from actors.aggregator import Aggregator
 from actors.client import ClientActor, own_rows
 from actors.compute import choose_device
+from actors.model_actor import ModelActor
 from actors.sealed import INLINE_LIMIT_BYTES, Sealed, seal
 from actors.server import ServerActor
 from hsee_ray.aggregation import Copy, ModelId
-from hsee_ray.checkpoint import digest_lines
 from hsee_ray.config_files import load_config
 from hsee_ray.setup import Setup, mapped_client_data, prepare_run
+from hsee_ray.snapshot import Snapshot
 from hsee_ray.state import ModelState, UnitState, named_tensors
+from hsee_ray.weights import digest_lines
 
 FEATURE_BYTES = 4 * 4 * 8 * 8
 
@@ -70,6 +72,10 @@ def sensor(setup: Setup, number: int = 0) -> ClientActor:
     return ClientActor(setup, number, None, None)
 
 
+def state_of(actor: ModelActor) -> Sealed[ModelState]:
+    return seal(actor.side.snapshot().units)
+
+
 def assert_same_state(one: Sealed[ModelState], other: Sealed[ModelState]) -> None:
     first, second = named_tensors(one.payload), named_tensors(other.payload)
     assert first.keys() == second.keys()
@@ -82,14 +88,14 @@ def assert_same_state(one: Sealed[ModelState], other: Sealed[ModelState]) -> Non
 
 def test_a_client_trains_and_its_server_learns_from_the_packet(setup: Setup) -> None:
     client, server = sensor(setup), ServerActor(setup, (0,))
-    before = named_tensors(client.state().payload), named_tensors(server.state().payload)
+    before = named_tensors(state_of(client).payload), named_tensors(state_of(server).payload)
     packet, report = client.train(1, 0, 2)
     assert [batch.features.shape for batch in packet.payload] == [(4, 8, 8, 4), (2, 8, 8, 4)]
     assert (report.samples, len(report.losses)) == (6, 2)
     assert report.sent_bytes == 6 * (FEATURE_BYTES + 8)
     server_report = server.train(0, 1, packet)
     assert (server_report.samples, len(server_report.losses), server_report.sent_bytes) == (6, 2, 0)
-    after = named_tensors(client.state().payload), named_tensors(server.state().payload)
+    after = named_tensors(state_of(client).payload), named_tensors(state_of(server).payload)
     for old, new in zip(before, after, strict=True):
         assert all((old[name] != new[name]).any() for name in old if name.endswith("weight"))
     assert {name.partition(".")[0] for name in after[0]} == {"stem", "exit"}
@@ -105,7 +111,7 @@ def test_steps_in_one_call_or_in_two_are_the_same(setup: Setup) -> None:
     for one, other in zip(packet.payload, first.payload + second.payload, strict=True):
         np.testing.assert_array_equal(one.features, other.features)
         np.testing.assert_array_equal(one.labels_B, other.labels_B)
-    assert_same_state(once.state(), twice.state())
+    assert_same_state(state_of(once), state_of(twice))
 
 
 def test_images_by_reference_or_mapped_are_the_same(setup: Setup) -> None:
@@ -115,12 +121,12 @@ def test_images_by_reference_or_mapped_are_the_same(setup: Setup) -> None:
     np.testing.assert_array_equal(train.images_NHWC, data.train.images_NHWC[setup.parts[1].train])
     by_reference, mapped = ClientActor(setup, 1, train, test), sensor(setup, 1)
     assert by_reference.train(1, 0, 2)[1] == mapped.train(1, 0, 2)[1]
-    assert_same_state(by_reference.state(), mapped.state())
+    assert_same_state(state_of(by_reference), state_of(mapped))
 
 
 def test_evaluation_leaves_the_models_as_they_are_and_counts_both_sides(setup: Setup) -> None:
     client, server = sensor(setup), ServerActor(setup, (0,))
-    before = client.state(), server.state()
+    before = state_of(client), state_of(server)
     packet, nothing = client.evaluate(0, 10)
     assert nothing is None
     (batch,) = packet.payload
@@ -132,8 +138,8 @@ def test_evaluation_leaves_the_models_as_they_are_and_counts_both_sides(setup: S
     assert report.client_correct == int((batch.prediction_B == batch.labels_B).sum())
     # tau 1 sends everything: the server's answers alone.
     assert (report.offloaded[2], report.gated_correct[2]) == (10, report.server_correct)
-    assert_same_state(client.state(), before[0])
-    assert_same_state(server.state(), before[1])
+    assert_same_state(state_of(client), before[0])
+    assert_same_state(state_of(server), before[1])
 
 
 def test_a_part_of_the_test_samples(setup: Setup) -> None:
@@ -152,16 +158,16 @@ def test_a_client_with_the_whole_network_sends_nothing(setup: Setup) -> None:
     assert packet.payload == ()
     assert evaluation is not None
     assert (evaluation.samples, evaluation.server_correct, evaluation.offloaded) == (10, None, (0, 0, 0))
-    assert "exit" not in phone.state().payload
+    assert "exit" not in state_of(phone).payload
 
 
 def test_clients_start_from_one_network_and_one_head(setup: Setup) -> None:
-    first, second, phone = (sensor(setup, number).state() for number in range(3))
+    first, second, phone = (state_of(sensor(setup, number)) for number in range(3))
     assert_same_state(first, second)
     np.testing.assert_array_equal(
         first.payload["stem"].parameters["conv1.weight"], phone.payload["stem"].parameters["conv1.weight"]
     )
-    server = ServerActor(setup, (0,)).state().payload
+    server = state_of(ServerActor(setup, (0,))).payload
     np.testing.assert_array_equal(server["head"].parameters["fc.weight"], phone.payload["head"].parameters["fc.weight"])
 
 
@@ -172,33 +178,33 @@ def test_a_loaded_state_is_the_other_actors(setup: Setup) -> None:
     one, other = sensor(setup, 0), sensor(setup, 1)
     one.train(1, 0, 2)
     other.train(1, 0, 2)
-    state = one.state()
+    state = state_of(one)
     other.load(("stem",), seal(state.payload["stem"]))
     np.testing.assert_array_equal(
-        other.state().payload["stem"].statistics["bn1.running_mean"],
+        state_of(other).payload["stem"].statistics["bn1.running_mean"],
         state.payload["stem"].statistics["bn1.running_mean"],
     )
     assert (
-        other.state().payload["exit"].parameters["fc.weight"] != state.payload["exit"].parameters["fc.weight"]
+        state_of(other).payload["exit"].parameters["fc.weight"] != state.payload["exit"].parameters["fc.weight"]
     ).any()
     other.load(tuple(state.payload), *(seal(unit) for unit in state.payload.values()))
-    assert_same_state(other.state(), state)
+    assert_same_state(state_of(other), state)
 
 
 def test_a_servers_state_can_be_loaded(setup: Setup) -> None:
     one, other = ServerActor(setup, (0,)), ServerActor(setup, (1,))
     one.train(0, 1, sensor(setup).train(1, 0, 2)[0])
-    state = one.state()
+    state = state_of(one)
     other.load(tuple(state.payload), *(seal(unit) for unit in state.payload.values()))
-    assert_same_state(other.state(), state)
+    assert_same_state(state_of(other), state)
 
 
 def test_reset_forgets_the_optimisers_state_of_what_is_loaded(cache: Path) -> None:
     client = sensor(prepared(cache, optimizer_state="reset"))
     client.train(1, 0, 2)
-    stem = client.state().payload["stem"]
+    stem = state_of(client).payload["stem"]
     client.load(("stem",), seal(UnitState(stem.parameters, {}, {}, {})))
-    state = client.state().payload
+    state = state_of(client).payload
     assert state["stem"].optimizer == {}
     assert set(state["exit"].optimizer) == {"fc.weight", "fc.bias"}
 
@@ -208,7 +214,7 @@ def test_saved_files_hold_the_models(setup: Setup, tmp_path: Path) -> None:
     client_lines = client.save(str(tmp_path))
     server_lines = server.save(str(tmp_path), "server-000")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["client-000.safetensors", "server-000.safetensors"]
-    assert client_lines == digest_lines("client-000", named_tensors(client.state().payload))
+    assert client_lines == digest_lines("client-000", named_tensors(state_of(client).payload))
     assert server_lines == digest_lines("server-000", load_file(tmp_path / "server-000.safetensors"))
 
 
@@ -227,21 +233,19 @@ def test_a_shared_server_serves_both_sensors_in_their_own_statistics(cache: Path
 
 
 def test_aggregator_by_hand(setup: Setup) -> None:
-    def sealed(**values: float) -> Sealed[ModelState]:
-        return seal({name: UnitState({"w": np.float32([value])}, {}, {}, {}) for name, value in values.items()})
+    def sealed(**values: float) -> Sealed[Snapshot]:
+        return seal(
+            Snapshot({name: UnitState({"w": np.float32([value])}, {}, {}, {}) for name, value in values.items()})
+        )
 
     client, server = ModelId("client", 0), ModelId("server", 1)
     aggregator = Aggregator(setup.config.training)
     states = sealed(a=1.0, b=8.0), sealed(b=2.0)
     of_a = (Copy(client, "a", 1.0),)
     of_b = (Copy(client, "b", 1.0), Copy(server, "b", 2.0))
-    averages = aggregator.average((of_a, of_b), (client, server), *states)
-    assert isinstance(averages, list)
-    assert [average.payload.parameters["w"].tolist() for average in averages] == [[1.0], [4.0]]
-    # Ray takes a single result as it is, not in a list.
-    single = aggregator.average((of_b,), (client, server), *states)
-    assert isinstance(single, Sealed)
-    assert single.payload.parameters["w"].tolist() == [4.0]
+    *averages, nothing = aggregator.average((of_a, of_b), (client, server), *states)
+    assert nothing is None
+    assert [average.payload.parameters["w"].tolist() for average in averages if average] == [[1.0], [4.0]]
 
 
 # Sealed objects and devices

@@ -1,103 +1,187 @@
-"""Model files are written whole or not at all, and their digest is what the page on determinism says."""
+"""Checkpoints: whole or not there, and every wrong byte is noticed."""
 
 from __future__ import annotations
 
-import hashlib
-import os
+import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from pyarrow import fs
 
-from hsee_ray.checkpoint import digest_lines, weights_sha256, write_model, write_whole
+from hsee_ray.aggregation import Ledger, ModelId
+from hsee_ray.checkpoint import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    PROGRESS_FILE,
+    FileEntry,
+    Manifest,
+    Progress,
+    changed_keys,
+    commit,
+    committed_rounds,
+    directory_of,
+    entry_of,
+    manifest_bytes,
+    newest_checkpoint,
+    parse_manifest,
+    read_checkpoint,
+    shard_file,
+)
+from hsee_ray.config_files import load_config
+from hsee_ray.errors import DataError, UserError
+from hsee_ray.failures import History
+from hsee_ray.reports import EvaluationReport
+from hsee_ray.storage import Storage
+from hsee_ray.summary import RunTotals
+from tests.object_store import ObjectStore
+
+MODEL = ModelId("client", 3)
 
 
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def progress(round_number: int) -> Progress:
+    evaluated = EvaluationReport(4, 2, None, (1, 2), (0, 0), 0, (2, 2), (4, 0))
+    return Progress(
+        config={"seed": 1, "tiers": [{"name": "a"}]},
+        round_number=round_number,
+        ledger=Ledger({"all/stem": 2}, {(MODEL, "stem"): 2, (ModelId("server", 0), "head"): 1}),
+        trained=(0, 3),
+        averages=("all/stem",),
+        totals=RunTotals(round_number, 10, 1.5, True, {0: 5, 3: 7}, {3: evaluated}, {1: [1, 2]}),
+        history=History({"client 003": 1}),
+        wall_s=2.5,
+        metrics_parts={"rounds-000001-000002.parquet": FileEntry("ab", 2)},
+        event_files={"events.1": 40},
+    )
 
 
-# 1.0 and -2.0 as little-endian float32, and 3 as little-endian int64.
-WEIGHT = np.array([[1.0, -2.0]], np.float32)
-WEIGHT_LINE = f"client-000/stem.weight {sha256(bytes.fromhex('0000803f000000c0'))}"
-COUNT_LINE = f"client-000/stem.count {sha256(bytes.fromhex('0300000000000000'))}"
+def write_checkpoint(storage: Storage, round_number: int, keep: int = 9) -> None:
+    directory = directory_of(round_number)
+    files = {shard_file(MODEL): b"tensors " * 4, PROGRESS_FILE: progress(round_number).to_json()}
+    for name, content in files.items():
+        storage.write(f"{directory}/{name}", content)
+    commit(storage, Manifest(round_number, {name: entry_of(content) for name, content in files.items()}), keep)
 
 
-def test_digest_lines_by_hand() -> None:
-    tensors = {"stem.weight": WEIGHT, "stem.count": np.array(3, np.int64)}
-    assert digest_lines("client-000", tensors) == (COUNT_LINE, WEIGHT_LINE)
+@pytest.fixture(params=["local", "object store"])
+def storage(request: Any, tmp_path: Path) -> Storage:
+    if request.param == "local":
+        return Storage.at(str(tmp_path / "checkpoints"))
+    return Storage(fs.PyFileSystem(ObjectStore()), "bucket/checkpoints")
+
+
+def test_progress_is_read_back_equal() -> None:
+    assert Progress.from_json(progress(2).to_json()) == progress(2)
+
+
+def test_a_checkpoint_is_read_back(storage: Storage) -> None:
+    write_checkpoint(storage, 2)
+    manifest, found = read_checkpoint(storage, 2)
+    assert manifest.shards == {MODEL: "client-3.safetensors"}
+    assert found == progress(2)
+
+
+def test_nothing_counts_before_its_manifest(storage: Storage) -> None:
+    write_checkpoint(storage, 2)
+    storage.write(f"{directory_of(4)}/{PROGRESS_FILE}", progress(4).to_json())
+    found = newest_checkpoint(storage, [])
+    assert found is not None and found[0].round_number == 2
+
+
+def test_no_checkpoint_is_none(storage: Storage) -> None:
+    assert newest_checkpoint(storage, []) is None
+
+
+def test_the_newest_are_kept(storage: Storage) -> None:
+    for number in (2, 4, 6):
+        write_checkpoint(storage, number, keep=2)
+    assert committed_rounds(storage) == [6, 4]
+    assert directory_of(2) not in storage.names()
+
+
+def test_a_damaged_one_is_told_and_the_one_before_it_is_used(storage: Storage) -> None:
+    for number in (2, 4):
+        write_checkpoint(storage, number)
+    storage.write(f"{directory_of(4)}/{shard_file(MODEL)}", b"other")
+    damaged: list[str] = []
+    found = newest_checkpoint(storage, damaged)
+    assert found is not None and found[0].round_number == 2
+    assert len(damaged) == 1 and "round-000004/client-3.safetensors: is damaged" in damaged[0]
+
+
+def test_no_whole_one_is_an_error(storage: Storage) -> None:
+    write_checkpoint(storage, 2)
+    storage.write(f"{directory_of(2)}/{MANIFEST_FILE}", b"{}")
+    with pytest.raises(DataError, match=r"none of the 1 checkpoints is whole .*start anew"):
+        newest_checkpoint(storage, [])
+
+
+def test_every_flipped_and_every_cut_byte_is_noticed(tmp_path: Path) -> None:
+    storage = Storage.at(str(tmp_path))
+    write_checkpoint(storage, 2)
+    read_checkpoint(storage, 2)
+    directory = tmp_path / directory_of(2)
+    for path in sorted(directory.iterdir()):
+        content = path.read_bytes()
+        for index in range(len(content)):
+            for wrong in (
+                content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :],
+                content[:index] + bytes([content[index] ^ 0x80]) + content[index + 1 :],
+                content[:index],
+            ):
+                path.write_bytes(wrong)
+                with pytest.raises(DataError):
+                    read_checkpoint(storage, 2)
+        path.write_bytes(content + b"\n")
+        with pytest.raises(DataError):
+            read_checkpoint(storage, 2)
+        path.unlink()
+        with pytest.raises((DataError, OSError)):
+            read_checkpoint(storage, 2)
+        path.write_bytes(content)
+    read_checkpoint(storage, 2)
+
+
+def test_a_newer_format_names_both_versions() -> None:
+    content = manifest_bytes(Manifest(1, {}), version=FORMAT_VERSION + 1)
+    with pytest.raises(UserError, match=rf"version {FORMAT_VERSION + 1}, .* up to version {FORMAT_VERSION}; resume"):
+        parse_manifest(content, "run/manifest.json")
+
+
+def test_a_manifest_has_one_text_only() -> None:
+    content = manifest_bytes(Manifest(1, {"a": FileEntry("ab", 2)}))
+    assert parse_manifest(content, "m") == Manifest(1, {"a": FileEntry("ab", 2)})
+    with pytest.raises(DataError):
+        parse_manifest(json.dumps(json.loads(content)).encode(), "m")
+
+
+CONFIG = {"tiers": [{"name": "a", "clients": 2, "cut": "stem"}], "training": {"rounds": 4}}
 
 
 @pytest.mark.parametrize(
-    "same",
+    ("override", "told"),
     [
-        WEIGHT.astype(">f4"),
-        np.asfortranarray(WEIGHT),
-        np.array([[1.0, 7.0, -2.0]], np.float32)[:, ::2],
-        np.array([[-2.0, 1.0]], np.float32)[:, ::-1],
-        np.array([[1.0], [-2.0]], ">f4").T,
+        ("training.rounds=9", []),
+        ("tiers.0.resources.num_cpus=0.5", []),
+        ("tiers.0.resources.custom={jetson: 1}", []),
+        ("server.resources.num_gpus=1", []),
+        ("cluster.concurrent=7", []),
+        ("failures.max_total=1", []),
+        ("checkpoint.every=1", []),
+        ("pipeline.max_in_flight=1", []),
+        ("data.root=elsewhere", []),
+        ("evaluation.every=3", []),
+        ("seed=2", ["seed"]),
+        ("training.threads=2", ["training.threads"]),
+        ("training.memory_format=contiguous", ["training.memory_format"]),
+        ("training.optimizer.lr=0.1", ["training.optimizer.lr"]),
+        ("training.lr_schedule={name: cosine}", ["training.lr_schedule.horizon_rounds", "training.lr_schedule.name"]),
+        ("tiers.0.cut=2", ["tiers.0.cut"]),
+        ("tiers.0.clients=3", ["tiers.0.clients"]),
+        ("data.augment=true", ["data.augment"]),
     ],
 )
-def test_digest_of_the_same_values_in_another_layout(same: np.ndarray) -> None:
-    assert digest_lines("client-000", {"stem.weight": same}) == (WEIGHT_LINE,)
-
-
-def test_digest_tells_a_transposed_array_apart() -> None:
-    square = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
-    assert digest_lines("m", {"w": square}) != digest_lines("m", {"w": square.T})
-    assert digest_lines("m", {"w": np.asfortranarray(square)}) == digest_lines("m", {"w": square})
-
-
-def test_digest_over_all_lines_by_hand() -> None:
-    expected = sha256(f"{COUNT_LINE}\n{WEIGHT_LINE}\n".encode())
-    assert weights_sha256([WEIGHT_LINE, COUNT_LINE]) == expected
-    assert weights_sha256(iter([COUNT_LINE, WEIGHT_LINE])) == expected
-    assert weights_sha256([WEIGHT_LINE]) != expected
-
-
-def test_a_model_file_reads_back_equal(tmp_path: Path) -> None:
-    tensors = {
-        "stem.weight": WEIGHT,
-        "stem.count": np.array(3, np.int64),
-        "head.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "head.bias": np.arange(6, dtype=">f4"),
-    }
-    lines = write_model(tmp_path / "final", "client-000", tensors)
-    assert [path.name for path in (tmp_path / "final").iterdir()] == ["client-000.safetensors"]
-    loaded = load_file(tmp_path / "final" / "client-000.safetensors")
-    assert loaded.keys() == tensors.keys()
-    for name, array in tensors.items():
-        np.testing.assert_array_equal(loaded[name], array)
-        assert loaded[name].shape == array.shape
-    assert lines == digest_lines("client-000", tensors) == digest_lines("client-000", loaded)
-
-
-@pytest.mark.parametrize("array", [np.float32([[1, 2], [3, 4]]).T, np.float32([1, 2, 3, 4])[::2]])
-def test_a_model_file_of_arrays_in_another_layout_reads_back_equal(tmp_path: Path, array: np.ndarray) -> None:
-    lines = write_model(tmp_path, "server", {"w": array})
-    assert digest_lines("server", load_file(tmp_path / "server.safetensors")) == lines
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    write_whole(path, b"a long first content")
-    write_whole(path, b"second")
-    assert path.read_bytes() == b"second"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    path = tmp_path / "summary.json"
-    write_whole(path, b"old")
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+def test_what_may_change_on_resume(override: str, told: list[str]) -> None:
+    trained = load_config(CONFIG).model_dump(mode="json")
+    wanted = load_config(CONFIG, [override]).model_dump(mode="json")
+    assert list(changed_keys(trained, wanted)) == told

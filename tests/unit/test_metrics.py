@@ -10,7 +10,7 @@ import pytest
 from hsee_ray.config_files import load_config
 from hsee_ray.errors import DataError
 from hsee_ray.fleet import Fleet, build_fleet
-from hsee_ray.metrics import SCHEMA, MetricRow, metric_rows, read_metrics, write_metrics
+from hsee_ray.metrics import SCHEMA, MetricRow, metric_rows, metrics_table, read_metrics, write_table
 from hsee_ray.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
 
 TAUS = (0.2, 0.8)
@@ -102,7 +102,7 @@ def test_a_grid_of_another_length_is_refused(fleet: Fleet) -> None:
 
 def test_file_gives_the_rows_back(fleet: Fleet, tmp_path: Path) -> None:
     rows = metric_rows(both_sides(evaluated=True), fleet, TAUS)
-    write_metrics(tmp_path / "metrics.parquet", rows)
+    write_table(tmp_path / "metrics.parquet", metrics_table(rows))
     table = read_metrics(tmp_path / "metrics.parquet")
     assert table.schema.equals(SCHEMA)
     assert [MetricRow(**row) for row in table.to_pylist()] == rows
@@ -110,14 +110,14 @@ def test_file_gives_the_rows_back(fleet: Fleet, tmp_path: Path) -> None:
 
 
 def test_file_types_and_nulls(tmp_path: Path) -> None:
-    write_metrics(tmp_path / "m.parquet", [MetricRow(1, None, None, "wall_s", None, 2.0)])
+    write_table(tmp_path / "m.parquet", metrics_table([MetricRow(1, None, None, "wall_s", None, 2.0)]))
     table = read_metrics(tmp_path / "m.parquet")
     assert table.column("round").type == pa.int32()
     assert [table.column(name).null_count for name in ("client", "tier", "tau", "value")] == [1, 1, 1, 0]
 
 
 def test_no_rows_make_an_empty_table(tmp_path: Path) -> None:
-    write_metrics(tmp_path / "m.parquet", [])
+    write_table(tmp_path / "m.parquet", metrics_table([]))
     assert read_metrics(tmp_path / "m.parquet").num_rows == 0
 
 

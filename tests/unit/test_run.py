@@ -8,7 +8,7 @@ import pytest
 
 from hsee_ray.config_files import dump_config, load_config
 from hsee_ray.errors import DataError, UserError
-from hsee_ray.metrics import MetricRow, write_metrics
+from hsee_ray.metrics import MetricRow, metrics_table, write_table
 from hsee_ray.run import load_run
 from hsee_ray.summary import write_summary
 
@@ -19,7 +19,7 @@ def write_run(path: Path) -> None:
     path.mkdir()
     (path / "config.yaml").write_text(dump_config(CONFIG), encoding="utf-8")
     write_summary(path / "summary.json", {"rounds": 2})
-    write_metrics(path / "metrics.parquet", [MetricRow(1, None, None, "wall_s", None, 2.0)])
+    write_table(path / "metrics.parquet", metrics_table([MetricRow(1, None, None, "wall_s", None, 2.0)]))
 
 
 def test_a_finished_run_is_read_back(tmp_path: Path) -> None:

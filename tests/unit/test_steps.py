@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,21 @@ import torch
 from torch import nn
 
 from hsee_ray.backbones import Backbone
+from hsee_ray.client import Client
 from hsee_ray.config import OptimizerConfig
 from hsee_ray.config_files import load_config
+from hsee_ray.errors import NonFiniteError
 from hsee_ray.fleet import build_fleet
 from hsee_ray.server import Server
-from hsee_ray.steps import build_optimizer, client_step, server_step, set_learning_rate
+from hsee_ray.setup import build_client, mapped_client_data, prepare_run
+from hsee_ray.steps import (
+    NonFiniteLoss,
+    build_optimizer,
+    client_step,
+    server_step,
+    set_learning_rate,
+    undone_if_nonfinite,
+)
 from hsee_ray.wire import Packet, encode
 
 CPU = torch.device("cpu")
@@ -205,3 +216,53 @@ def test_shared_statistics_are_a_single_set() -> None:
     server.train(1, 1, packet([-39.0], [-41.0]))
     assert float(server.tensors()["norm.running_mean"][0]) == pytest.approx(0.9 - 4.0)
     assert not any(name.startswith("client-") for name in server.tensors())
+
+
+# Losses that are not finite
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_loss_that_is_not_finite_is_named_or_skipped(batch: int, tmp_path: Path) -> None:
+    """Images of one batch are made useless; the client stops, or goes on as if that batch had not been."""
+
+    def client_with(on_nonfinite: str) -> Client:
+        config = load_config(
+            {
+                "model": {"name": "tests.networks:conv_units"},
+                "data": {"name": "synthetic", "cache": str(tmp_path), "image_size": 8, "train_samples": 40},
+                "tiers": [{"name": "a", "clients": 1, "cut": "stem"}],
+                "training": {"batch_size": 8},
+                "failures": {"on_nonfinite": on_nonfinite},
+            }
+        )
+        setup = prepare_run(config)
+        client = build_client(setup, 0, mapped_client_data(setup, 0), torch.device("cpu"))
+        make_tensors = client._tensors
+        calls = iter(range(100))
+
+        def poisoned(*arrays: Any) -> Any:
+            x_BCHW, y_B = make_tensors(*arrays)
+            return (x_BCHW * float("nan"), y_B) if next(calls) == batch else (x_BCHW, y_B)
+
+        client._tensors = poisoned  # type: ignore[method-assign]
+        return client
+
+    with pytest.raises(NonFiniteError, match=rf"the exit loss of client-000 is nan in round 2, batch {batch + 1}; "):
+        client_with("stop").train(2, 0, 3)
+
+    packet, report = client_with("skip_batch").train(2, 0, 3)
+    assert (report.skipped, len(report.losses), [sent.step for sent in packet]) == (
+        1,
+        2,
+        [step for step in range(3) if step != batch],
+    )
+    assert all(np.isfinite(report.losses))
+
+
+def test_a_skipped_batch_leaves_the_statistics_of_batch_norm(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.BatchNorm1d(2))
+    before = [buffer.clone() for buffer in network.buffers()]
+    with pytest.raises(NonFiniteLoss), undone_if_nonfinite(network):
+        network(torch.full((4, 2), float("nan")))
+        raise NonFiniteLoss
+    assert all(torch.equal(one, other) for one, other in zip(before, network.buffers(), strict=True))

@@ -44,7 +44,7 @@ def totals_of_two_rounds() -> RunTotals:
     totals = RunTotals()
     taught = {0: TrainReport(12, (1.0,)), 1: TrainReport(20, (1.0,))}
     everyone = {0: TrainReport(12, (1.0,), 600), 1: TrainReport(20, (1.0,), 900), 2: TrainReport(8, (1.0,))}
-    totals.add(RoundReport(1, 0.1, 3.0, 2.0, everyone, taught))
+    totals.add(RoundReport(1, 0.1, 3.0, 2.0, everyone, taught, starting=True))
     two = {0: TrainReport(12, (1.0,), 600), 2: TrainReport(8, (1.0,))}
     evaluated = {0: evaluation(2, 6, 5), 1: evaluation(4, 8, 10), 2: evaluation(9, None, 0)}
     totals.add(RoundReport(2, 0.1, 3.0, 3.0, two, {0: taught[0]}, evaluated))
@@ -54,7 +54,7 @@ def totals_of_two_rounds() -> RunTotals:
 def summary_of_two_rounds() -> dict[str, Any]:
     config = load_config(CONFIG)
     fleet = build_fleet(config, UNITS)
-    return build_summary(config, fleet, totals_of_two_rounds(), (12, 20, 8), "ab" * 32, 6.5, DATA)
+    return build_summary(config, fleet, totals_of_two_rounds(), (12, 20, 8), "ab" * 32, 6.5, DATA, {"client 001": 1})
 
 
 def test_totals_keep_sums_and_the_last_evaluation() -> None:
@@ -62,8 +62,9 @@ def test_totals_keep_sums_and_the_last_evaluation() -> None:
     last = totals.evaluation
     assert (totals.rounds, totals.samples, totals.train_s) == (2, 20, 3.0)
     assert totals.train_sent_bytes == {0: 1200, 1: 900, 2: 0}
-    totals.add(RoundReport(3, 0.1, 1.0, 1.0, {2: TrainReport(8, (1.0,))}, {}))
-    assert totals.evaluation is last
+    totals.add(RoundReport(3, 0.1, 1.0, 1.0, {2: TrainReport(8, (1.0,))}, {}, missing=(1,)))
+    assert totals.evaluation == last
+    assert totals.missed_rounds == {1: [3]}
 
 
 def test_run_and_data() -> None:
@@ -76,9 +77,21 @@ def test_run_and_data() -> None:
         "samples_per_s": 20 / 3.0,
     }
     assert summary["weights_sha256"] == "ab" * 32
+    assert summary["failures"] == {"client 001": 1}
     assert summary["model_units"] == ["stem", "layer1", "head"]
     assert summary["data"]["image_shape"] == (8, 8, 1)
     assert summary["data"]["class_names"] == ("zero", "one")
+
+
+def test_a_client_that_was_never_there_has_no_figures() -> None:
+    totals = totals_of_two_rounds()
+    totals.evaluation = {number: report for number, report in totals.evaluation.items() if number != 0}
+    config = load_config(CONFIG)
+    summary = build_summary(config, build_fleet(config, UNITS), totals, (12, 20, 8), "", 1.0, DATA, {})
+    absent, present, _ = summary["clients"]
+    assert (absent["client_accuracy"], absent["server_accuracy"], absent["eval_samples"]) == (None, None, None)
+    assert absent["gated"][0] == {"tau": 0.2, "accuracy": None, "offload_ratio": None}
+    assert summary["tiers"][0]["client_accuracy"] == present["client_accuracy"]
 
 
 def test_a_client_with_a_server() -> None:
@@ -92,6 +105,7 @@ def test_a_client_with_a_server() -> None:
         "server_accuracy": 0.8,
         "majority_rate": 0.6,
         "train_sent_bytes": 900,
+        "missed_rounds": [],
         "eval_samples": 10,
         "eval_sent_bytes": 1000,
         "gated": [
@@ -125,7 +139,7 @@ def test_centralized_has_one_client_by_name() -> None:
     totals = RunTotals()
     evaluated = {0: evaluation(9, None, 0)}
     totals.add(RoundReport(1, 0.1, 1.0, 1.0, {0: TrainReport(40, (1.0,))}, {}, evaluated))
-    summary = build_summary(config, build_fleet(config, UNITS), totals, (40,), "0" * 64, 1.0, DATA)
+    summary = build_summary(config, build_fleet(config, UNITS), totals, (40,), "0" * 64, 1.0, DATA, {})
     assert [client["id"] for client in summary["clients"]] == ["central"]
     assert [tier["name"] for tier in summary["tiers"]] == ["central"]
     assert summary["overall"]["server_accuracy"] is None

@@ -1,0 +1,134 @@
+"""Calls under way: their answers as they come, and who failed to answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError, RayTaskError
+
+from actors.interrupt import StopRequest
+from actors.placement import Member, Team
+from hsee_ray.failures import Failure, Kind
+
+TICK_S = 1.0
+"""At most so long passes before a request to stop, or an actor that hangs, is noticed."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What became of one call."""
+
+    tag: T
+    member: Member
+    value: Any
+    failure: Failure | None
+
+
+class Calls(Generic[T]):
+    """Results that are being waited for, each with the actor that owes it and a tag of the caller's."""
+
+    def __init__(self, team: Team, round_number: int, stage: str, stop: StopRequest) -> None:
+        self.team = team
+        self.round_number = round_number
+        self.stage = stage
+        self.stop = stop
+        self.under_way: dict[ObjectRef[Any], tuple[Member, T]] = {}
+        self.since: dict[Member, float] = {}
+        """When an actor that owes an answer last gave one, or was first asked."""
+
+    def __bool__(self) -> bool:
+        return bool(self.under_way)
+
+    def add(self, ref: ObjectRef[Any], member: Member, tag: T) -> None:
+        self.under_way[ref] = (member, tag)
+        self.since.setdefault(member, time.monotonic())
+
+    def forget(self, unwanted: Callable[[Member, T], bool]) -> None:
+        """Whatever these calls still give is dropped: the work is done anew."""
+        self.under_way = {ref: call for ref, call in self.under_way.items() if not unwanted(*call)}
+        owing = {member for member, _ in self.under_way.values()}
+        self.since = {member: since for member, since in self.since.items() if member in owing}
+
+    def next(self) -> Answer[T]:
+        """Waits for the next answer, or for the time when an actor's patience is used up."""
+        while True:
+            self.stop.check()
+            deadlines = {member: since + self.team.patience_s(member) for member, since in self.since.items()}
+            soonest = min(deadlines, key=deadlines.__getitem__)
+            wait_s = min(TICK_S, max(0.0, deadlines[soonest] - time.monotonic()))
+            ready, _ = ray.wait(list(self.under_way), num_returns=1, timeout=wait_s, fetch_local=False)
+            if ready:
+                return self._answer(ready[0])
+            if time.monotonic() >= deadlines[soonest]:
+                return self._no_answer(soonest)
+
+    def _answer(self, ref: ObjectRef[Any]) -> Answer[T]:
+        member, tag = self.under_way.pop(ref)
+        if any(other == member for other, _ in self.under_way.values()):
+            self.since[member] = time.monotonic()
+        else:
+            del self.since[member]
+        try:
+            value = ray.get(ref, timeout=self.team.setup.config.failures.step_timeout_s)
+        except RayError as error:
+            return Answer(tag, member, None, self._failure(member, *diagnosis(error)))
+        self.team.started.add(member)
+        return Answer(tag, member, value, None)
+
+    def _no_answer(self, member: Member) -> Answer[T]:
+        tag = next(tag for other, tag in self.under_way.values() if other == member)
+        patience_s = self.team.patience_s(member)
+        if member in self.team.started:
+            failure = self._failure(member, "hung", f"no answer within {patience_s:g} s")
+        else:
+            asked = self.team.asked(member)
+            failure = self._failure(
+                member, "unplaced", f"has not started within {patience_s:g} s: no node has room for it ({asked})"
+            )
+        return Answer(tag, member, None, failure)
+
+    def _failure(self, member: Member, kind: Kind, reason: str) -> Failure:
+        return Failure(
+            self.team.label(member),
+            self.round_number,
+            self.stage,
+            kind,
+            reason,
+            is_client=not isinstance(member, str) and member.side == "client",
+        )
+
+
+def diagnosis(error: RayError) -> tuple[Kind, str]:
+    """What kind of failure an error of Ray's is, and one line about it."""
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, ObjectLostError):
+            return "lost", "an object that it needs went with its node"
+        return "error", _first_line(error.cause)
+    if isinstance(error, ObjectLostError):
+        return "lost", "an object that it needs went with its node"
+    if isinstance(error, ActorDiedError):
+        if error.actor_init_failed:
+            return "error", _last_line(error)
+        if error.preempted or "node has died" in str(error) or "node was terminated" in str(error):
+            return "node", "its node is gone"
+        return "died", "its process died"
+    if isinstance(error, ActorUnavailableError):
+        return "died", "it cannot be reached"
+    return "error", _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

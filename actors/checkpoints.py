@@ -1,0 +1,93 @@
+"""Checkpoints of a run over actors: each writes and reads its own shard, the driver only what is no tensor."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ray import ObjectRef
+
+from actors.placement import AGGREGATOR, Member
+from actors.recipe import Recipe, RunState
+from actors.rounds import MemberCall, Rounds
+from hsee_ray.aggregation import ModelId
+from hsee_ray.checkpoint import (
+    AVERAGES_FILE,
+    PROGRESS_FILE,
+    FileEntry,
+    Manifest,
+    Progress,
+    commit,
+    committed_rounds,
+    directory_of,
+    entry_of,
+    shard_file,
+)
+from hsee_ray.storage import Storage
+
+STAGE = "checkpoint"
+
+
+def save_checkpoint(rounds: Rounds, storage: Storage, uri: str, keep: int, progress: Progress, spread: bool) -> None:
+    """Writes the state after the last whole round. It counts when everything else is there: the manifest is last.
+
+    `spread`: every model's actor writes its own file; else the aggregator writes all of them.
+    """
+    state = rounds.whole
+    number = state.round_number
+    if number == 0 or number in committed_rounds(storage):
+        return
+    directory = directory_of(number)
+    calls: dict[str, MemberCall] = {
+        shard_file(model): rounds.write_shard(model, recipe, uri, f"{directory}/{shard_file(model)}", spread)
+        for model, recipe in state.recipes.items()
+        if recipe.snapshot is not None
+    }
+    keys = tuple(state.averages)
+    if keys:
+        name = f"{directory}/{AVERAGES_FILE}"
+        calls[AVERAGES_FILE] = (
+            AGGREGATOR,
+            lambda: rounds.team.actors[AGGREGATOR].write_averages.remote(uri, name, keys, *state.averages.values()),
+        )
+    files: dict[str, FileEntry] = rounds.all(calls, number, STAGE)
+    progress.round_number = number
+    progress.ledger = state.ledger
+    progress.trained = tuple(sorted(state.trained))
+    progress.averages = keys
+    content = progress.to_json()
+    storage.write(f"{directory}/{PROGRESS_FILE}", content)
+    commit(storage, Manifest(number, {**files, PROGRESS_FILE: entry_of(content)}), keep)
+
+
+def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress) -> RunState:
+    """The state of a checkpoint: every shard is read by its model's actor."""
+    directory = directory_of(manifest.round_number)
+    snapshots: dict[ModelId, ObjectRef[Any]] = {}
+    averages: list[ObjectRef[Any]] = []
+
+    def read_shard(model: ModelId) -> ObjectRef[Any]:
+        file = manifest.shards[model]
+        read: Any = rounds.team.actors[model].read_shard.options(num_returns=2)
+        snapshots[model], nothing = read.remote(uri, f"{directory}/{file}", manifest.files[file])
+        return nothing
+
+    def read_averages() -> ObjectRef[Any]:
+        read: Any = rounds.team.actors[AGGREGATOR].read_averages.options(num_returns=len(progress.averages) + 1)
+        entry = manifest.files[AVERAGES_FILE]
+        results = read.remote(uri, f"{directory}/{AVERAGES_FILE}", entry, progress.averages)
+        averages[:] = results[:-1]
+        nothing: ObjectRef[Any] = results[-1]
+        return nothing
+
+    calls: dict[Member, MemberCall] = {model: (model, partial(read_shard, model)) for model in manifest.shards}
+    if progress.averages:
+        calls[AGGREGATOR] = AGGREGATOR, read_averages
+    rounds.all(calls, manifest.round_number, STAGE)
+    return RunState(
+        round_number=manifest.round_number,
+        recipes={model: Recipe(snapshot) for model, snapshot in snapshots.items()},
+        averages=dict(zip(progress.averages, averages, strict=True)),
+        ledger=progress.ledger,
+        trained=set(progress.trained),
+    )

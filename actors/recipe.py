@@ -1,0 +1,47 @@
+"""How the state of every model can be made again, by reference: the driver holds no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray import ObjectRef
+
+from hsee_ray.aggregation import Ledger, ModelId
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model's state: a snapshot, and the averages that it has taken since."""
+
+    snapshot: ObjectRef[Any] | None = None
+    """None is the state before the first round."""
+    loads: Mapping[str, ObjectRef[Any]] = field(default_factory=dict)
+    """By unit."""
+
+    def taking(self, averages: Mapping[str, ObjectRef[Any]]) -> Recipe:
+        return replace(self, loads={**self.loads, **averages})
+
+
+@dataclass
+class RunState:
+    """Everything that decides the rest of a run, at some moment of it."""
+
+    round_number: int = 0
+    """The last whole round."""
+    recipes: dict[ModelId, Recipe] = field(default_factory=dict)
+    """Of models that are no longer as they were initialised."""
+    averages: dict[str, ObjectRef[Any]] = field(default_factory=dict)
+    """The newest, by key."""
+    ledger: Ledger = field(default_factory=Ledger)
+    trained: set[int] = field(default_factory=set)
+    """Clients that trained since the last aggregation."""
+
+    def recipe(self, model: ModelId) -> Recipe:
+        return self.recipes.get(model, Recipe())
+
+    def copy(self) -> RunState:
+        """The same state, untouched by what happens to this one."""
+        ledger = Ledger(dict(self.ledger.newest), dict(self.ledger.seen))
+        return RunState(self.round_number, dict(self.recipes), dict(self.averages), ledger, set(self.trained))

@@ -1,0 +1,82 @@
+"""Acts on failures as `hsee_ray.failures` decides: new actors, states put back, and a record of what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from actors.placement import Member, Team
+from actors.recipe import RunState
+from hsee_ray.errors import ClientError
+from hsee_ray.failures import Action, Failure, History, decide
+
+
+class StateLost(Exception):
+    """A state that is needed went with a node: the run goes back to the newest one that still exists."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class Dropped(Exception):
+    """A client has no place and is left out until it has one."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a person who watches the run wants to know."""
+
+    round_number: int
+    stage: str
+    who: str
+    text: str
+    is_back: bool = False
+    """Whether a replaced actor has given its first answer."""
+
+    def __str__(self) -> str:
+        return f"[round {self.round_number}] {self.who} ({self.stage}): {self.text}"
+
+
+class Recovery:
+    """The failures of a run and what was done about them."""
+
+    def __init__(self, team: Team, history: History, tell: Callable[[Event], None]) -> None:
+        self.team = team
+        self.history = history
+        self.tell = tell
+        self.noticed: dict[Member, float] = {}
+        """Replaced actors that have not answered yet, with the time at which their failure was noticed."""
+
+    def replace(self, member: Member, failure: Failure, state: RunState) -> None:
+        """Puts a new actor with the model's state in the place of one that failed.
+
+        Raises ClientError when the run must end, StateLost when it must go back, Dropped when it goes on without.
+        """
+        decision = decide(failure, self.history, self.team.setup.config.failures)
+        if decision.action is Action.STOP:
+            raise ClientError(failure.who, failure.round_number, failure.stage, decision.reason)
+        if decision.counts:
+            self.history.count(failure.who)
+        self._say(failure, f"{failure.reason}; {decision.action.value}")
+        if decision.action is Action.GO_BACK:
+            raise StateLost(failure)
+        self.team.replace(member)
+        if not isinstance(member, str):
+            self.team.restore(member, state.recipe(member))
+        if decision.action is Action.DROP:
+            self.noticed.pop(member, None)
+            raise Dropped
+        self.noticed[member] = time.monotonic()
+
+    def answered(self, member: Member, round_number: int, stage: str) -> None:
+        """Told of every answer: says how long a replaced actor took to be back."""
+        if member in self.noticed:
+            seconds = time.monotonic() - self.noticed.pop(member)
+            self.tell(
+                Event(round_number, stage, self.team.label(member), f"is back after {seconds:.1f} s", is_back=True)
+            )
+
+    def _say(self, failure: Failure, text: str) -> None:
+        self.tell(Event(failure.round_number, failure.stage, failure.who, text))

@@ -1,0 +1,42 @@
+"""Files of trained models: safetensors, written whole or not at all, and the digest over them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from hsee_ray.storage import write_whole
+
+Array = np.ndarray[Any, Any]
+
+
+def write_model(directory: Path, stem: str, tensors: Mapping[str, Array]) -> tuple[str, ...]:
+    """Writes `<directory>/<stem>.safetensors` under a temporary name and renames it; returns its digest lines."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(
+        directory / f"{stem}.safetensors",
+        save({name: np.require(array, requirements="C") for name, array in tensors.items()}),
+    )
+    return digest_lines(stem, tensors)
+
+
+def digest_lines(stem: str, tensors: Mapping[str, Array]) -> tuple[str, ...]:
+    """`<stem>/<tensor name> <SHA-256 of its little-endian bytes in row-major logical order>`, one line a tensor."""
+    return tuple(
+        f"{stem}/{name} {hashlib.sha256(_little_endian(array).tobytes(order='C')).hexdigest()}"
+        for name, array in sorted(tensors.items())
+    )
+
+
+def weights_sha256(lines: Iterable[str]) -> str:
+    """SHA-256 over the sorted digest lines of all models, each ended by a newline."""
+    return hashlib.sha256("".join(f"{line}\n" for line in sorted(lines)).encode()).hexdigest()
+
+
+def _little_endian(array: Array) -> Array:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -1,0 +1,224 @@
+"""`python -m jobs.chaos --config FILE --kills N`: trains twice, the second time while actors are killed at random.
+
+The weights must come out equal, bit for bit. Kills are SIGKILL and SIGSTOP; every stage of a run is hit at least once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from actors.driver import Listener
+    from actors.placement import Team
+    from actors.recovery import Event
+    from hsee_ray.config import Config
+
+START, TRAIN, AGGREGATE, EVALUATE, CHECKPOINT, SAVE = "start", "train", "aggregate", "evaluate", "checkpoint", "save"
+LONGEST_DELAY_S = {START: 2.0, TRAIN: 1.0, EVALUATE: 0.2}
+"""How long after the beginning of a stage an actor is hit at most; the other stages are short."""
+SHORT_DELAY_S = 0.02
+SHARE_OF_STOPS = 0.25
+
+
+@dataclass(frozen=True)
+class Blow:
+    """What is done to one actor, and when."""
+
+    round_number: int
+    stage: str
+    delay_s: float
+    """After the stage has begun."""
+    stops: bool
+    """SIGSTOP rather than SIGKILL."""
+    target: str
+    """`client` or `server`."""
+
+
+@dataclass
+class Hit:
+    """A blow that was dealt, and what became of it."""
+
+    blow: Blow
+    who: str
+    at: float
+    back_after_s: float | None = None
+
+
+def plan_blows(config: Config, rounds: int, kills: int, targets: Sequence[str], seed: int) -> list[Blow]:
+    """Blows for a run: every stage once, then as it comes; the same for the same seed."""
+    from hsee_ray.keys import generator
+    from hsee_ray.schedule import aggregates_after, evaluates_after
+
+    everyone = range(1, rounds + 1)
+    stages = {
+        START: [0],
+        TRAIN: list(everyone),
+        AGGREGATE: [n for n in everyone if aggregates_after(config, n)],
+        EVALUATE: [n for n in everyone if evaluates_after(config, n)],
+        CHECKPOINT: [n for n in everyone if n % config.checkpoint.every == 0 or n == rounds],
+        SAVE: [rounds],
+    }
+    possible = [stage for stage, numbers in stages.items() if numbers]
+    rng = generator(seed, "chaos")
+    often = [stage for stage in possible if stage in (TRAIN, TRAIN, AGGREGATE, EVALUATE)] + [TRAIN, TRAIN]
+    blows: list[Blow] = []
+    for index in range(kills):
+        stage = possible[index] if index < len(possible) else often[int(rng.integers(len(often)))]
+        number = stages[stage][int(rng.integers(len(stages[stage])))]
+        delay_s = float(rng.random()) * LONGEST_DELAY_S.get(stage, SHORT_DELAY_S)
+        # An actor that is stopped while it starts is noticed only when its placement times out.
+        stops = stage != START and bool(rng.random() < SHARE_OF_STOPS)
+        blows.append(Blow(number, stage, delay_s, stops, targets[int(rng.integers(len(targets)))]))
+    return blows
+
+
+@dataclass
+class Killer:
+    """Deals the blows from threads of its own, and listens to what the run says."""
+
+    blows: list[Blow]
+    seed: int
+    hits: list[Hit] = field(default_factory=list)
+    team: Team | None = None
+    _timers: list[threading.Timer] = field(default_factory=list)
+
+    def assembled(self, team: Team) -> None:
+        self.team = team
+        self.entered(0, START)
+
+    def entered(self, round_number: int, stage: str) -> None:
+        for blow in self.blows:
+            if (blow.round_number, blow.stage) == (round_number, stage):
+                timer = threading.Timer(blow.delay_s, self._deal, (blow,))
+                timer.daemon = True
+                timer.start()
+                self._timers.append(timer)
+        self.blows = [blow for blow in self.blows if (blow.round_number, blow.stage) != (round_number, stage)]
+
+    def happened(self, event: Event) -> None:
+        print(event, flush=True)
+        if event.is_back:
+            for hit in self.hits:
+                if hit.who == event.who and hit.back_after_s is None:
+                    hit.back_after_s = time.monotonic() - hit.at
+
+    def _deal(self, blow: Blow) -> None:
+        from actors.whereabouts import process_of
+        from hsee_ray.keys import generator
+
+        assert self.team is not None
+        models = [model for model in self.team.models if model.side == blow.target] or self.team.models
+        rng = generator(self.seed, "victim", len(self.hits))
+        for _ in range(100):
+            model = models[int(rng.integers(len(models)))]
+            pid = process_of(self.team.actors[model])
+            if pid is not None:
+                break
+            time.sleep(0.1)
+        else:
+            return
+        self.hits.append(Hit(blow, self.team.label(model), time.monotonic()))
+        try:
+            os.kill(pid, signal.SIGSTOP if blow.stops else signal.SIGKILL)
+        except ProcessLookupError:
+            self.hits.pop()  # it had been hit before, and is not replaced yet
+
+    def listener(self) -> Listener:
+        from actors.driver import Listener
+
+        return Listener(assembled=self.assembled, entered=self.entered, happened=self.happened)
+
+    def table(self) -> str:
+        """One line per hit."""
+        from hsee_ray.tables import align
+
+        rows = [["who", "round", "stage", "signal", "back after"]]
+        for hit in self.hits:
+            back = "not needed again" if hit.back_after_s is None else f"{hit.back_after_s:.1f} s"
+            name = "SIGSTOP" if hit.blow.stops else "SIGKILL"
+            rows.append([hit.who, str(hit.blow.round_number), hit.blow.stage, name, back])
+        return align(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 when both runs end in the same weights, 1 when not."""
+    options = _parser().parse_args(argv)
+    from hsee_ray.errors import RunError, UserError
+
+    try:
+        return _run_twice(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run_twice(options: argparse.Namespace) -> int:
+    from actors.driver import run
+    from hsee_ray.config_files import load_config
+    from hsee_ray.errors import ConfigError
+
+    targets = options.targets.split(",")
+    if not set(targets) <= {"client", "server"}:
+        raise ConfigError(f"--targets {options.targets}: give client, server, or client,server")
+    if options.kills < 1:
+        raise ConfigError(f"--kills {options.kills}: give at least 1")
+    config = load_config(options.config, [*_budget(options.kills), *options.set])
+    if config.cluster.address is not None or os.environ.get("RAY_ADDRESS"):
+        raise ConfigError("jobs.chaos kills processes of this machine: set cluster.address=null and unset RAY_ADDRESS")
+    directory = options.run_dir or Path("runs") / f"chaos-{Path(options.config).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+    print(f"undisturbed: {directory / 'undisturbed'}", flush=True)
+    calm = run(config, directory / "undisturbed").summary
+    blows = plan_blows(config, config.training.rounds, options.kills, targets, options.seed)
+    killer = Killer(blows, options.seed)
+    print(f"with {len(blows)} kills: {directory / 'disturbed'}", flush=True)
+    disturbed = run(config, directory / "disturbed", killer.listener()).summary
+
+    equal = calm["weights_sha256"] == disturbed["weights_sha256"]
+    print(f"\n{killer.table()}\n")
+    print(f"undisturbed  {calm['weights_sha256']}  {calm['wall_s']:.1f} s")
+    print(f"disturbed    {disturbed['weights_sha256']}  {disturbed['wall_s']:.1f} s")
+    more_s = disturbed["wall_s"] - calm["wall_s"]
+    print(f"{len(killer.hits)} kills, {more_s:.1f} s more; the weights {'are equal' if equal else 'DIFFER'}")
+    return 0 if equal else 1
+
+
+def _budget(kills: int) -> list[str]:
+    """Room for every kill, and a short patience with actors that hang."""
+    room = 10 * kills
+    return [f"failures.max_per_actor={room}", f"failures.max_total={room}", "failures.step_timeout_s=15"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hsee chaos",
+        description="Train twice on this machine, the second time while actors are killed at random moments. "
+        "Prints what was hit and how long it took to be back, and exits with 1 if the weights differ.",
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file; see jobs/configs/")
+    parser.add_argument("--kills", type=int, required=True, metavar="N", help="how many actors are hit")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
+    parser.add_argument("--targets", default="client,server", help="whom to hit (default: client,server)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of moments and victims (default: 0)")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="for both runs (default: runs/chaos-...)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Runs that are killed from outside and resumed, as a user does it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hsee_ray import load_run
+from hsee_ray.config_files import load_config
+from hsee_ray.reference import Reference
+from hsee_ray.setup import prepare_run
+from tests.e2e.conftest import Command
+from tests.ray.test_recovery import check_each_round_once
+
+Start = Callable[..., Command]
+CONFIG = {
+    "seed": 5,
+    "model": {"name": "tests.networks:conv_units"},
+    "data": {"name": "synthetic", "image_size": 8, "classes": 3, "train_samples": 96, "test_samples": 30},
+    "tiers": [
+        {"name": "sensor", "clients": 1, "cut": "stem", "resources": {"num_cpus": 0.5}},
+        {"name": "hub", "clients": 1, "cut": "body.1", "resources": {"num_cpus": 0.5}},
+    ],
+    "server": {"resources": {"num_cpus": 0.5}},
+    "training": {"strategy": "sequential", "rounds": 30, "batch_size": 8},
+    "checkpoint": {"every": 2},
+}
+ROUNDS = 30
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+def reference_digest(config_file: Path, cache: Path) -> str:
+    reference = Reference(prepare_run(load_config(config_file, [f"data.cache={cache}"])))
+    for _ in reference.run():
+        pass
+    return reference.digest()
+
+
+def test_a_driver_that_is_killed_again_and_again_ends_in_the_same_bits(
+    start: Start, config_file: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at random moments, from before the first round to inside checkpoints and the final write."""
+    run_dir = tmp_path / "run"
+    rng = random.Random(7)
+    kills = 0
+    for attempt in range(4):
+        begun = (run_dir / "config.yaml").is_file()
+        where = ("--resume", run_dir) if begun else ("--config", config_file, "--run-dir", run_dir)
+        command = start("jobs.train", *where)
+        if attempt == 3:
+            break
+        # Some kills hit the start; the others come some time after training has begun.
+        if attempt > 0:
+            command.wait_for_line("[round ")
+        time.sleep(rng.random() * (3 if attempt == 0 else 0.8))
+        os.kill(command.process.pid, signal.SIGKILL)
+        command.finish()
+        kills += 1
+        assert command.left_behind() == []
+        assert not (run_dir / "summary.json").exists()
+    _, err = command.finish()
+    assert command.process.returncode == 0, err
+    assert kills == 3
+
+    finished = load_run(run_dir)
+    assert finished.summary["weights_sha256"] == reference_digest(config_file, tmp_path / "reference")
+    check_each_round_once(finished, ROUNDS)
+    assert command.left_behind() == []
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on_and_does(
+    sent: signal.Signals, code: int, start: Start, config_file: Path, tmp_path: Path
+) -> None:
+    command = start("jobs.train", "--config", config_file, "--run-dir", tmp_path / "run")
+    command.wait_for_line("[round 2/")
+    os.kill(command.process.pid, sent)
+    _, err = command.finish()
+    assert command.process.returncode == code
+    assert f"continue with --resume {tmp_path / 'run'}" in err.splitlines()[-1]
+    assert command.left_behind() == []
+
+    again = start("jobs.train", "--resume", tmp_path / "run", "--set", "training.rounds=10")
+    out, err = again.finish()
+    assert again.process.returncode == 0, err
+    assert " of them done" in out.splitlines()[0]
+
+    finished = start("jobs.train", "--resume", tmp_path / "run")
+    out, err = finished.finish()
+    assert finished.process.returncode == 0, err
+    assert "has finished, nothing is left to do" in out
+
+
+def test_what_cannot_be_resumed_is_one_line(start: Start, config_file: Path, tmp_path: Path) -> None:
+    nothing = start("jobs.train", "--resume", tmp_path / "nothing")
+    _, err = nothing.finish()
+    assert (nothing.process.returncode, len(err.splitlines())) == (2, 1)
+    assert "holds no run that could be resumed" in err
+
+    command = start("jobs.train", "--config", config_file, "--set", "training.rounds=2", "--run-dir", tmp_path / "run")
+    command.finish()
+    changed = start("jobs.train", "--resume", tmp_path / "run", "--set", "training.rounds=4", "seed=6")
+    _, err = changed.finish()
+    assert (changed.process.returncode, len(err.splitlines())) == (2, 1)
+    assert "seed: cannot be changed on resume" in err

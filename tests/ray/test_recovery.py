@@ -1,0 +1,210 @@
+"""Actors that die, hang or find no place: the run ends in the bits of the undisturbed one, or says why not."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+import actors.placement
+from actors.driver import Listener, resume, run
+from actors.interrupt import StopRequest
+from actors.placement import Team
+from actors.recovery import Event
+from hsee_ray.aggregation import ModelId
+from hsee_ray.checkpoint import committed_rounds
+from hsee_ray.config import Config
+from hsee_ray.config_files import load_config
+from hsee_ray.errors import Interrupted, RunError
+from hsee_ray.reference import Reference
+from hsee_ray.reports import RoundReport
+from hsee_ray.run import Run
+from hsee_ray.setup import prepare_run
+from hsee_ray.storage import Storage
+from jobs.chaos import Blow, Killer
+
+STRATEGIES = {
+    "averaging": ["training.aggregate_every=2", "training.optimizer_state=average"],
+    "sequential": ["training.strategy=sequential", "training.optimizer_state=reset"],
+    "round_robin": ["training.strategy=sequential", "training.turn=batch", "training.norm_statistics=shared"],
+    "distributed": ["training.strategy=distributed", "training.clients_per_round=0.67"],
+}
+
+
+def reference_digest(config: Config) -> str:
+    reference = Reference(prepare_run(config))
+    for _ in reference.run():
+        pass
+    return reference.digest()
+
+
+def kills(*blows: tuple[int, str, str]) -> Killer:
+    return Killer([Blow(number, stage, 0.0, False, target) for number, stage, target in blows], seed=1)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_kills_at_every_stage_change_no_bit(
+    strategy: str, tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+) -> None:
+    config = load_config(tiny, [*STRATEGIES[strategy], "checkpoint.every=2", "failures.max_per_actor=9"])
+    killer = kills(
+        (1, "train", "client"),
+        (1, "train", "server"),
+        (2, "aggregate", "client"),
+        (2, "evaluate", "server"),
+        (2, "checkpoint", "client"),
+        (3, "train", "server"),
+        (3, "train", "client"),
+        (3, "evaluate", "client"),
+        (3, "save", "server"),
+    )
+    finished = run(config, tmp_path / "run", killer.listener())
+
+    assert finished.summary["weights_sha256"] == reference_digest(config)
+    assert len(killer.hits) >= (8 if strategy in ("averaging", "sequential") else 6)
+    assert sum(finished.summary["failures"].values()) >= 4
+    rounds = [row["round"] for row in finished.metrics.to_pylist() if row["metric"] == "wall_s"]
+    assert rounds == [1, 2, 3]
+
+
+def test_an_actor_that_hangs_is_replaced(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+    config = load_config(tiny, ["failures.step_timeout_s=4"])
+    killer = Killer([Blow(2, "train", 0.0, True, "server")], seed=0)
+    events: list[Event] = []
+    killer.happened = events.append  # type: ignore[method-assign]
+    finished = run(config, tmp_path / "run", killer.listener())
+
+    assert finished.summary["weights_sha256"] == reference_digest(config)
+    (hit,) = killer.hits
+    assert hit.blow.stops
+    assert (events[0].who, events[0].text.split(";")[0]) == (hit.who, "no answer within 4 s")
+
+
+def test_a_spent_budget_ends_the_run_with_a_checkpoint_that_can_be_resumed(
+    tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+) -> None:
+    config = load_config(tiny, ["failures.max_per_actor=0", "checkpoint.every=100"])
+    killer = kills((2, "train", "client"))
+    with pytest.raises(
+        RunError, match=r"client 00\d failed in round 2 while it did `train`: .*max_per_actor=0"
+    ) as told:
+        run(config, tmp_path / "run", killer.listener())
+    assert killer.hits[0].who in str(told.value)
+    assert committed_rounds(Storage.at(str(tmp_path / "run" / "checkpoints"))) == [1]
+
+    finished = resume(tmp_path / "run", ["failures.max_per_actor=1"])
+    assert finished.summary["weights_sha256"] == reference_digest(config)
+    assert not (tmp_path / "run" / "error.log").exists()
+
+
+@pytest.mark.parametrize(("grace_s", "kept"), [(60.0, 2), (0.0, 1)])
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(
+    grace_s: float, kept: int, tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+) -> None:
+    """With time, at the end of the running round; without, of the last whole one."""
+    config = load_config(tiny, [f"checkpoint.grace_s={grace_s}", "training.strategy=sequential"])
+    stop = StopRequest()
+
+    def entered(round_number: int, stage: str) -> None:
+        if (round_number, stage) == (2, "train"):
+            assert stop.ask(signal.SIGTERM)
+            assert not stop.ask(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=f"round {kept} is in a checkpoint, continue with --resume"):
+        run(config, tmp_path / "run", Listener(entered=entered), stop)
+    assert committed_rounds(Storage.at(str(tmp_path / "run" / "checkpoints"))) == [kept]
+
+    started: list[int] = []
+    finished = resume(tmp_path / "run", [], Listener(started=lambda setup, done: started.append(done)))
+    assert started == [kept]
+    assert finished.summary["weights_sha256"] == reference_digest(config)
+    assert [row["round"] for row in finished.metrics.to_pylist() if row["metric"] == "wall_s"] == [1, 2, 3]
+
+
+def test_a_client_without_a_place_is_left_out_and_comes_back(
+    tiny: dict[str, Any], warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(
+        tiny,
+        [
+            "failures.on_lost_client=drop",
+            "failures.step_timeout_s=2",
+            "cluster.placement_timeout_s=3",
+            "training.rounds=4",
+        ],
+    )
+    create = actors.placement._actor
+    teams: list[Team] = []
+    refused: list[Any] = []
+
+    def sometimes_nowhere(actor_class: type, resources: Any, *args: Any) -> Any:
+        """Once, a replaced client asks for what no node has."""
+        if teams and actor_class.__name__ == "ClientActor" and not refused:
+            refused.append(args)
+            resources = resources.model_copy(update={"custom": {"nowhere": 1.0}})
+            return warm_create(actor_class, resources, *args)
+        return create(actor_class, resources, *args)
+
+    warm_create = actors.placement._actor.__self__.create  # type: ignore[attr-defined]
+    monkeypatch.setattr(actors.placement, "_actor", sometimes_nowhere)
+    killer = kills((2, "train", "client"))
+    events: list[Event] = []
+
+    def assembled(team: Team) -> None:
+        teams.append(team)
+        killer.assembled(team)
+
+    def finished_round(report: RoundReport) -> None:
+        if report.round_number == 2:  # by the next round the client has found a place
+            (victim,) = report.missing
+            ready, _ = ray.wait([teams[0].restored[ModelId("client", victim)]], timeout=60, fetch_local=False)
+            assert ready
+
+    listener = Listener(
+        assembled=assembled, entered=killer.entered, happened=events.append, finished_round=finished_round
+    )
+    finished = run(config, tmp_path / "run", listener)
+
+    (hit,) = killer.hits
+    number = int(hit.who.removeprefix("client "))
+    assert finished.summary["clients"][number]["missed_rounds"] == [2]
+    texts = [event.text for event in events if event.who == hit.who]
+    assert len(texts) == 3, texts
+    assert texts[0].startswith("its process died")
+    assert "go on without the client" in texts[1]
+    assert texts[2] == "takes part again"
+    rows = finished.metrics.to_pylist()
+    assert [row["round"] for row in rows if row["metric"] == "missing"] == [2]
+    assert [row["round"] for row in rows if row["metric"] == "client_loss" and row["client"] == number] == [1, 3, 4]
+
+
+def test_more_rounds_continue_a_finished_run(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+    config = load_config(tiny, ["training.rounds=2", "training.lr_schedule={name: cosine, horizon_rounds: 5}"])
+    first = run(config, tmp_path / "run")
+    assert first.summary["weights_sha256"] == reference_digest(config)
+
+    events: list[Event] = []
+    again = resume(tmp_path / "run", [], Listener(happened=events.append))
+    assert again.summary == first.summary
+    assert [event.text for event in events] == ["has finished, nothing is left to do"]
+
+    longer = resume(tmp_path / "run", ["training.rounds=4"])
+    wanted = load_config(tiny, ["training.rounds=4", "training.lr_schedule={name: cosine, horizon_rounds: 5}"])
+    assert longer.summary["weights_sha256"] == reference_digest(wanted)
+    assert longer.summary["rounds"] == 4
+    check_each_round_once(longer, 4)
+
+
+def check_each_round_once(finished: Run, rounds: int) -> None:
+    """In the metrics and in the event files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert [row["round"] for row in finished.metrics.to_pylist() if row["metric"] == "wall_s"] == [
+        *range(1, rounds + 1)
+    ]
+    events = EventAccumulator(str(finished.path / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("round/wall_s")] == [*range(1, rounds + 1)]

@@ -1,0 +1,180 @@
+"""The pipeline over models that only write down what was done to them, with actors that fail at random."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from actors.calls import Answer
+from actors.pipeline import Done, Pipeline, TurnLost, Work
+from actors.rounds import with_ends
+from hsee_ray.aggregation import ModelId
+from hsee_ray.failures import Failure
+
+
+class FakeCalls:
+    """Answers in a random order among actors, in the order of submission within one; sometimes an actor fails."""
+
+    def __init__(self, rng: random.Random, fail_at: set[int]) -> None:
+        self.rng = rng
+        self.fail_at = fail_at
+        self.under_way: list[tuple[Callable[[], Any], ModelId, Any]] = []
+        self.answers = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.under_way)
+
+    def add(self, ref: Any, member: ModelId, tag: Any) -> None:
+        self.under_way.append((ref, member, tag))
+
+    def forget(self, unwanted: Callable[[ModelId, Any], bool]) -> None:
+        # A forgotten call may still be carried out: its actor does not know.
+        for ref, member, tag in self.under_way:
+            if unwanted(member, tag) and self.rng.random() < 0.5:
+                ref()
+        self.under_way = [call for call in self.under_way if not unwanted(call[1], call[2])]
+
+    def next(self) -> Answer[Any]:
+        member = self.rng.choice(sorted({member for _, member, _ in self.under_way}))
+        index = next(i for i, call in enumerate(self.under_way) if call[1] == member)
+        ref, _, tag = self.under_way.pop(index)
+        self.answers += 1
+        if self.answers in self.fail_at:
+            return Answer(tag, member, None, Failure("x", 1, "train", "died", "killed"))
+        return Answer(tag, member, ref(), None)
+
+
+class FakeStage:
+    """Models are lists of what they have learnt; a snapshot is a copy."""
+
+    def __init__(self, lost: frozenset[int] = frozenset()) -> None:
+        self.models: dict[ModelId, list[Any]] = {}
+        self.kept: dict[ModelId, list[Any]] = {}
+        self.snapshots: dict[Any, list[Any]] = {}
+        self.lost = lost
+
+    def of(self, model: ModelId) -> list[Any]:
+        return self.models.setdefault(model, [])
+
+    def client_call(self, work: Work) -> tuple[Any, Any]:
+        client = self.of(ModelId("client", work.client))
+        features: list[Any] = []
+
+        def call() -> Any:
+            if work.ends_turn:
+                self.snapshots[work, "client"] = list(client)
+                return "snapshot"
+            client.append(work.first)
+            features.append((work.client, len(client), work.first))
+            return ("client", work.first)
+
+        return features, call
+
+    def server_call(self, work: Work, features: Any) -> Any:
+        server = self.of(ModelId("server", work.server or 0))
+
+        def call() -> Any:
+            if work.ends_turn:
+                self.snapshots[work, "server"] = list(server)
+                return "snapshot"
+            server.extend(features)
+            return ("server", work.first)
+
+        return call
+
+    def replace(self, member: ModelId, failure: Failure) -> bool:
+        self.restore(member)
+        return not (member.side == "client" and member.number in self.lost)
+
+    def restore(self, model: ModelId) -> None:
+        self.models[model] = list(self.kept.get(model, []))
+
+    def answered(self, member: ModelId) -> None:
+        pass
+
+    def commit(self, works: list[Work]) -> None:
+        for work in works:
+            if work.ends_turn:
+                self.kept[ModelId("client", work.client)] = self.snapshots[work, "client"]
+                if work.server is not None:
+                    self.kept[ModelId("server", work.server)] = self.snapshots[work, "server"]
+
+
+def works_of(strategy: str, pieces: dict[int, int]) -> list[Work]:
+    """Client 2 holds the whole network and has no server."""
+
+    def work(client: int, piece: int) -> Work:
+        server = None if client == 2 else (client if strategy == "averaging" else 0)
+        return Work(client, server, piece, piece + 1, turn=0 if strategy == "round_robin" else client)
+
+    if strategy == "round_robin":
+        order = [(n, p) for p in range(max(pieces.values())) for n in pieces if p < pieces[n]]
+    else:
+        order = [(n, p) for n in pieces for p in range(pieces[n])]
+    return with_ends(work(client, piece) for client, piece in order)
+
+
+def run(strategy: str, seed: int, fail_at: set[int], window: int = 2, lost: frozenset[int] = frozenset()) -> FakeStage:
+    works = works_of(strategy, {0: 5, 1: 3, 2: 2, 3: 4})
+    stage = FakeStage(lost)
+    calls: Any = FakeCalls(random.Random(seed), fail_at)
+    done: dict[tuple[int, int, bool], Done] = {}
+    for piece in Pipeline(works, stage, calls, 2, window, strategy != "averaging").run():  # type: ignore[arg-type]
+        work = piece.work
+        if not work.ends_turn:
+            assert piece.client_report == ("client", work.first)
+            assert piece.server_report == (None if work.server is None else ("server", work.first))
+        done[work.client, work.first, work.ends_turn] = piece
+        if piece.turn_done:
+            stage.commit([other for other in works if other.turn == work.turn])
+    assert len(done) == len([work for work in works if work.client not in lost])
+    return stage
+
+
+@pytest.mark.parametrize("strategy", ["averaging", "sequential", "round_robin"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_whatever_fails_every_model_learns_the_same_in_the_same_order(strategy: str, window: int) -> None:
+    undisturbed = run(strategy, 0, set(), window)
+    assert undisturbed.kept[ModelId("client", 0)] == [0, 1, 2, 3, 4]
+    for seed in range(300):
+        rng = random.Random(1000 + seed)
+        fail_at = {rng.randrange(1, 60) for _ in range(rng.randrange(1, 8))}
+        assert run(strategy, seed, fail_at, window).kept == undisturbed.kept
+
+
+def test_a_server_sees_the_list_in_its_order() -> None:
+    kept = run("round_robin", 5, {7, 11}).kept
+    assert [(client, piece) for client, _, piece in kept[ModelId("server", 0)]] == [
+        *((n, 0) for n in (0, 1, 3)),
+        *((n, 1) for n in (0, 1, 3)),
+        *((n, 2) for n in (0, 1, 3)),
+        *((n, 3) for n in (0, 3)),
+        (0, 4),
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["averaging", "sequential"])
+def test_a_client_that_is_left_out_leaves_nothing_behind(strategy: str) -> None:
+    for seed in range(50):
+        works = works_of(strategy, {0: 5, 1: 3, 2: 2, 3: 4})
+        stage = FakeStage(frozenset({1}))
+        calls: Any = FakeCalls(random.Random(seed), {4, 9})
+        turns_done = set()
+        for piece in Pipeline(works, stage, calls, 2, 2, strategy == "sequential").run():  # type: ignore[arg-type]
+            if piece.turn_done:
+                turns_done.add(piece.work.turn)
+                stage.commit([other for other in works if other.turn == piece.work.turn])
+        assert turns_done >= {0, 2, 3}
+        if 1 not in turns_done:
+            assert ModelId("client", 1) not in stage.kept
+            server = stage.kept.get(ModelId("server", 0 if strategy == "sequential" else 1), [])
+            assert all(client != 1 for client, _, _ in server)
+
+
+def test_a_shared_turn_that_loses_a_client_is_lost() -> None:
+    with pytest.raises(TurnLost):
+        for seed in range(50):
+            run("round_robin", seed, {3}, lost=frozenset({0, 1, 2, 3}))

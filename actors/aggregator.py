@@ -61,6 +61,10 @@ class Aggregator:
         """Writes a model's file of a checkpoint when its own actor cannot."""
         return write_shard(uri, name, units, snapshot, averages, self.reset)
 
+    def read_shard(self, uri: str, name: str, entry: FileEntry) -> tuple[Sealed[Snapshot], None]:
+        """A model's file of a checkpoint, by reference, when its own actor cannot read it."""
+        return seal(read_snapshot(uri, name, entry)), None
+
     def save(
         self,
         directory: str,

@@ -9,10 +9,20 @@ from typing import Any, Generic, TypeVar
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from actors.interrupt import StopRequest
 from actors.placement import Member, Team
+from actors.whereabouts import process_of
 from hsee_ray.failures import Failure, Kind
 
 TICK_S = 1.0
@@ -85,7 +95,7 @@ class Calls(Generic[T]):
     def _no_answer(self, member: Member) -> Answer[T]:
         tag = next(tag for other, tag in self.under_way.values() if other == member)
         patience_s = self.team.patience_s(member)
-        if member in self.team.started:
+        if member in self.team.started or process_of(self.team.actors[member]) is not None:
             failure = self._failure(member, "hung", f"no answer within {patience_s:g} s")
         else:
             asked = self.team.asked(member)
@@ -108,9 +118,8 @@ class Calls(Generic[T]):
 def diagnosis(error: RayError) -> tuple[Kind, str]:
     """What kind of failure an error of Ray's is, and one line about it."""
     if isinstance(error, RayTaskError):
-        if isinstance(error.cause, ObjectLostError):
-            return "lost", "an object that it needs went with its node"
-        return "error", _first_line(error.cause)
+        # A call also fails with the error of the call that it depends on.
+        return diagnosis(error.cause) if isinstance(error.cause, RayError) else ("error", _first_line(error.cause))
     if isinstance(error, ObjectLostError):
         return "lost", "an object that it needs went with its node"
     if isinstance(error, ActorDiedError):
@@ -121,6 +130,12 @@ def diagnosis(error: RayError) -> tuple[Kind, str]:
         return "died", "its process died"
     if isinstance(error, ActorUnavailableError):
         return "died", "it cannot be reached"
+    if isinstance(error, OutOfMemoryError):
+        return "died", "Ray ended its process, because its node was short of memory"
+    if isinstance(error, WorkerCrashedError):
+        return "died", "its process died"
+    if isinstance(error, NodeDiedError):
+        return "node", "its node is gone"
     return "error", _first_line(error)
 
 

@@ -38,19 +38,22 @@ def save_checkpoint(rounds: Rounds, storage: Storage, uri: str, keep: int, progr
     if number == 0 or number in committed_rounds(storage):
         return
     directory = directory_of(number)
-    calls: dict[str, MemberCall] = {
-        shard_file(model): rounds.write_shard(model, recipe, uri, f"{directory}/{shard_file(model)}", spread)
-        for model, recipe in state.recipes.items()
-        if recipe.snapshot is not None
-    }
     keys = tuple(state.averages)
-    if keys:
-        name = f"{directory}/{AVERAGES_FILE}"
-        calls[AVERAGES_FILE] = (
-            AGGREGATOR,
-            lambda: rounds.team.actors[AGGREGATOR].write_averages.remote(uri, name, keys, *state.averages.values()),
-        )
-    files: dict[str, FileEntry] = rounds.all(calls, number, STAGE)
+
+    def write_averages() -> ObjectRef[Any]:
+        write: Any = rounds.team.actors[AGGREGATOR].write_averages
+        ref: ObjectRef[Any] = write.remote(uri, f"{directory}/{AVERAGES_FILE}", keys, *state.averages.values())
+        return ref
+
+    def calls() -> dict[str, MemberCall]:
+        made: dict[str, MemberCall] = {
+            shard_file(model): rounds.write_shard(model, recipe, uri, f"{directory}/{shard_file(model)}", spread)
+            for model, recipe in state.recipes.items()
+            if recipe.snapshot is not None
+        }
+        return {**made, AVERAGES_FILE: (AGGREGATOR, write_averages)} if keys else made
+
+    files: dict[str, FileEntry] = rounds.all_of(calls, number, STAGE)
     progress.round_number = number
     progress.ledger = state.ledger
     progress.trained = tuple(sorted(state.trained))
@@ -66,9 +69,12 @@ def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress)
     snapshots: dict[ModelId, ObjectRef[Any]] = {}
     averages: list[ObjectRef[Any]] = []
 
+    def reader(model: ModelId) -> Member:
+        return AGGREGATOR if rounds.is_missing(model) else model
+
     def read_shard(model: ModelId) -> ObjectRef[Any]:
         file = manifest.shards[model]
-        read: Any = rounds.team.actors[model].read_shard.options(num_returns=2)
+        read: Any = rounds.team.actors[reader(model)].read_shard.options(num_returns=2)
         snapshots[model], nothing = read.remote(uri, f"{directory}/{file}", manifest.files[file])
         return nothing
 
@@ -80,10 +86,13 @@ def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress)
         nothing: ObjectRef[Any] = results[-1]
         return nothing
 
-    calls: dict[Member, MemberCall] = {model: (model, partial(read_shard, model)) for model in manifest.shards}
-    if progress.averages:
-        calls[AGGREGATOR] = AGGREGATOR, read_averages
-    rounds.all(calls, manifest.round_number, STAGE)
+    def calls() -> dict[Member, MemberCall]:
+        made: dict[Member, MemberCall] = {
+            model: (reader(model), partial(read_shard, model)) for model in manifest.shards
+        }
+        return {**made, AGGREGATOR: (AGGREGATOR, read_averages)} if progress.averages else made
+
+    rounds.all_of(calls, manifest.round_number, STAGE)
     return RunState(
         round_number=manifest.round_number,
         recipes={model: Recipe(snapshot) for model, snapshot in snapshots.items()},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import ray
 
@@ -15,11 +17,11 @@ from actors.checkpoints import load_state, save_checkpoint
 from actors.client import own_rows
 from actors.cluster import connected
 from actors.interrupt import GraceOver, StopRequest
-from actors.placement import RowRefs, Team, requests
+from actors.placement import AGGREGATOR, RowRefs, Team, requests
 from actors.recipe import RunState
 from actors.recovery import Event, Recovery, StateLost
 from actors.rounds import Rounds
-from hsee_ray.checkpoint import Manifest, Progress, changed_keys, committed_rounds, directory_of, newest_checkpoint
+from hsee_ray.checkpoint import Manifest, Progress, changed_keys, committed_rounds, newest_checkpoint, remove_newer
 from hsee_ray.config import Config
 from hsee_ray.config_files import dump_config, load_config
 from hsee_ray.errors import ConfigError, Interrupted, RunError, UserError
@@ -62,12 +64,22 @@ def run(config: Config, run_dir: Path, listener: Listener = SILENT, stop: StopRe
     Raises UserError before anything is written, after that RunError (with the traceback in `error.log`), or
     Interrupted when `stop` was asked for.
     """
-    if run_dir.exists() and any(run_dir.iterdir() if run_dir.is_dir() else [run_dir]):
+    if not _is_free(run_dir):
         raise ConfigError(
             f"{run_dir}: is not empty, it may hold a run; continue that with --resume, name another directory with "
             "--run-dir, or remove it"
         )
-    return _run(config, run_dir, listener, stop or StopRequest(), resumed=None)
+    if config.checkpoint.uri is not None:
+        # Actors may work in another directory than this process, and so may whoever resumes the run.
+        storage = Storage.at(config.checkpoint.uri)
+        uri = config.checkpoint.uri if "://" in config.checkpoint.uri else storage.root
+        checkpoint = config.checkpoint.model_copy(update={"uri": uri})
+        config = config.model_copy(update={"checkpoint": checkpoint})
+        if _reading(committed_rounds, storage):
+            raise ConfigError(f"checkpoint.uri={uri}: holds another run's checkpoints; give each its own place")
+    setup = prepare_run(config)
+    with connected(config.cluster, requests(config, setup.fleet)) as local, _locked(run_dir):
+        return _run(setup, run_dir, listener, stop or StopRequest(), None, local)
 
 
 def resume(
@@ -76,38 +88,70 @@ def resume(
     """Continues a run from its newest checkpoint; a finished one is returned as it is. Raises as `run` does."""
     if not (run_dir / CONFIG_FILE).is_file():
         raise UserError(f"{run_dir}: holds no run that could be resumed (it has no {CONFIG_FILE}); start one there")
-    begun = load_config(run_dir / CONFIG_FILE)
-    config = load_config(run_dir / CONFIG_FILE, overrides)
-    if begun.checkpoint.uri != config.checkpoint.uri:
-        raise ConfigError("checkpoint.uri cannot be changed on resume: the checkpoints would not be found there")
-    damaged: list[str] = []
-    found = newest_checkpoint(_storage(config, run_dir), damaged)
-    for reason in damaged:
-        listener.happened(Event(found[0].round_number if found else 0, "resume", "checkpoint", f"{reason}; not used"))
-    if found is not None:
-        _check_changes(found[1], config)
-        if (run_dir / SUMMARY_FILE).is_file() and found[0].round_number == config.training.rounds:
-            listener.happened(Event(found[0].round_number, "resume", "run", "has finished, nothing is left to do"))
-            return load_run(run_dir)
-    return _run(config, run_dir, listener, stop or StopRequest(), resumed=found)
+    with _locked(run_dir):
+        begun = load_config(run_dir / CONFIG_FILE)
+        config = load_config(run_dir / CONFIG_FILE, overrides)
+        if begun.checkpoint.uri != config.checkpoint.uri:
+            raise ConfigError("checkpoint.uri cannot be changed on resume: the checkpoints would not be found there")
+        _check_changes(begun.model_dump(mode="json"), config)
+        if (run_dir / SUMMARY_FILE).is_file():
+            finished = load_run(run_dir)
+            if finished.summary["rounds"] == config.training.rounds:
+                listener.happened(Event(config.training.rounds, "resume", "run", "has finished, nothing is left to do"))
+                return finished
+        damaged: list[str] = []
+        found = _reading(newest_checkpoint, Storage.at(_uri(config, run_dir)), damaged)
+        number = 0 if found is None else found[0].round_number
+        for reason in damaged:
+            listener.happened(Event(number, "resume", "checkpoint", f"{reason}; not used"))
+        if found is not None:
+            _check_changes(found[1].config, config)
+            _check_rounds(found[1], config)
+        setup = prepare_run(config)
+        with connected(config.cluster, requests(config, setup.fleet)) as local:
+            return _run(setup, run_dir, listener, stop or StopRequest(), found, local)
 
 
-def _check_changes(progress: Progress, config: Config) -> None:
+def _reading(read: Callable[..., Any], storage: Storage, *args: Any) -> Any:
+    """What a reader finds in a storage. Raises UserError when the storage cannot be reached."""
+    try:
+        return read(storage, *args)
+    except OSError as error:
+        raise UserError(f"{storage.root}: checkpoints cannot be read there ({str(error).splitlines()[0]})") from None
+
+
+def _is_free(run_dir: Path) -> bool:
+    """Whether a run may begin in a directory. Raises UserError when it cannot be made there."""
+    try:
+        if run_dir.is_dir():
+            # What a run leaves that was killed before it had written anything.
+            return all(path.name == LOCK_FILE or path.name.endswith(".tmp") for path in run_dir.iterdir())
+        if run_dir.exists():
+            return False
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be used ({error.strerror}); name another with --run-dir") from None
+    parent = next(parent for parent in run_dir.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{run_dir}: cannot be made, {parent} is not writable; name another with --run-dir")
+    return True
+
+
+def _check_changes(begun: Mapping[str, Any], config: Config) -> None:
     """Raises ConfigError when the configuration is not that of the rounds that are trained already."""
-    changed = list(changed_keys(progress.config, config.model_dump(mode="json")))
+    changed = list(changed_keys(begun, config.model_dump(mode="json")))
     if changed:
         raise ConfigError(
-            f"{', '.join(changed)}: cannot be changed on resume, {progress.round_number} rounds were trained "
-            "otherwise; start a new run with --config and --run-dir"
-        )
-    if config.training.rounds < progress.round_number:
-        raise ConfigError(
-            f"training.rounds is {config.training.rounds}, and {progress.round_number} rounds are trained already"
+            f"{', '.join(changed)}: cannot be changed on resume, the run was begun otherwise; start a new one with "
+            "--config and --run-dir"
         )
 
 
-def _storage(config: Config, run_dir: Path) -> Storage:
-    return Storage.at(_uri(config, run_dir))
+def _check_rounds(progress: Progress, config: Config) -> None:
+    """Raises ConfigError when the run cannot end after so many rounds: the last round always aggregates."""
+    wanted, trained = config.training.rounds, progress.round_number
+    planned = progress.config["training"]["rounds"]
+    if wanted < trained or (wanted == trained and planned != wanted):
+        raise ConfigError(f"training.rounds is {wanted}, and {trained} of {planned} rounds are trained; give more")
 
 
 def _uri(config: Config, run_dir: Path) -> str:
@@ -115,34 +159,39 @@ def _uri(config: Config, run_dir: Path) -> str:
 
 
 def _run(
-    config: Config,
+    setup: Setup,
     run_dir: Path,
     listener: Listener,
     stop: StopRequest,
     resumed: tuple[Manifest, Progress] | None,
+    local: bool,
 ) -> Run:
-    setup = prepare_run(config)
-    with connected(config.cluster, requests(config, setup.fleet)) as local, _locked(run_dir):
-        write_whole(run_dir / CONFIG_FILE, dump_config(config).encode())
-        for name in (SUMMARY_FILE, ERROR_FILE):
-            (run_dir / name).unlink(missing_ok=True)
-        try:
-            _Session(setup, run_dir, listener, stop, images_by_reference=not local).train(resumed)
-        except Interrupted:
-            raise
-        except Exception as error:
-            # Whatever it was, the reader of the run directory must find it; it is raised again.
+    """Trains in a directory that is this process's own, on a Ray that is connected."""
+    write_whole(run_dir / CONFIG_FILE, dump_config(setup.config).encode())
+    for name in (SUMMARY_FILE, ERROR_FILE):
+        (run_dir / name).unlink(missing_ok=True)
+    try:
+        _Session(setup, run_dir, listener, stop, images_by_reference=not local).train(resumed)
+    except Interrupted:
+        raise
+    except Exception as error:
+        # Whatever it was, the reader of the run directory must find it; it is raised again.
+        with suppress(OSError):  # a full disk may be what it is about
             write_whole(run_dir / ERROR_FILE, traceback.format_exc().encode())
-            reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-            raise RunError(f"{reason}; the traceback is in {run_dir / ERROR_FILE}") from error
+        reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+        raise RunError(f"{reason}; the traceback is in {run_dir / ERROR_FILE}") from error
     return load_run(run_dir)
 
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
     """Makes the directory, and keeps a second process from training in it at the same time."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / LOCK_FILE, "w") as file:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(run_dir / LOCK_FILE, "w")  # noqa: SIM115 (closed below; errors of the block are none of this one)
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be written to ({error.strerror}); make it writable") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -173,10 +222,10 @@ class _Session:
         """All rounds that are left, and the final files."""
         if resumed is not None:
             self.recovery.history.by_actor.update(resumed[1].history.by_actor)
-        found = resumed
+        found, anew = resumed, False
         while True:
             try:
-                self._take_up(found)
+                self._take_up(found, anew)
                 self.listener.started(self.setup, self.progress.round_number)
                 try:
                     self._rounds()
@@ -185,20 +234,20 @@ class _Session:
                     self.record.close()
                 return
             except StateLost as lost:
+                self.record.close()
                 damaged: list[str] = []
-                found = newest_checkpoint(self.storage, damaged)
+                found, anew = newest_checkpoint(self.storage, damaged), True
                 where = f"round {found[0].round_number}" if found else "the beginning"
                 reasons = "".join(f" ({reason})" for reason in damaged)
                 self.listener.happened(
                     Event(lost.failure.round_number, lost.failure.stage, "run", f"goes back to {where}{reasons}")
                 )
 
-    def _take_up(self, found: tuple[Manifest, Progress] | None) -> None:
-        """Goes to the state of a checkpoint, or to the beginning; whatever was written after it is removed."""
-        number = 0 if found is None else found[0].round_number
-        for newer in committed_rounds(self.storage):
-            if newer > number:
-                self.storage.remove(directory_of(newer))
+    def _take_up(self, found: tuple[Manifest, Progress] | None, anew: bool) -> None:
+        """Goes to the state of a checkpoint, or to the beginning; whatever was written after it is removed.
+
+        `anew`: the models have left their first state.
+        """
         progress = Progress({}) if found is None else found[1]
         progress.config = self.config.model_dump(mode="json")
         progress.history = self.recovery.history
@@ -206,8 +255,9 @@ class _Session:
         self.record = Record(self.run_dir, self.setup, progress)
         if found is not None:
             self.rounds.go_to(load_state(self.rounds, self.uri, *found))
-        elif self.rounds.state.round_number or self.rounds.state.recipes:
+        elif anew:
             self.rounds.go_to(RunState())
+        remove_newer(self.storage, progress.round_number)
 
     def _rounds(self) -> None:
         """Trains what is left, with a checkpoint now and then, and one when the run is to end before its time."""
@@ -223,21 +273,27 @@ class _Session:
                     if number % every == 0 or number == last:
                         self._checkpoint()
         except GraceOver:
-            pass
+            self._end_early(spread=False)
         except RunError as error:
             self._save_what_there_is(error)
             raise
         if self.stop.asked:
-            self._checkpoint()
-            self.record.write_metrics()
-            raise Interrupted(self._interrupted(), self.stop.signal_number or 0)
+            self._end_early(spread=True)
+
+    def _end_early(self, spread: bool) -> NoReturn:
+        """Raises Interrupted, with the last whole round in a checkpoint."""
+        self._checkpoint(spread)
+        self.record.write_metrics()
+        raise Interrupted(self._interrupted(), self.stop.signal_number or 0)
 
     def _save_what_there_is(self, error: RunError) -> None:
         """A checkpoint of the last whole round when the run fails."""
         try:
+            # Whatever has failed, a new aggregator can write what the driver has references of.
+            self.team.replace(AGGREGATOR)
             self._checkpoint(spread=False)
             self.record.write_metrics()
-        except (RunError, OSError) as second:
+        except (RunError, OSError, StateLost) as second:
             raise RunError(f"{error}; and no checkpoint could be written ({second})") from error
 
     def _interrupted(self) -> str:

@@ -110,25 +110,33 @@ class Rounds:
 
     def save(self, directory: str) -> list[str]:
         """Every actor writes its model file; returns the digest lines of all of them."""
-        calls: dict[ModelId, MemberCall] = {}
-        for model in self.team.models:
-            if model.side == "server":
-                stem = "server" if self.team.shared_server else self.setup.fleet.clients[model.number].server_file
-                calls[model] = model, partial(self.team.submit, model, "save", directory, stem)
-            elif model.number not in self.missing:
-                calls[model] = model, partial(self.team.submit, model, "save", directory)
-            elif (recipe := self.state.recipe(model)).snapshot is not None:
-                stem = self.setup.fleet.clients[model.number].client_file
-                calls[model] = AGGREGATOR, self._for_another("save", recipe, directory, stem)
-        answers = self.all(calls, self.state.round_number, "save")
+
+        def calls() -> dict[ModelId, MemberCall]:
+            made: dict[ModelId, MemberCall] = {}
+            for model in self.team.models:
+                if model.side == "server":
+                    stem = "server" if self.team.shared_server else self.setup.fleet.clients[model.number].server_file
+                    made[model] = model, partial(self.team.submit, model, "save", directory, stem)
+                elif model.number not in self.missing:
+                    made[model] = model, partial(self.team.submit, model, "save", directory)
+                elif (recipe := self.state.recipe(model)).snapshot is not None:
+                    stem = self.setup.fleet.clients[model.number].client_file
+                    made[model] = AGGREGATOR, self._for_another("save", recipe, directory, stem)
+            return made
+
+        answers = self.all_of(calls, self.state.round_number, "save")
         return [line for lines in answers.values() for line in lines]
 
     def write_shard(self, model: ModelId, recipe: Recipe, uri: str, name: str, spread: bool) -> MemberCall:
         """The call that writes a model's file of a checkpoint: its own actor's, or the aggregator's."""
-        if not spread or (model.side == "client" and model.number in self.missing):
+        if not spread or self.is_missing(model):
             return AGGREGATOR, self._for_another("write_shard", recipe, uri, name)
         units, averages = tuple(recipe.loads), recipe.loads.values()
         return model, partial(self.team.submit, model, "write_shard", uri, name, units, recipe.snapshot, *averages)
+
+    def is_missing(self, model: ModelId) -> bool:
+        """Whether a model's actor has no place."""
+        return model.side == "client" and model.number in self.missing
 
     def _for_another(self, method: str, recipe: Recipe, *args: Any) -> Callable[[], ObjectRef[Any]]:
         def call() -> ObjectRef[Any]:
@@ -139,6 +147,13 @@ class Rounds:
             return ref
 
         return call
+
+    def all_of(self, calls: Callable[[], Mapping[K, MemberCall]], round_number: int, stage: str) -> dict[K, Any]:
+        """As `all`, of calls that are made anew for those whom a client that was left out could not answer."""
+        answers: dict[K, Any] = {}
+        while left := {key: call for key, call in calls().items() if key not in answers}:
+            answers.update(self.all(left, round_number, stage))
+        return answers
 
     def all(self, calls: Mapping[K, MemberCall], round_number: int, stage: str) -> dict[K, Any]:
         """The answers to calls of actors. An actor that fails is replaced and called again."""
@@ -277,6 +292,10 @@ class Rounds:
         except Dropped:
             assert not isinstance(member, str)
             self.missing.add(member.number)
+            if self.state.recipe(member).snapshot is None:
+                # It has not trained yet: averages that it took to begin are forgotten, it takes the newest later.
+                self.state.recipes.pop(member, None)
+                self.state.ledger.forget(member)
             return False
         return True
 

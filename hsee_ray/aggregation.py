@@ -130,6 +130,10 @@ class Ledger:
             for copy in copies:
                 self.seen[(copy.model, copy.unit)] = round_number
 
+    def forget(self, model: ModelId) -> None:
+        """The model has lost the averages that it took."""
+        self.seen = {copy: seen for copy, seen in self.seen.items() if copy[0] != model}
+
     def catch_up(self, config: Config, fleet: Fleet, starting: Iterable[int]) -> dict[ModelId, dict[str, str]]:
         """Averages (unit -> key) that copies about to train have missed; they count as seen from now on."""
         starting_set = set(starting)

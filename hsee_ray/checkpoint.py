@@ -44,8 +44,12 @@ def entry_of(content: bytes) -> FileEntry:
 
 def check_content(name: str, content: bytes, entry: FileEntry) -> None:
     """Raises DataError when a file is not what its checkpoint says."""
-    if entry_of(content) != entry:
-        raise DataError(f"{name}: is damaged ({len(content)} bytes, or their SHA-256, are not those that were written)")
+    check_entry(name, entry_of(content), entry)
+
+
+def check_entry(name: str, found: FileEntry, written: FileEntry) -> None:
+    if found != written:
+        raise DataError(f"{name}: is damaged (its {found.bytes} bytes are not the {written.bytes} that were written)")
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,15 @@ def _canonical(values: Mapping[str, Any]) -> bytes:
 def commit(storage: Storage, manifest: Manifest, keep: int) -> None:
     """Writes the manifest, which makes the checkpoint count, and removes all but the newest `keep`."""
     storage.write(f"{directory_of(manifest.round_number)}/{MANIFEST_FILE}", manifest_bytes(manifest))
-    rounds = sorted(_rounds(storage))
-    for old in rounds[: -keep or None]:
+    for old in committed_rounds(storage)[keep:]:
         storage.remove(directory_of(old))
+
+
+def remove_newer(storage: Storage, round_number: int) -> None:
+    """Removes what is left of checkpoints after this round, whole or not: the run goes on from here."""
+    for number in _rounds(storage):
+        if number > round_number:
+            storage.remove(directory_of(number))
 
 
 def _rounds(storage: Storage) -> list[int]:
@@ -133,19 +143,15 @@ def read_checkpoint(storage: Storage, round_number: int) -> tuple[Manifest, Prog
     """
     directory = directory_of(round_number)
     where = f"{storage.root}/{directory}"
-    manifest = parse_manifest(storage.read(f"{directory}/{MANIFEST_FILE}"), f"{where}/{MANIFEST_FILE}")
-    progress = b""
-    for name, entry in manifest.files.items():
-        try:
-            content = storage.read(f"{directory}/{name}")
-        except OSError as error:
-            raise DataError(f"{where}/{name}: cannot be read ({str(error).splitlines()[0]})") from None
-        check_content(f"{where}/{name}", content, entry)
-        if name == PROGRESS_FILE:
-            progress = content
-    if manifest.round_number != round_number or not progress:
-        raise DataError(f"{where}: is not the checkpoint of round {round_number}")
-    return manifest, Progress.from_json(progress)
+    try:
+        manifest = parse_manifest(storage.read(f"{directory}/{MANIFEST_FILE}"), f"{where}/{MANIFEST_FILE}")
+        for name, entry in manifest.files.items():
+            check_entry(f"{where}/{name}", FileEntry(*storage.sha256(f"{directory}/{name}")), entry)
+        if manifest.round_number != round_number or PROGRESS_FILE not in manifest.files:
+            raise DataError(f"{where}: is not the checkpoint of round {round_number}")
+        return manifest, Progress.from_json(storage.read(f"{directory}/{PROGRESS_FILE}"))
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from None
 
 
 def newest_checkpoint(storage: Storage, damaged: list[str]) -> tuple[Manifest, Progress] | None:

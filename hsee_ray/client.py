@@ -20,7 +20,7 @@ from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.schedule import BatchSlice, round_batches
 from hsee_ray.snapshot import Snapshot
 from hsee_ray.split import build_exit, client_units
-from hsee_ray.steps import NonFiniteLoss, client_step, refuse_nonfinite, undone_if_nonfinite
+from hsee_ray.steps import NonFiniteStep, client_step, refuse_nonfinite, undone_if_nonfinite
 from hsee_ray.wire import FeatureBatch, Packet, encode
 
 Array = np.ndarray[Any, Any]
@@ -87,8 +87,8 @@ class Client:
             samples += len(y_B)
             try:
                 h, loss = self._step(x_BCHW, y_B)
-            except NonFiniteLoss as error:
-                refuse_nonfinite(self.config, self.spec.client_file, "exit", round_number, batch.step, error)
+            except NonFiniteStep as error:
+                refuse_nonfinite(self.config, self.spec.client_file, round_number, batch.step, error)
                 skipped += 1
                 continue
             losses.append(loss)

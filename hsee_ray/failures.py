@@ -69,7 +69,7 @@ def decide(failure: Failure, history: History, policy: FailuresConfig) -> Decisi
         if failure.is_client and policy.on_lost_client == "drop":
             return Decision(Action.DROP, failure.reason, counts=False)
         return Decision(Action.STOP, failure.reason, counts=False)
-    if history.by_actor.get(failure.who, 0) >= policy.max_per_actor:
+    if failure.kind != "lost" and history.by_actor.get(failure.who, 0) >= policy.max_per_actor:
         spent = f"failures.max_per_actor={policy.max_per_actor} is used up"
         return Decision(Action.STOP, f"{failure.reason} ({spent})", counts=False)
     if history.total >= policy.max_total:

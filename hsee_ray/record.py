@@ -69,6 +69,9 @@ class Record:
             write_table(path, metrics_table(self.rows))
             self.progress.metrics_parts[path.name] = entry_of(path.read_bytes())
             self.rows.clear()
+        for path in (self.run_dir / BOARD_DIR).iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         self.progress.event_files = {path.name: path.stat().st_size for path in (self.run_dir / BOARD_DIR).iterdir()}
         self.progress.wall_s = self.wall_s
 

@@ -92,5 +92,5 @@ def ordered_steps(
     """(client, step) in the order in which a shared server sees a round: whole turns, or round robin by batch."""
     if turn == "client":
         return [(number, step) for number in queue for step in range(n_steps[number])]
-    longest = max(n_steps[number] for number in queue)
+    longest = max((n_steps[number] for number in queue), default=0)
     return [(number, step) for step in range(longest) for number in queue if step < n_steps[number]]

@@ -18,7 +18,7 @@ from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.snapshot import Snapshot
 from hsee_ray.split import server_units
 from hsee_ray.state import Arrays, named_tensors, statistics_names, to_array
-from hsee_ray.steps import NonFiniteLoss, refuse_nonfinite, server_step, undone_if_nonfinite
+from hsee_ray.steps import NonFiniteStep, refuse_nonfinite, server_step, undone_if_nonfinite
 from hsee_ray.wire import Packet, decode
 
 StatisticsSet = dict[str, torch.Tensor]
@@ -61,9 +61,9 @@ class Server:
             try:
                 with undone_if_nonfinite(network) if self.skips else nullcontext():
                     losses.append(server_step(network, self.model.optimizer, h, y_B))
-            except NonFiniteLoss as error:
+            except NonFiniteStep as error:
                 who = self.specs[client].client_file
-                refuse_nonfinite(self.config, who, "server", round_number, batch.step, error)
+                refuse_nonfinite(self.config, who, round_number, batch.step, error)
                 skipped += 1
         return TrainReport(samples, tuple(losses), skipped=skipped)
 

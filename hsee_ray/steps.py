@@ -18,8 +18,11 @@ from hsee_ray.config import Config, OptimizerConfig
 from hsee_ray.errors import NonFiniteError
 
 
-class NonFiniteLoss(ArithmeticError):
-    """The loss of a batch is infinite or no number; no parameter has been changed."""
+class NonFiniteStep(ArithmeticError):
+    """The loss of a batch, or its features, are infinite or no numbers; no parameter has been changed."""
+
+    def __init__(self, what: str, value: float) -> None:
+        super().__init__(f"{what} is {value}")
 
 
 def client_step(
@@ -31,27 +34,33 @@ def client_step(
 ) -> tuple[torch.Tensor, float]:
     """One step on f^c and f^o: loss = CE(f^o(f^c(x)), y). Returns (h, loss in nats), h detached, from before the step.
 
-    Without an exit head (cut L) the network's own output is the logits. Raises NonFiniteLoss.
+    Without an exit head (cut L) the network's own output is the logits. Raises NonFiniteStep.
     """
     h = network(x_BCHW)
     loss = functional.cross_entropy(h if exit_head is None else exit_head(h), y_B)
-    return h.detach(), _descend(optimizer, loss)
+    # One sum over h tells: it is finite if all of h is.
+    _check_finite("the sum of the features", h.detach().sum().item())
+    return h.detach(), _descend(optimizer, loss, "the exit loss")
 
 
 def server_step(network: nn.Module, optimizer: torch.optim.Optimizer, h: torch.Tensor, y_B: torch.Tensor) -> float:
-    """One step on f^s: loss = CE(f^s(h), y) in nats, returned. Its gradient stops at h. Raises NonFiniteLoss."""
-    return _descend(optimizer, functional.cross_entropy(network(h), y_B))
+    """One step on f^s: loss = CE(f^s(h), y) in nats, returned. Its gradient stops at h. Raises NonFiniteStep."""
+    return _descend(optimizer, functional.cross_entropy(network(h), y_B), "the server loss")
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str) -> float:
     value = loss.item()
-    if not math.isfinite(value):
-        raise NonFiniteLoss(value)
+    _check_finite(what, value)
     # Gradients are dropped, not zeroed: a unit that the batch did not pass gets no update, not even weight decay.
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return value
+
+
+def _check_finite(what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteStep(what, value)
 
 
 @contextmanager
@@ -60,19 +69,19 @@ def undone_if_nonfinite(network: nn.Module) -> Iterator[None]:
     before = [buffer.clone() for buffer in network.buffers()]
     try:
         yield
-    except NonFiniteLoss:
+    except NonFiniteStep:
         with torch.no_grad():
             for buffer, value in zip(network.buffers(), before, strict=True):
                 buffer.copy_(value)
         raise
 
 
-def refuse_nonfinite(config: Config, who: str, which: str, round_number: int, step: int, error: NonFiniteLoss) -> None:
+def refuse_nonfinite(config: Config, who: str, round_number: int, step: int, error: NonFiniteStep) -> None:
     """Raises NonFiniteError that names client, round, batch and loss, unless such batches are to be skipped."""
     if config.failures.on_nonfinite == "stop":
         raise NonFiniteError(
-            f"the {which} loss of {who} is {error} in round {round_number}, batch {step + 1}; lower "
-            "training.optimizer.lr, or leave such batches out (failures.on_nonfinite=skip_batch)"
+            f"{error} for {who} in round {round_number}, batch {step + 1}; lower training.optimizer.lr, or leave such "
+            "batches out (failures.on_nonfinite=skip_batch)"
         ) from error
 
 

@@ -6,6 +6,7 @@ are complete. Nothing here renames on a store that cannot.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from hsee_ray.errors import UserError
+
+_PIECE_BYTES = 1 << 20
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -49,7 +52,7 @@ class Storage:
     @classmethod
     def at(cls, uri: str) -> Storage:
         """The storage at a URI or a local path. Raises UserError when there is no such kind of storage."""
-        if "://" not in uri:
+        if "://" not in uri and ":/" not in uri:
             return cls(fs.LocalFileSystem(), os.path.abspath(uri))
         try:
             filesystem, root = fs.FileSystem.from_uri(uri)
@@ -58,13 +61,18 @@ class Storage:
             raise UserError(
                 f"{uri}: is no storage that can be reached ({reason}); give a path or s3://, gs://"
             ) from None
+        if not root.strip("/"):
+            raise UserError(f"{uri}: names no directory; give one, such as s3://bucket/runs")
         return cls(filesystem, root)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes one file, whole or not at all. Raises OSError where the file system does."""
         path = self._path(name)
         if self.local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            parent = Path(path).parent
+            if not parent.is_dir():
+                parent.mkdir(parents=True, exist_ok=True)
+                _sync_directory(parent.parent)
             write_whole(Path(path), content)
             return
         self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
@@ -76,6 +84,15 @@ class Storage:
         with self.filesystem.open_input_stream(self._path(name)) as stream:
             content: bytes = stream.read()
         return content
+
+    def sha256(self, name: str) -> tuple[str, int]:
+        """SHA-256 and size of a file, read piece by piece. Raises OSError when it is not there."""
+        digest, size = hashlib.sha256(), 0
+        with self.filesystem.open_input_stream(self._path(name)) as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                digest.update(piece)
+                size += len(piece)
+        return digest.hexdigest(), size
 
     def names(self, directory: str = "") -> list[str]:
         """Names of what lies directly in a directory, sorted; none when there is no such directory."""

@@ -1,6 +1,6 @@
 """The summary of a run: one JSON document about every client, every tier and all of them.
 
-Nothing here grows with the rounds: of a whole run only sums and the last evaluation are kept.
+Of a whole run only sums and the last evaluation are kept.
 """
 
 from __future__ import annotations

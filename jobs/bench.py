@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
     parser.add_argument("--rounds", type=int, default=51, metavar="N", help="rounds to train (default: 51)")
     options = parser.parse_args(argv)
+    if options.rounds < 9:
+        parser.error("--rounds: give at least 9")
     from hsee_ray.errors import RunError, UserError
 
     try:

@@ -78,7 +78,7 @@ def round_line(config: Config, report: RoundReport) -> str:
 
 
 def _loss(training: Mapping[int, TrainReport]) -> str:
-    return f"{fmean(report.mean_loss for report in training.values()):.3f}"
+    return f"{fmean(report.mean_loss for report in training.values()):.3f}" if training else "-"
 
 
 def _opening(setup: Setup, run_dir: Path, done: int) -> str:

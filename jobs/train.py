@@ -61,7 +61,10 @@ def default_run_dir(name: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.resume is not None and options.run_dir is not None:
+        parser.error("--run-dir goes with --config: a resumed run stays in its directory")
     from hsee_ray.errors import Interrupted, RunError, UserError
 
     # Until the run can follow a request to stop, SIGTERM ends it through the same clean-up as an error does.

@@ -15,8 +15,13 @@ from tests.e2e.test_resume_command import CONFIG, reference_digest
 Start = Callable[..., Command]
 
 
-@pytest.mark.parametrize("strategy", ["averaging", "distributed"])
-def test_a_lost_node_changes_no_bit(strategy: str, start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "lost_in", "goes_back_to"),
+    [("averaging", 4, None), ("distributed", 4, "round 2"), ("distributed", 1, "the beginning")],
+)
+def test_a_lost_node_changes_no_bit(
+    strategy: str, lost_in: int, goes_back_to: str | None, start: Start, tmp_path: Path
+) -> None:
     config = {
         **CONFIG,
         "tiers": [
@@ -30,13 +35,13 @@ def test_a_lost_node_changes_no_bit(strategy: str, start: Start, tmp_path: Path)
     }
     config_file = tmp_path / "nodes.yaml"
     config_file.write_text(yaml.safe_dump(config))
-    command = start("tests.e2e.node_loss", config_file, tmp_path / "run", 4)
+    command = start("tests.e2e.node_loss", config_file, tmp_path / "run", lost_in)
     out, err = command.finish(timeout_s=300)
     assert command.process.returncode == 0, err
     said = json.loads(out.splitlines()[-1])
     assert said["lost"]
     # Distributed has snapshots on the lost node only. In Averaging the aggregator has fetched copies of them.
-    if strategy == "distributed":
-        assert any("goes back to round 2" in event for event in said["events"]), said["events"]
+    if goes_back_to is not None:
+        assert any(f"goes back to {goes_back_to}" in event for event in said["events"]), said["events"]
     assert said["digest"] == reference_digest(config_file, tmp_path / "reference")
     assert command.left_behind() == []

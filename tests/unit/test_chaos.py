@@ -35,7 +35,7 @@ def test_a_strategy_that_never_aggregates_is_not_hit_there() -> None:
     ("arguments", "told"),
     [
         (["--kills", "0"], "--kills 0: give at least 1"),
-        (["--kills", "3", "--targets", "driver"], "--targets driver: give client, server, or client,server"),
+        (["--kills", "3", "--targets", "driver"], "--targets driver: give one or more of client,server,aggregator"),
         (["--kills", "3", "--set", "cluster.address=auto"], "set cluster.address=null"),
     ],
 )

@@ -20,7 +20,7 @@ from hsee_ray.fleet import build_fleet
 from hsee_ray.server import Server
 from hsee_ray.setup import build_client, mapped_client_data, prepare_run
 from hsee_ray.steps import (
-    NonFiniteLoss,
+    NonFiniteStep,
     build_optimizer,
     client_step,
     server_step,
@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_is_named_or_skipped(batch: int, tmp_path: Pat
         client._tensors = poisoned  # type: ignore[method-assign]
         return client
 
-    with pytest.raises(NonFiniteError, match=rf"the exit loss of client-000 is nan in round 2, batch {batch + 1}; "):
+    with pytest.raises(NonFiniteError, match=rf"is nan for client-000 in round 2, batch {batch + 1}; "):
         client_with("stop").train(2, 0, 3)
 
     packet, report = client_with("skip_batch").train(2, 0, 3)
@@ -262,7 +262,7 @@ def test_a_loss_that_is_not_finite_is_named_or_skipped(batch: int, tmp_path: Pat
 def test_a_skipped_batch_leaves_the_statistics_of_batch_norm(tmp_path: Path) -> None:
     network = nn.Sequential(nn.BatchNorm1d(2))
     before = [buffer.clone() for buffer in network.buffers()]
-    with pytest.raises(NonFiniteLoss), undone_if_nonfinite(network):
+    with pytest.raises(NonFiniteStep), undone_if_nonfinite(network):
         network(torch.full((4, 2), float("nan")))
-        raise NonFiniteLoss
+        raise NonFiniteStep("the exit loss", float("nan"))
     assert all(torch.equal(one, other) for one, other in zip(before, network.buffers(), strict=True))

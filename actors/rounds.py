@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from actors.pipeline import Done, Pipeline, TurnLost, Work
 from actors.placement import AGGREGATOR, Member, Team
 from actors.recipe import Recipe, RunState
 from actors.recovery import Dropped, Event, Recovery
+from actors.stages import EvaluationStage, TrainingStage, with_ends
 from hsee_ray.aggregation import ModelId, plan_aggregation
 from hsee_ray.failures import Failure
 from hsee_ray.reports import EvaluationReport, RoundReport, TrainReport
@@ -179,7 +180,7 @@ class Rounds:
     def _train(self, round_number: int) -> tuple[dict[int, TrainReport], dict[int, TrainReport]]:
         self.tell_entered(round_number, "train")
         works, window = self._training_works(round_number)
-        stage = _Training(self, round_number)
+        stage = TrainingStage(self, round_number)
         calls: Calls[Any] = Calls(self.team, round_number, "train", self.stop)
         pipeline = Pipeline(works, stage, calls, self.concurrent, window, self.team.shared_server)
         parts: dict[int, dict[int, Done]] = {}
@@ -243,7 +244,7 @@ class Rounds:
             for first in range(0, n_test, size)
         ]
         calls: Calls[Any] = Calls(self.team, round_number, "evaluate", self.stop)
-        stage = _Evaluation(self, round_number)
+        stage = EvaluationStage(self, round_number)
         pipeline = Pipeline(works, stage, calls, self.concurrent, EVALUATION_WINDOW, self.team.shared_server)
         parts: dict[int, dict[int, EvaluationReport]] = {}
         for done in pipeline.run():
@@ -306,96 +307,3 @@ class Rounds:
             if ray.wait([self.team.restored[client]], timeout=0, fetch_local=False)[0]:
                 self.missing.discard(number)
                 self.recovery.tell(Event(round_number, "start", self.team.label(client), "takes part again"))
-
-
-def with_ends(works: Iterable[Work]) -> list[Work]:
-    """The same work with a piece at the end of every client's share of a turn, in which states are recorded.
-
-    A server's state is recorded once, when its turn is over.
-    """
-    ordered: list[Work] = []
-    by_turn: dict[int, list[Work]] = {}
-    for work in works:
-        by_turn.setdefault(work.turn, []).append(work)
-    for turn, pieces in by_turn.items():
-        ordered.extend(pieces)
-        clients = dict.fromkeys(piece.client for piece in pieces)
-        server = next((piece.server for piece in pieces if piece.server is not None), None)
-        last = max((n for n in clients if any(p.client == n and p.server is not None for p in pieces)), default=None)
-        ordered.extend(Work(number, server if number == last else None, 0, 0, turn) for number in clients)
-    return ordered
-
-
-class _Stage:
-    """What training and evaluation have in common: failures are handled by the run's recovery."""
-
-    name: str
-
-    def __init__(self, rounds: Rounds, round_number: int) -> None:
-        self.rounds = rounds
-        self.team = rounds.team
-        self.round_number = round_number
-
-    def replace(self, member: Member, failure: Failure) -> bool:
-        return self.rounds.replace(member, failure)
-
-    def restore(self, model: ModelId) -> None:
-        self.team.restore(model, self.rounds.state.recipe(model))
-
-    def answered(self, member: Member) -> None:
-        self.rounds.recovery.answered(member, self.round_number, self.name)
-
-
-class _Training(_Stage):
-    """Steps on both sides of the cut; at the end of a turn, snapshots of both."""
-
-    name = "train"
-
-    def __init__(self, rounds: Rounds, round_number: int) -> None:
-        super().__init__(rounds, round_number)
-        self.snapshots: dict[tuple[Work, ModelId], ObjectRef[Any]] = {}
-
-    def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
-        client = ModelId("client", work.client)
-        if work.ends_turn:
-            snapshot, nothing = self.team.submit(client, "snapshot", num_returns=2)
-            self.snapshots[work, client] = snapshot
-            return snapshot, nothing
-        features, report = self.team.submit(client, "train", self.round_number, work.first, work.last, num_returns=2)
-        return features, report
-
-    def server_call(self, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
-        assert work.server is not None
-        server = ModelId("server", work.server)
-        report: ObjectRef[Any]
-        if work.ends_turn:
-            self.snapshots[work, server], report = self.team.submit(server, "snapshot", num_returns=2)
-            return report
-        report = self.team.submit(server, "train", work.client, self.round_number, features)
-        return report
-
-    def commit(self, works: Iterable[Work]) -> None:
-        """The turn is over: from now on its models go back to its end."""
-        for work in works:
-            if work.ends_turn:
-                models = [ModelId("client", work.client)]
-                if work.server is not None:
-                    models.append(ModelId("server", work.server))
-                for model in models:
-                    self.rounds.state.recipes[model] = Recipe(self.snapshots.pop((work, model)))
-
-
-class _Evaluation(_Stage):
-    """The test images through both sides of the cut."""
-
-    name = "evaluate"
-
-    def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
-        client = ModelId("client", work.client)
-        features, report = self.team.submit(client, "evaluate", work.first, work.last, num_returns=2)
-        return features, report
-
-    def server_call(self, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
-        assert work.server is not None
-        report: ObjectRef[Any] = self.team.submit(ModelId("server", work.server), "evaluate", work.client, features)
-        return report

@@ -14,6 +14,9 @@ from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
     from actors.pipeline import Work
@@ -32,24 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.rounds < 9:
         parser.error("--rounds: give at least 9")
-    from hsee_ray.errors import RunError, UserError
-
-    try:
-        return snapshots(options.config, options.set, options.rounds)
-    except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+    return exit_code(lambda: snapshots(options.config, options.set, options.rounds))
 
 
 def snapshots(config_file: Path, overrides: Sequence[str], rounds: int) -> int:
     """Prints the ratio of the rounds' training times, and the memory early and late."""
-    import actors.rounds
-    from actors.driver import Listener, run
+    from actors.driver import run
+    from actors.session import Listener
+    from actors.stages import with_ends
     from hsee_ray.config_files import load_config
 
     fixed = ["training.strategy=distributed", "evaluation.every=1000000", "checkpoint.every=1000000"]
     config = load_config(config_file, [*fixed, f"training.rounds={rounds}", *overrides])
-    with_ends = actors.rounds.with_ends
     train_s: dict[int, float] = {}
     pss_mib: dict[int, float] = {}
     current = 0
@@ -66,12 +63,8 @@ def snapshots(config_file: Path, overrides: Sequence[str], rounds: int) -> int:
         if report.round_number in (3, rounds):
             pss_mib[report.round_number] = _pss_mib()
 
-    actors.rounds.with_ends = in_turns
-    try:
-        with TemporaryDirectory() as directory:
-            run(config, Path(directory) / "run", Listener(entered=entered, finished_round=finished_round))
-    finally:
-        actors.rounds.with_ends = with_ends
+    with TemporaryDirectory() as directory, patch("actors.rounds.with_ends", in_turns):
+        run(config, Path(directory) / "run", Listener(entered=entered, finished_round=finished_round))
     pairs = [(train_s[n], (train_s[n - 1] + train_s[n + 1]) / 2) for n in range(3, rounds, 2)]
     ratios = sorted(taken / not_taken for taken, not_taken in pairs)
     low, _, high = quantiles(ratios, n=4)

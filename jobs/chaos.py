@@ -18,10 +18,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.outcome import exit_code
+
 if TYPE_CHECKING:
-    from actors.driver import Listener
     from actors.placement import Member, Team
     from actors.recovery import Event
+    from actors.session import Listener
     from hsee_ray.config import Config
 
 START, TRAIN, AGGREGATE, EVALUATE, CHECKPOINT, SAVE = "start", "train", "aggregate", "evaluate", "checkpoint", "save"
@@ -135,7 +137,7 @@ class Killer:
             time.sleep(0.1)
 
     def listener(self) -> Listener:
-        from actors.driver import Listener
+        from actors.session import Listener
 
         return Listener(assembled=self.assembled, entered=self.entered, happened=self.happened)
 
@@ -154,19 +156,7 @@ class Killer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when both runs end in the same weights, 1 when not."""
     options = _parser().parse_args(argv)
-    from hsee_ray.errors import RunError, UserError
-
-    try:
-        return _run_twice(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run_twice(options))
 
 
 def _run_twice(options: argparse.Namespace) -> int:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
-from actors.driver import Listener
 from actors.recovery import Event
+from actors.session import Listener
 from hsee_ray.config import Config
 from hsee_ray.reports import RoundReport, TrainReport
 from hsee_ray.schedule import participants

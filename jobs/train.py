@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
+from jobs.outcome import exit_code
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -65,24 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.resume is not None and options.run_dir is not None:
         parser.error("--run-dir goes with --config: a resumed run stays in its directory")
-    from hsee_ray.errors import Interrupted, RunError, UserError
-
     # Until the run can follow a request to stop, SIGTERM ends it through the same clean-up as an error does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        return _train_and_print(options)
-    except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        return 128 + interrupted.signal_number
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _train_and_print(options))
 
 
 def _train_and_print(options: argparse.Namespace) -> int:

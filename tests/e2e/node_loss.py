@@ -11,8 +11,9 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.driver import Listener, run
+from actors.driver import run
 from actors.recovery import Event
+from actors.session import Listener
 from hsee_ray.config_files import load_config
 
 

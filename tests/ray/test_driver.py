@@ -14,7 +14,7 @@ import ray
 from safetensors.numpy import load_file
 
 import actors.calls
-import actors.driver
+import actors.session
 from actors.driver import run
 from actors.placement import AGGREGATOR, Team
 from hsee_ray.aggregation import ModelId, plan_aggregation
@@ -116,7 +116,7 @@ def test_clients_that_get_their_images_by_reference_train_the_same(
     config = load_config(tiny)
     by_reference = run(config, tmp_path / "by_reference")
     warm_pool.take_back()
-    monkeypatch.setattr(actors.driver, "_put_rows", lambda setup: None)
+    monkeypatch.setattr(actors.session, "_put_rows", lambda setup: None)
     mapped = run(config, tmp_path / "mapped")
     assert by_reference.summary["weights_sha256"] == mapped.summary["weights_sha256"]
 
@@ -153,7 +153,7 @@ def test_directory_that_holds_something_is_refused(tiny: dict[str, Any], tmp_pat
 
 def test_progress_counts_every_sample(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
     trained: list[int] = []
-    listener = dataclasses.replace(actors.driver.SILENT, trained=trained.append)
+    listener = dataclasses.replace(actors.session.SILENT, trained=trained.append)
     config = load_config(tiny)
     run(config, tmp_path / "run", listener)
     assert sum(trained) == config.training.rounds * sum(prepare_run(config).local_samples)

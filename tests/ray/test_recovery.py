@@ -11,10 +11,11 @@ import pytest
 import ray
 
 import actors.placement
-from actors.driver import Listener, resume, run
+from actors.driver import resume, run
 from actors.interrupt import StopRequest
 from actors.placement import Team
 from actors.recovery import Event
+from actors.session import Listener
 from hsee_ray.aggregation import ModelId
 from hsee_ray.checkpoint import committed_rounds
 from hsee_ray.config import Config

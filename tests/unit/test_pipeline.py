@@ -10,7 +10,7 @@ import pytest
 
 from actors.calls import Answer
 from actors.pipeline import Done, Pipeline, TurnLost, Work
-from actors.rounds import with_ends
+from actors.stages import with_ends
 from hsee_ray.aggregation import ModelId
 from hsee_ray.failures import Failure
 

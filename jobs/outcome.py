@@ -1,0 +1,26 @@
+"""Exit codes of the jobs: errors become one line on stderr, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+def exit_code(job: Callable[[], int]) -> int:
+    """What the job returns; 1 for a run that failed, 2 for bad input, 128 + the signal for a run that was stopped."""
+    from hsee_ray.errors import Interrupted, RunError, UserError
+
+    try:
+        return job()
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return 128 + interrupted.signal_number
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130

@@ -18,7 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "HSEE_RAY_LOCAL"
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
+QUIET_S = 2.0
+"""A process that is just being started bears no mark yet: so long none must be seen."""
+ENDED_WELL = b"ended well"
 
 
 @contextlib.contextmanager
@@ -34,7 +37,9 @@ def kept_processes() -> Iterator[None]:
     finally:
         os.environ.pop(MARK, None)
         assert keeper.stdin is not None
-        keeper.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # somebody has ended the keeper: nobody is left to tell
+            keeper.stdin.write(ENDED_WELL)
+            keeper.stdin.close()
         keeper.wait(timeout=2 * PATIENCE_S)
 
 
@@ -52,12 +57,19 @@ def marked_processes(mark: str) -> list[int]:
 
 
 def main(mark: str) -> None:
-    sys.stdin.buffer.read()  # returns when the run has closed the pipe, or has died
-    deadline = time.monotonic() + PATIENCE_S
-    while (alive := marked_processes(mark)) and time.monotonic() < deadline:
+    # Returns when the run has closed the pipe, or has died: then its daemons may just be starting more.
+    quiet_s = 0.0 if sys.stdin.buffer.read() == ENDED_WELL else QUIET_S
+    last_seen = time.monotonic()
+    deadline = last_seen + PATIENCE_S
+    while time.monotonic() < deadline:
+        alive = marked_processes(mark)
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if alive:
+            last_seen = time.monotonic()
+        elif time.monotonic() >= last_seen + quiet_s:
+            return
         time.sleep(0.1)
 
 

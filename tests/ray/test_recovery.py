@@ -21,6 +21,7 @@ from hsee_ray.checkpoint import committed_rounds
 from hsee_ray.config import Config
 from hsee_ray.config_files import load_config
 from hsee_ray.errors import ConfigError, Interrupted, RunError
+from hsee_ray.failures import Action, Decision, Failure, decide
 from hsee_ray.reference import Reference
 from hsee_ray.reports import RoundReport
 from hsee_ray.run import Run
@@ -72,6 +73,31 @@ def test_kills_at_every_stage_change_no_bit(
     assert sum(finished.summary["failures"].values()) >= 4
     rounds = [row["round"] for row in finished.metrics.to_pylist() if row["metric"] == "wall_s"]
     assert rounds == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("every", "where"), [(1, "round 1"), (100, "the beginning")])
+def test_a_lost_state_takes_the_run_back(
+    every: int, where: str, tiny: dict[str, Any], warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a snapshot has gone with its node: the decision is put in the place of the real one, once."""
+    config = load_config(tiny, [f"checkpoint.every={every}", "training.strategy=sequential", "training.turn=batch"])
+    killer = kills((2, "train", "client"))
+    went_back: list[Failure] = []
+
+    def decide_to_go_back(failure: Failure, *policy: Any) -> Decision:
+        if went_back:
+            return decide(failure, *policy)
+        went_back.append(failure)
+        return Decision(Action.GO_BACK, "lost", counts=True)
+
+    monkeypatch.setattr("actors.recovery.decide", decide_to_go_back)
+    events: list[Event] = []
+    listener = Listener(assembled=killer.assembled, entered=killer.entered, happened=events.append)
+    finished = run(config, tmp_path / "run", listener)
+
+    assert f"goes back to {where}" in [event.text for event in events]
+    assert finished.summary["weights_sha256"] == reference_digest(config)
+    check_each_round_once(finished, 3)
 
 
 def test_an_actor_that_hangs_is_replaced(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def connected(config: ClusterConfig, requests: Sequence[Request]) -> Iterator[bo
         yield False
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Results of calls that were given up are dropped with their errors; the one that matters is raised.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
     _mute_obituaries()
     address = config.address or os.environ.get("RAY_ADDRESS")

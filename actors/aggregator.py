@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from actors.sealed import Sealed, seal
-from actors.shards import read_snapshot, write_shard, write_snapshot
+from actors.shards import as_now, read_snapshot, write_shard, write_snapshot
 from hsee_ray.aggregation import Copy, ModelId, average_units
 from hsee_ray.checkpoint import FileEntry
 from hsee_ray.config import TrainingConfig
-from hsee_ray.snapshot import Snapshot, with_averages
+from hsee_ray.snapshot import Snapshot
 from hsee_ray.state import UnitState, named_tensors
 from hsee_ray.weights import write_model
 
@@ -74,6 +74,5 @@ class Aggregator:
         *averages: Sealed[UnitState],
     ) -> tuple[str, ...]:
         """Writes a client's final file when the client cannot; returns its digest lines."""
-        taken = {unit: average.payload for unit, average in zip(units, averages, strict=True)}
-        state = with_averages(snapshot.payload, taken, self.reset)
+        state = as_now(units, snapshot, averages, self.reset)
         return write_model(Path(directory), stem, named_tensors(state.units))

@@ -17,9 +17,9 @@ from actors.recovery import Event
 from actors.session import SILENT, Listener, Session, checkpoint_uri
 from hsee_ray.checkpoint import Manifest, Progress, changed_keys, committed_rounds, newest_checkpoint
 from hsee_ray.config import Config
-from hsee_ray.config_files import dump_config, load_config
+from hsee_ray.config_files import dump_config
 from hsee_ray.errors import ConfigError, Interrupted, RunError, UserError
-from hsee_ray.run import CONFIG_FILE, SUMMARY_FILE, Run, load_run
+from hsee_ray.run import CONFIG_FILE, SUMMARY_FILE, Run, load_begun, load_run
 from hsee_ray.setup import Setup, prepare_run
 from hsee_ray.storage import Storage, write_whole
 
@@ -55,11 +55,8 @@ def resume(
     run_dir: Path, overrides: Iterable[str] = (), listener: Listener = SILENT, stop: StopRequest | None = None
 ) -> Run:
     """Continues a run from its newest checkpoint; a finished one is returned as it is. Raises as `run` does."""
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise UserError(f"{run_dir}: holds no run that could be resumed (it has no {CONFIG_FILE}); start one there")
+    begun, config = load_begun(run_dir), load_begun(run_dir, overrides)
     with _locked(run_dir):
-        begun = load_config(run_dir / CONFIG_FILE)
-        config = load_config(run_dir / CONFIG_FILE, overrides)
         if begun.checkpoint.uri != config.checkpoint.uri:
             raise ConfigError("checkpoint.uri cannot be changed on resume: the checkpoints would not be found there")
         _check_changes(begun.model_dump(mode="json"), config)

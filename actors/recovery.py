@@ -59,7 +59,8 @@ class Recovery:
             raise ClientError(failure.who, failure.round_number, failure.stage, decision.reason)
         if decision.counts:
             self.history.count(failure.who)
-        self._say(failure, f"{failure.reason}; {decision.action.value}")
+        said = f"{failure.reason}; {decision.action.value}"
+        self.tell(Event(failure.round_number, failure.stage, failure.who, said))
         if decision.action is Action.GO_BACK:
             raise StateLost(failure)
         self.team.replace(member)
@@ -77,6 +78,3 @@ class Recovery:
             self.tell(
                 Event(round_number, stage, self.team.label(member), f"is back after {seconds:.1f} s", is_back=True)
             )
-
-    def _say(self, failure: Failure, text: str) -> None:
-        self.tell(Event(failure.round_number, failure.stage, failure.who, text))

@@ -79,17 +79,14 @@ class Session:
             self.recovery.history.by_actor.update(resumed[1].history.by_actor)
         found, anew = resumed, False
         while True:
+            self._open_record(found)
             try:
                 self._take_up(found, anew)
                 self.listener.started(self.setup, self.progress.round_number)
-                try:
-                    self._rounds()
-                    self._finish()
-                finally:
-                    self.record.close()
+                self._rounds()
+                self._finish()
                 return
             except StateLost as lost:
-                self.record.close()
                 damaged: list[str] = []
                 found, anew = newest_checkpoint(self.storage, damaged), True
                 where = f"round {found[0].round_number}" if found else "the beginning"
@@ -97,22 +94,26 @@ class Session:
                 self.listener.happened(
                     Event(lost.failure.round_number, lost.failure.stage, "run", f"goes back to {where}{reasons}")
                 )
+            finally:
+                self.record.close()
+
+    def _open_record(self, found: tuple[Manifest, Progress] | None) -> None:
+        """The record as a checkpoint knows it; whatever was written after it is removed."""
+        self.progress = Progress({}) if found is None else found[1]
+        self.progress.config = self.config.model_dump(mode="json")
+        self.progress.history = self.recovery.history
+        self.record = Record(self.run_dir, self.setup, self.progress)
 
     def _take_up(self, found: tuple[Manifest, Progress] | None, anew: bool) -> None:
-        """Goes to the state of a checkpoint, or to the beginning; whatever was written after it is removed.
+        """Goes to the state of a checkpoint, or to the beginning; later checkpoints are removed.
 
         `anew`: the models have left their first state.
         """
-        progress = Progress({}) if found is None else found[1]
-        progress.config = self.config.model_dump(mode="json")
-        progress.history = self.recovery.history
-        self.progress = progress
-        self.record = Record(self.run_dir, self.setup, progress)
         if found is not None:
             self.rounds.go_to(load_state(self.rounds, self.uri, *found))
         elif anew:
             self.rounds.go_to(RunState())
-        remove_newer(self.storage, progress.round_number)
+        remove_newer(self.storage, self.progress.round_number)
 
     def _rounds(self) -> None:
         """Trains what is left, with a checkpoint now and then, and one when the run is to end before its time."""

@@ -20,8 +20,15 @@ def write_shard(
     reset_optimizer: bool,
 ) -> FileEntry:
     """Writes a snapshot with the averages that its model has taken since, `averages` for `units`."""
+    return write_snapshot(uri, name, as_now(units, snapshot, averages, reset_optimizer))
+
+
+def as_now(
+    units: Sequence[str], snapshot: Sealed[Snapshot], averages: Sequence[Sealed[UnitState]], reset_optimizer: bool
+) -> Snapshot:
+    """A model's state as it is with the averages that it has taken since the snapshot, `averages` for `units`."""
     taken = {unit: average.payload for unit, average in zip(units, averages, strict=True)}
-    return write_snapshot(uri, name, with_averages(snapshot.payload, taken, reset_optimizer))
+    return with_averages(snapshot.payload, taken, reset_optimizer)
 
 
 def write_snapshot(uri: str, name: str, snapshot: Snapshot) -> FileEntry:

@@ -29,9 +29,9 @@ def with_ends(works: Iterable[Work]) -> list[Work]:
     for turn, pieces in by_turn.items():
         ordered.extend(pieces)
         clients = dict.fromkeys(piece.client for piece in pieces)
-        server = next((piece.server for piece in pieces if piece.server is not None), None)
-        last = max((n for n in clients if any(p.client == n and p.server is not None for p in pieces)), default=None)
-        ordered.extend(Work(number, server if number == last else None, 0, 0, turn) for number in clients)
+        servers = {piece.client: piece.server for piece in pieces if piece.server is not None}
+        last = max(servers, default=None)
+        ordered.extend(Work(number, servers[number] if number == last else None, 0, 0, turn) for number in clients)
     return ordered
 
 
@@ -79,8 +79,8 @@ class TrainingStage(RoundStage):
         report: ObjectRef[Any]
         if work.ends_turn:
             self.snapshots[work, server], report = self.team.submit(server, "snapshot", num_returns=2)
-            return report
-        report = self.team.submit(server, "train", work.client, self.round_number, features)
+        else:
+            report = self.team.submit(server, "train", work.client, self.round_number, features)
         return report
 
     def commit(self, works: Iterable[Work]) -> None:

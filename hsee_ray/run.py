@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,6 +153,13 @@ def _fill(module: nn.Module, units: Mapping[str, nn.Module], tensors: Mapping[st
         own = f"{name}."
         unit.load_state_dict({key.removeprefix(own): t for key, t in tensors.items() if key.startswith(own)})
     return module.eval()
+
+
+def load_begun(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
+    """Configuration of a run that was begun in a directory. Raises UserError when there is none."""
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise UserError(f"{run_dir}: holds no run that could be resumed (it has no {CONFIG_FILE}); start one there")
+    return load_config(run_dir / CONFIG_FILE, overrides)
 
 
 def load_run(path: str | Path) -> Run:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from jobs.outcome import exit_code
+
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the comparison table; returns 0, or 2 when a directory is no finished run."""
@@ -16,17 +18,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a finished run")
     arguments = parser.parse_args(argv)
 
+    return exit_code(lambda: _compare(arguments.runs))
+
+
+def _compare(paths: list[str]) -> int:
     # After the arguments are known to be right, so that --help does not wait for these imports.
-    from hsee_ray.errors import UserError
     from hsee_ray.run import load_run
     from hsee_ray.tables import render_comparison
 
-    try:
-        runs = [load_run(path) for path in arguments.runs]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(render_comparison(runs))
+    print(render_comparison([load_run(path) for path in paths]))
     return 0
 
 

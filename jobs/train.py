@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Heavy packages are imported where they are needed: --help and a wrong key answer at once.
 from jobs.outcome import exit_code
 
+# Heavy packages are imported where they are needed: --help and a wrong key answer at once.
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -74,17 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train_and_print(options: argparse.Namespace) -> int:
     from hsee_ray.config_files import load_config
-    from hsee_ray.errors import UserError
-    from hsee_ray.run import CONFIG_FILE
+    from hsee_ray.run import load_begun
 
     if options.resume is None:
         config = load_config(options.config, options.set)
         run_dir = options.run_dir or default_run_dir(Path(options.config).stem)
     else:
         run_dir = options.resume
-        if not (run_dir / CONFIG_FILE).is_file():
-            raise UserError(f"{run_dir}: holds no run that could be resumed (it has no {CONFIG_FILE}); start one there")
-        config = load_config(run_dir / CONFIG_FILE, options.set)
+        config = load_begun(run_dir, options.set)
 
     from actors.driver import resume, run
     from hsee_ray.tables import render_summary

@@ -108,7 +108,7 @@ class Client:
         x_BCHW, y_B = self._tensors(self.data.test.images_NHWC[rows], self.data.test.labels_N[rows])
         h = self.model.network(x_BCHW)
         logits_BK = h if self.model.exit_head is None else self.model.exit_head(h)
-        confidence_B = confidence(logits_BK, self.config.exits.confidence).cpu().numpy()
+        confidence_B = confidence(logits_BK.cpu().numpy(), self.config.exits.confidence)
         prediction_B = logits_BK.argmax(dim=1).cpu().numpy()
         if self.spec.has_server:
             sent = encode(h, y_B)

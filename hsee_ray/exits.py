@@ -1,4 +1,4 @@
-"""Exit heads' confidences, and the gate that decides who answers.
+"""Exit heads' confidences, and the gate that decides who answers. Needs numpy only: a device has no torch.
 
 Legend: B batch, K classes. Confidences lie in [0, 1]; a client answers alone where confidence > tau.
 """
@@ -7,34 +7,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from hsee_ray.reports import CONFIDENCE_BINS, EvaluationReport
 
 Array = np.ndarray[Any, Any]
+Confidence = Literal["entropy", "max_prob", "margin"]
+
+NEVER_SENDS = -1.0
+"""A tau below every confidence: the client answers everything."""
+SENDS_ALL = 1.0
+"""A tau that no confidence exceeds: the server answers everything."""
 
 
-def confidence(logits_BK: torch.Tensor, kind: Literal["entropy", "max_prob", "margin"]) -> torch.Tensor:
+@dataclass(frozen=True)
+class Gate:
+    """Who answers: the client where the confidence of its exit exceeds tau, else the server."""
+
+    kind: Confidence
+    tau: float
+    temperature: float = 1.0
+    """Logits are divided by it first; above 1 it makes an exit less sure (Guo et al. 2017, arXiv:1706.04599)."""
+
+    def confidence(self, logits_BK: Array) -> Array:
+        return confidence(logits_BK, self.kind, self.temperature)
+
+
+def confidence(logits_BK: Array, kind: Confidence, temperature: float = 1.0) -> Array:
     """Confidence (B,) in float64 of logits (B, K).
 
     entropy: 1 - H(p)/ln K with H in nats (BranchyNet, arXiv:1709.01686, normalised to [0, 1]);
-    max_prob: the largest probability; margin: the difference of the two largest.
+    max_prob: the largest probability; margin: the difference of the two largest. p = softmax(logits / temperature).
     """
-    log_p_BK = torch.log_softmax(logits_BK.double(), dim=1)
-    p_BK = log_p_BK.exp()
+    log_p_BK = log_softmax(logits_BK, temperature)
+    p_BK = np.exp(log_p_BK)
     if kind == "entropy":
         # p log p is 0 at p = 0, where log p is -inf.
-        entropy_nats_B = -torch.where(p_BK > 0, p_BK * log_p_BK, 0.0).sum(dim=1)
+        entropy_nats_B = -np.multiply(p_BK, log_p_BK, out=np.zeros_like(p_BK), where=p_BK > 0).sum(axis=1)
         value_B = 1.0 - entropy_nats_B / math.log(logits_BK.shape[1])
     elif kind == "max_prob":
-        value_B = p_BK.max(dim=1).values
+        value_B = p_BK.max(axis=1)
     else:
-        top_B2 = p_BK.topk(2, dim=1).values
-        value_B = top_B2[:, 0] - top_B2[:, 1]
-    return value_B.clamp(0.0, 1.0)
+        top_B2 = np.partition(p_BK, -2, axis=1)[:, -2:]
+        value_B = top_B2[:, 1] - top_B2[:, 0]
+    clamped_B: Array = value_B.clip(0.0, 1.0)
+    return clamped_B
+
+
+def log_softmax(logits_BK: Array, temperature: float = 1.0) -> Array:
+    """ln softmax(logits / temperature), (B, K) in float64."""
+    scaled_BK = logits_BK.astype(np.float64) / temperature
+    scaled_BK -= scaled_BK.max(axis=1, keepdims=True)
+    log_p_BK: Array = scaled_BK - np.log(np.exp(scaled_BK).sum(axis=1, keepdims=True))
+    return log_p_BK
 
 
 def evaluation_report(

@@ -10,7 +10,9 @@ import numpy as np
 from actors.compute import prepare_process
 from actors.model_actor import ModelActor
 from actors.sealed import Sealed, seal
+from hsee_ray.answers import ExitAnswers, Part
 from hsee_ray.client import Client, ClientData, Samples
+from hsee_ray.exits import Gate
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.setup import Setup, build_client, mapped_client_data
 from hsee_ray.state import named_tensors
@@ -23,15 +25,22 @@ class ClientActor(ModelActor):
 
     side: Client
 
-    def __init__(self, setup: Setup, number: int, train: Samples | None, test: Samples | None) -> None:
-        """`train` and `test` are this client's images; None maps them from this machine's image files."""
+    def __init__(
+        self,
+        setup: Setup,
+        number: int,
+        train: Samples | None = None,
+        test: Samples | None = None,
+        calibration: Samples | None = None,
+    ) -> None:
+        """This client's images; None maps them from this machine's image files."""
         self.setup = setup
         self.number = number
         self.device = prepare_process(setup.config.training, setup.fleet.clients[number].resources)
-        if train is None or test is None:
+        if train is None or test is None or calibration is None:
             self.data = mapped_client_data(setup, number)
         else:
-            self.data = ClientData(train, test, setup.files.class_names, setup.mean_C, setup.std_C)
+            self.data = ClientData(train, test, calibration, setup.files.class_names, setup.mean_C, setup.std_C)
         super().__init__()
 
     def build(self) -> Client:
@@ -48,6 +57,13 @@ class ClientActor(ModelActor):
         """Test samples first..last-1: features for the server, or this client's own report at cut L."""
         packet, report = self.side.evaluate(first, last)
         return seal(packet), report
+
+    def answer(
+        self, part: Part, first: int, last: int, gate: Gate, after: object = None
+    ) -> tuple[Sealed[Packet] | None, ExitAnswers]:
+        """Samples first..last-1, answered here where the exit is sure; the features of the others, if there are any."""
+        packet, answers = self.side.answer(part, first, last, gate)
+        return (seal(packet) if packet else None), answers
 
     def save(self, directory: str, after: object = None) -> tuple[str, ...]:
         """Writes the model file; returns its digest lines."""

@@ -7,6 +7,7 @@ that restore, so nothing ever runs on a state that was not put back. It is not u
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, Protocol
 
 from actors.sealed import Sealed, seal
@@ -14,7 +15,8 @@ from actors.shards import read_snapshot, write_shard
 from hsee_ray.checkpoint import FileEntry
 from hsee_ray.model import Model
 from hsee_ray.snapshot import Snapshot
-from hsee_ray.state import UnitState
+from hsee_ray.state import Arrays, UnitState
+from hsee_ray.weights import read_model
 
 
 class Side(Protocol):
@@ -24,6 +26,7 @@ class Side(Protocol):
 
     def snapshot(self) -> Snapshot: ...
     def restore(self, snapshot: Snapshot) -> None: ...
+    def take_tensors(self, tensors: Arrays) -> None: ...
 
 
 class ModelActor(ABC):
@@ -51,6 +54,11 @@ class ModelActor(ABC):
         else:
             self.side.restore(snapshot.payload)
         self.load(units, *averages)
+
+    def read_model(self, path: str) -> tuple[Sealed[Snapshot], None]:
+        """A final model file as a snapshot, by reference. Raises DataError when it is damaged or does not fit."""
+        self.side.take_tensors(read_model(Path(path)))
+        return seal(self.side.snapshot()), None
 
     def write_shard(
         self,

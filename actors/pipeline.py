@@ -43,7 +43,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """A piece of work whose calls have both returned. After a failure it may be done once more, with equal reports."""
+    """A piece of work whose calls have returned. After a failure it may be done once more, with equal reports."""
 
     work: Work
     client_report: Any
@@ -62,8 +62,11 @@ class Stage(Protocol):
     def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
         """Submits the client's call; gives the references of its features and of its report."""
 
-    def server_call(self, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
-        """Submits the server's call on those features; gives the reference of its report."""
+    def server_call(self, work: Work, features: ObjectRef[Any], client_report: Any) -> ObjectRef[Any] | None:
+        """Submits the server's call on those features; gives the reference of its report.
+
+        None when the client has sent nothing: the piece of work is done without the server.
+        """
 
     def replace(self, member: Member, failure: Failure) -> bool:
         """Puts an actor, with its model as it was before the turn, in the place of one that failed.
@@ -93,6 +96,7 @@ class _Piece:
 
     features: ObjectRef[Any]
     client_report: Any = None
+    server_report: Any = None
     computed: bool = False
     """The client's call has returned."""
 
@@ -154,11 +158,10 @@ class Pipeline:
             answer = self.calls.next()
             if answer.failure is None:
                 self.stage.answered(answer.member)
-                done = self._take(answer)
-                if done is not None:
-                    yield done
+                finished = self._take(answer)
             else:
-                self._do_anew(answer.member, answer.tag, answer.failure)
+                finished = self._do_anew(answer.member, answer.tag, answer.failure)
+            yield from self._finish(finished)
             self._submit_clients()
 
     def _line_up(self) -> None:
@@ -194,48 +197,54 @@ class Pipeline:
         client.computing += 1
         client.in_flight += 1
 
-    def _submit_server(self, server: int) -> None:
-        """Submits the server's next calls of one turn, as far as their features are there without a gap."""
+    def _submit_server(self, server: int) -> list[int]:
+        """Submits the server's next calls of one turn, as far as their features are there without a gap.
+
+        Gives the pieces that are done without it.
+        """
         queue = self.server_queues[server]
+        without: list[int] = []
         while queue and (piece := self.pieces.get(queue[0])) and piece.computed:
             turn = self.works[queue[0]].turn
             if self.open_turn.setdefault(server, turn) != turn:
                 break
             index = queue.popleft()
-            report = self.stage.server_call(self.works[index], piece.features)
-            self._expect(report, ModelId("server", server), _Call(index, by_server=True))
+            report = self.stage.server_call(self.works[index], piece.features, piece.client_report)
+            if report is None:
+                without.append(index)
+            else:
+                self._expect(report, ModelId("server", server), _Call(index, by_server=True))
+        return without
 
     def _expect(self, report: ObjectRef[Any], model: ModelId, call: _Call) -> None:
         self.begun.setdefault(self.works[call.index].turn, set()).add(model)
         self.calls.add(report, model, call)
 
-    def _take(self, answer: Answer[_Call]) -> Done | None:
-        """Takes the result of a call; gives the piece of work if that was its last one."""
+    def _take(self, answer: Answer[_Call]) -> list[int]:
+        """Takes the result of a call; gives the pieces of work of which it was the last one."""
         index = answer.tag.index
         work, piece = self.works[index], self.pieces[index]
-        client = self.clients[work.client]
-        finished = True
-        server_report = None
         if answer.tag.by_server:
-            server_report = answer.value
-        else:
-            client.computing -= 1
-            piece.client_report, piece.computed = answer.value, True
-            if work.server is not None:
-                self._submit_server(work.server)
-                finished = False
-        if finished:
-            client.in_flight -= 1
-            del self.pieces[index]
-            self.left[work.turn] -= 1
+            piece.server_report = answer.value
+            return [index]
+        self.clients[work.client].computing -= 1
+        piece.client_report, piece.computed = answer.value, True
         self._make_room(work.client)
-        if not finished:
-            return None
-        turn_done = self.left[work.turn] == 0
-        if turn_done and work.server is not None:
-            self.open_turn.pop(work.server)
-            self._submit_server(work.server)
-        return Done(work, piece.client_report, server_report, turn_done)
+        return [index] if work.server is None else self._submit_server(work.server)
+
+    def _finish(self, indices: list[int]) -> Iterator[Done]:
+        """Crosses pieces of work off; a turn that ends with one of them makes way for the server's next."""
+        while indices:
+            index = indices.pop(0)
+            work, piece = self.works[index], self.pieces.pop(index)
+            self.clients[work.client].in_flight -= 1
+            self._make_room(work.client)
+            self.left[work.turn] -= 1
+            turn_done = self.left[work.turn] == 0
+            if turn_done and work.server is not None:
+                self.open_turn.pop(work.server)
+                indices += self._submit_server(work.server)
+            yield Done(work, piece.client_report, piece.server_report, turn_done)
 
     def _make_room(self, number: int) -> None:
         client = self.clients[number]
@@ -243,8 +252,8 @@ class Pipeline:
         if not occupied:
             self.active.discard(number)
 
-    def _do_anew(self, member: Member, call: _Call, failure: Failure) -> None:
-        """Replaces the actor that failed and repeats the turn that it was in."""
+    def _do_anew(self, member: Member, call: _Call, failure: Failure) -> list[int]:
+        """Replaces the actor that failed and repeats the turn that it was in; gives pieces that are done by that."""
         work = self.works[call.index]
         others = self._rewind(work.turn) - {member}
         kept = self.stage.replace(member, failure)
@@ -252,8 +261,7 @@ class Pipeline:
             self.stage.restore(model)
         if not kept:
             self._leave_out(work)
-        if work.server is not None:
-            self._submit_server(work.server)
+        return [] if work.server is None else self._submit_server(work.server)
 
     def _rewind(self, turn: int) -> set[ModelId]:
         """Takes back what has been done of a turn; gives the models that have begun it."""

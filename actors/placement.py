@@ -11,13 +11,13 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from actors.aggregator import Aggregator
-from actors.client import ClientActor
+from actors.client import ClientActor, own_rows
 from actors.recipe import Recipe
 from actors.server import ServerActor
 from hsee_ray.aggregation import ModelId
 from hsee_ray.config import Config, ResourcesConfig
 from hsee_ray.fleet import ClientSpec, Fleet
-from hsee_ray.setup import Setup
+from hsee_ray.setup import Setup, mapped_client_data
 
 Member = ModelId | Literal["aggregator"]
 """An actor of a run: that of a model, or the aggregator."""
@@ -57,6 +57,21 @@ class RowRefs:
 
     train: Mapping[int, ObjectRef[Any]]
     test: ObjectRef[Any]
+    calibration: Mapping[int, ObjectRef[Any]]
+
+    @classmethod
+    def put(cls, setup: Setup) -> RowRefs:
+        """Every client's images in the object store."""
+        data = {spec.number: mapped_client_data(setup, spec.number) for spec in setup.fleet.clients}
+        return cls(
+            train={number: ray.put(own_rows(each.train)) for number, each in data.items()},
+            test=ray.put(own_rows(data[0].test)),
+            calibration={number: ray.put(own_rows(each.calibration)) for number, each in data.items()},
+        )
+
+    def of(self, number: int) -> tuple[ObjectRef[Any], ...]:
+        """What a client actor takes: its training images, the test images, and those set aside."""
+        return self.train[number], self.test, self.calibration[number]
 
 
 class Team:
@@ -143,8 +158,8 @@ class Team:
         if member.side == "server":
             served = self.served if self.shared_server else (member.number,)
             return _actor(ServerActor, resources, self.setup_ref, served)
-        train, test = (None, None) if self.rows is None else (self.rows.train[member.number], self.rows.test)
-        return _actor(ClientActor, resources, self.setup_ref, member.number, train, test)
+        rows = () if self.rows is None else self.rows.of(member.number)
+        return _actor(ClientActor, resources, self.setup_ref, member.number, *rows)
 
     def _resources(self, member: Member) -> ResourcesConfig:
         if isinstance(member, str):

@@ -116,17 +116,22 @@ class Rounds:
             made: dict[ModelId, MemberCall] = {}
             for model in self.team.models:
                 if model.side == "server":
-                    stem = "server" if self.team.shared_server else self.setup.fleet.clients[model.number].server_file
-                    made[model] = model, partial(self.team.submit, model, "save", directory, stem)
+                    made[model] = model, partial(self.team.submit, model, "save", directory, self.stem(model))
                 elif model.number not in self.missing:
                     made[model] = model, partial(self.team.submit, model, "save", directory)
                 elif (recipe := self.state.recipe(model)).snapshot is not None:
-                    stem = self.setup.fleet.clients[model.number].client_file
-                    made[model] = AGGREGATOR, self._for_another("save", recipe, directory, stem)
+                    made[model] = AGGREGATOR, self._for_another("save", recipe, directory, self.stem(model))
             return made
 
         answers = self.all_of(calls, self.state.round_number, "save")
         return [line for lines in answers.values() for line in lines]
+
+    def stem(self, model: ModelId) -> str:
+        """Name of a model's final file."""
+        spec = self.setup.fleet.clients[model.number]
+        if model.side == "client":
+            return spec.client_file
+        return "server" if self.team.shared_server else spec.server_file
 
     def write_shard(self, model: ModelId, recipe: Recipe, uri: str, name: str, spread: bool) -> MemberCall:
         """The call that writes a model's file of a checkpoint: its own actor's, or the aggregator's."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from actors.compute import prepare_process
 from actors.model_actor import ModelActor
 from actors.sealed import Sealed
+from hsee_ray.answers import ServerAnswers
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.server import Server
 from hsee_ray.setup import Setup, build_server
@@ -35,6 +36,10 @@ class ServerActor(ModelActor):
     def evaluate(self, client: int, packet: Sealed[Packet], after: object = None) -> EvaluationReport:
         """Client and server answers to one batch of test samples."""
         return self.side.evaluate(client, packet.payload)
+
+    def answer(self, client: int, packet: Sealed[Packet], after: object = None) -> ServerAnswers:
+        """Answers to the samples that a client was not sure of."""
+        return self.side.answer(client, packet.payload)
 
     def save(self, directory: str, stem: str, after: object = None) -> tuple[str, ...]:
         """Writes the model file; returns its digest lines."""

@@ -10,7 +10,6 @@ from typing import NoReturn
 import ray
 
 from actors.checkpoints import load_state, save_checkpoint
-from actors.client import own_rows
 from actors.interrupt import GraceOver, StopRequest
 from actors.placement import AGGREGATOR, RowRefs, Team
 from actors.recipe import RunState
@@ -22,7 +21,7 @@ from hsee_ray.errors import Interrupted, RunError
 from hsee_ray.record import Record
 from hsee_ray.reports import RoundReport
 from hsee_ray.run import MODELS_DIR, SUMMARY_FILE
-from hsee_ray.setup import Setup, mapped_client_data
+from hsee_ray.setup import Setup
 from hsee_ray.storage import Storage
 from hsee_ray.summary import DataSummary, build_summary, write_summary
 from hsee_ray.weights import weights_sha256
@@ -67,7 +66,7 @@ class Session:
         self.stop = stop
         self.uri = checkpoint_uri(setup.config, run_dir)
         self.storage = Storage.at(self.uri)
-        self.team = Team(setup, ray.put(setup), _put_rows(setup) if images_by_reference else None)
+        self.team = Team(setup, ray.put(setup), RowRefs.put(setup) if images_by_reference else None)
         listener.assembled(self.team)
         self.progress = Progress(setup.config.model_dump(mode="json"))
         self.recovery = Recovery(self.team, self.progress.history, listener.happened)
@@ -179,11 +178,3 @@ class Session:
         self.record.finish(summary)
         # Last: a run directory with a summary is a finished run.
         write_summary(self.run_dir / SUMMARY_FILE, summary)
-
-
-def _put_rows(setup: Setup) -> RowRefs:
-    """Every client's images in the object store, for clients on nodes without the image files."""
-    train = {}
-    for spec in setup.fleet.clients:
-        train[spec.number] = ray.put(own_rows(mapped_client_data(setup, spec.number).train))
-    return RowRefs(train, ray.put(own_rows(mapped_client_data(setup, 0).test)))

@@ -73,7 +73,7 @@ class TrainingStage(RoundStage):
         features, report = self.team.submit(client, "train", self.round_number, work.first, work.last, num_returns=2)
         return features, report
 
-    def server_call(self, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
+    def server_call(self, work: Work, features: ObjectRef[Any], client_report: Any) -> ObjectRef[Any]:
         assert work.server is not None
         server = ModelId("server", work.server)
         report: ObjectRef[Any]
@@ -104,7 +104,7 @@ class EvaluationStage(RoundStage):
         features, report = self.team.submit(client, "evaluate", work.first, work.last, num_returns=2)
         return features, report
 
-    def server_call(self, work: Work, features: ObjectRef[Any]) -> ObjectRef[Any]:
+    def server_call(self, work: Work, features: ObjectRef[Any], client_report: Any) -> ObjectRef[Any]:
         assert work.server is not None
         report: ObjectRef[Any] = self.team.submit(ModelId("server", work.server), "evaluate", work.client, features)
         return report

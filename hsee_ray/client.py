@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from hsee_ray.answers import ExitAnswers, Part
 from hsee_ray.backbones import Backbone
 from hsee_ray.config import Config
 from hsee_ray.data.batches import augment, normalise
-from hsee_ray.exits import confidence, evaluation_report
+from hsee_ray.exits import Gate, confidence, evaluation_report
 from hsee_ray.fleet import ClientSpec
 from hsee_ray.keys import generator
 from hsee_ray.model import Model
@@ -20,6 +22,7 @@ from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.schedule import BatchSlice, round_batches
 from hsee_ray.snapshot import Snapshot
 from hsee_ray.split import build_exit, client_units
+from hsee_ray.state import Arrays
 from hsee_ray.steps import NonFiniteStep, client_step, refuse_nonfinite, undone_if_nonfinite
 from hsee_ray.wire import FeatureBatch, Packet, encode
 
@@ -40,10 +43,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class ClientData:
-    """What a client trains and is evaluated on, and how its images are normalised (scale [0, 1])."""
+    """What a client trains, is evaluated and calibrated on, and how its images are normalised (scale [0, 1])."""
 
     train: Samples
     test: Samples
+    calibration: Samples
     class_names: tuple[str, ...]
     mean_C: tuple[float, ...]
     std_C: tuple[float, ...]
@@ -106,10 +110,9 @@ class Client:
         self.model.eval_mode()
         rows = self.data.test.indices[first:last]
         x_BCHW, y_B = self._tensors(self.data.test.images_NHWC[rows], self.data.test.labels_N[rows])
-        h = self.model.network(x_BCHW)
-        logits_BK = h if self.model.exit_head is None else self.model.exit_head(h)
-        confidence_B = confidence(logits_BK.cpu().numpy(), self.config.exits.confidence)
-        prediction_B = logits_BK.argmax(dim=1).cpu().numpy()
+        h, logits_BK = self._infer(x_BCHW)
+        confidence_B = confidence(logits_BK, self.config.exits.confidence)
+        prediction_B = logits_BK.argmax(axis=1)
         if self.spec.has_server:
             sent = encode(h, y_B)
             return (FeatureBatch(sent.features, sent.channels_last, sent.labels_B, confidence_B, prediction_B),), None
@@ -123,6 +126,29 @@ class Client:
             sent_bytes=0,
         )
 
+    @torch.no_grad()
+    def answer(self, part: Part, first: int, last: int, gate: Gate) -> tuple[Packet, ExitAnswers]:
+        """Samples first..last-1 of a part of the data, answered by the exit where it is sure.
+
+        The packet holds the features of the others in one smaller batch, or nothing when all stay; no labels travel.
+        """
+        begin = time.perf_counter()
+        self.model.eval_mode()
+        samples = self.data.test if part == "test" else self.data.calibration
+        rows = samples.indices[first:last]
+        x_BCHW, y_B = self._tensors(samples.images_NHWC[rows], samples.labels_N[rows])
+        h, logits_BK = self._infer(x_BCHW)
+        stays_B = np.ones(len(rows), bool)
+        packet: Packet = ()
+        if self.spec.has_server:
+            stays_B = gate.confidence(logits_BK) > gate.tau
+            unsure = np.flatnonzero(~stays_B)
+            if len(unsure):
+                packet = (encode(h, y_B[:0]).rows(unsure),)
+        sent_bytes = sum(message.feature_bytes for message in packet)
+        seconds = time.perf_counter() - begin
+        return packet, ExitAnswers(y_B.cpu().numpy(), logits_BK, stays_B, sent_bytes, seconds)
+
     def snapshot(self) -> Snapshot:
         """A copy of everything that decides this client's future."""
         return Snapshot(self.model.state())
@@ -130,6 +156,16 @@ class Client:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot."""
         self.model.restore(snapshot.units)
+
+    def take_tensors(self, tensors: Arrays) -> None:
+        """Takes the tensors of a model file. Raises DataError when they do not fit."""
+        self.model.take_tensors(tensors)
+
+    def _infer(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, Array]:
+        """Features and the exit's logits (B, K); at cut L the network's own output is both."""
+        h = self.model.network(x_BCHW)
+        logits_BK = h if self.model.exit_head is None else self.model.exit_head(h)
+        return h, logits_BK.cpu().numpy()
 
     def _step(self, x_BCHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, float]:
         model = self.model

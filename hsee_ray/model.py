@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from hsee_ray.config import TrainingConfig
+from hsee_ray.errors import DataError
 from hsee_ray.fleet import EXIT
 from hsee_ray.schedule import learning_rate
 from hsee_ray.split import UnitChain
-from hsee_ray.state import ModelState, UnitState, read_unit, reset_optimizer, write_unit
+from hsee_ray.state import Arrays, ModelState, UnitState, named_tensors, read_unit, reset_optimizer, write_unit
 from hsee_ray.steps import build_optimizer, set_learning_rate
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -64,6 +65,18 @@ class Model:
         for name, unit in self.units.items():
             reset_optimizer(unit, self.optimizer)
             write_unit(unit, self.optimizer, units[name])
+
+    def take_tensors(self, tensors: Arrays) -> None:
+        """Takes parameters and buffers named `<unit>.<name in the unit>`. Raises DataError when they do not fit."""
+        wanted = {name: array.shape for name, array in named_tensors(self.state()).items()}
+        found = {name: array.shape for name, array in tensors.items()}
+        if wanted != found:
+            odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            raise DataError(f"{odd[0]} (and {len(odd) - 1} more) does not fit the network of the configuration")
+        for unit_name, unit in self.units.items():
+            own = f"{unit_name}."
+            of_unit = {name.removeprefix(own): array for name, array in tensors.items() if name.startswith(own)}
+            write_unit(unit, None, UnitState(of_unit, {}, {}, {}))
 
     def _set_mode(self, training: bool) -> None:
         self.network.train(training)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hsee_ray.config import Config
 from hsee_ray.config_files import load_config
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hsee_ray.backbones import Backbone
+    from hsee_ray.calibration import Calibration
     from hsee_ray.fleet import ClientSpec, Fleet
+    from hsee_ray.split import ExitHead, UnitChain
+
+    Network = TypeVar("Network", bound=nn.Module)
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
@@ -61,13 +65,33 @@ class Run:
         return read_metrics(self.path / METRICS_FILE)
 
     @cached_property
+    def calibration(self) -> Calibration | None:
+        """The gates that were calibrated for this run's weights, None when it has not been done.
+
+        Raises DataError when the file is damaged, or belongs to other weights (the run was trained on since).
+        """
+        from hsee_ray.calibration import CALIBRATION_FILE, load_calibration
+
+        found = load_calibration(self.path)
+        if found is not None and found.network != self.summary["weights_sha256"]:
+            raise DataError(f"{self.path / CALIBRATION_FILE}: belongs to other weights; run hsee calibrate again")
+        return found
+
+    @cached_property
     def fleet(self) -> Fleet:
         """The clients of the run."""
         from hsee_ray.fleet import build_fleet
 
         return build_fleet(self.config, self.summary["model_units"])
 
-    def client(self, number: int) -> nn.Module:
+    def backbone(self) -> Backbone:
+        """The whole base network at its initial weights, a new one at every call."""
+        from hsee_ray.backbones import build_backbone
+
+        classes = len(self.summary["data"]["class_names"])
+        return build_backbone(self.config.model, self._image_shape, classes, self.config.seed)
+
+    def client(self, number: int) -> UnitChain:
         """f^c of a client, trained, in evaluation mode: images from `preprocess` -> features (B, C, H, W).
 
         At cut L it is the whole network, and gives logits (B, K). Raises UserError when there is no such client.
@@ -75,10 +99,10 @@ class Run:
         from hsee_ray.split import UnitChain, client_units
 
         spec = self._spec(number)
-        chain = UnitChain(client_units(self._backbone().units, spec.cut))
+        chain = UnitChain(client_units(self.backbone().units, spec.cut))
         return _fill(chain, chain.units, self._tensors(spec.client_file))
 
-    def exit(self, number: int) -> nn.Module:
+    def exit(self, number: int) -> ExitHead:
         """f^o of a client, trained, in evaluation mode: features (B, C, H, W) -> logits (B, K).
 
         Raises UserError when there is no such client, or it holds the whole network and has no exit.
@@ -88,11 +112,11 @@ class Run:
         from hsee_ray.split import build_exit
 
         spec = self._spec(number, needs_server=True)
-        shape = feature_shapes(self._backbone(), self._image_shape)[spec.cut - 1]
+        shape = feature_shapes(self.backbone(), self._image_shape)[spec.cut - 1]
         head = build_exit(self.config, spec.cut_name, shape, len(self.summary["data"]["class_names"]))
         return _fill(head, {EXIT: head}, self._tensors(spec.client_file))
 
-    def server(self, number: int) -> nn.Module:
+    def server(self, number: int) -> UnitChain:
         """f^s for a client, trained, in evaluation mode: features (B, C, H, W) -> logits (B, K).
 
         Of Sequential's shared server it is the part above this client's cut, with this client's statistics.
@@ -101,7 +125,7 @@ class Run:
         from hsee_ray.split import UnitChain, server_units
 
         spec = self._spec(number, needs_server=True)
-        chain = UnitChain(server_units(self._backbone().units, spec.cut))
+        chain = UnitChain(server_units(self.backbone().units, spec.cut))
         shared = self.config.training.strategy == "sequential"
         tensors = self._tensors("server" if shared else spec.server_file)
         own = f"{spec.client_file}."
@@ -130,12 +154,6 @@ class Run:
             raise UserError(f"{self.path}: client {number} holds the whole network: it has no exit and no server")
         return spec
 
-    def _backbone(self) -> Backbone:
-        from hsee_ray.backbones import build_backbone
-
-        classes = len(self.summary["data"]["class_names"])
-        return build_backbone(self.config.model, self._image_shape, classes, self.config.seed)
-
     def _tensors(self, stem: str) -> dict[str, torch.Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -147,7 +165,7 @@ class Run:
             raise DataError(f"{path}: cannot be read ({error}); copy the run directory again") from None
 
 
-def _fill(module: nn.Module, units: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+def _fill(module: Network, units: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> Network:
     """The module in evaluation mode, its units filled from tensors named `<unit>.<name in the unit>`."""
     for name, unit in units.items():
         own = f"{name}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from hsee_ray.aggregation import mean_arrays
+from hsee_ray.answers import ServerAnswers
 from hsee_ray.backbones import Backbone
 from hsee_ray.config import Config
 from hsee_ray.exits import evaluation_report
@@ -17,9 +19,9 @@ from hsee_ray.model import Model
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.snapshot import Snapshot
 from hsee_ray.split import server_units
-from hsee_ray.state import Arrays, named_tensors, statistics_names, to_array
+from hsee_ray.state import Array, Arrays, named_tensors, statistics_names, to_array
 from hsee_ray.steps import NonFiniteStep, refuse_nonfinite, server_step, undone_if_nonfinite
-from hsee_ray.wire import Packet, decode
+from hsee_ray.wire import FeatureBatch, Packet, decode
 
 StatisticsSet = dict[str, torch.Tensor]
 """Norm statistics of one client by `<unit>.<name in the unit>`."""
@@ -70,22 +72,35 @@ class Server:
     @torch.no_grad()
     def evaluate(self, client: int, packet: Packet) -> EvaluationReport:
         """The server's answers to a client's features, beside the client's own that travel with them."""
-        if self.keeps_sets:
-            self._wear(self._statistics_of(client))
-        self.model.eval_mode()
         (batch,) = packet
         assert batch.confidence_B is not None and batch.prediction_B is not None
-        h, _ = decode(batch, self.model.device)
-        logits_BK = self.model.network(h, self.specs[client].cut - self.first_cut)
         return evaluation_report(
             labels_B=batch.labels_B,
             n_classes=self.n_classes,
             client_prediction_B=batch.prediction_B,
             confidence_B=batch.confidence_B,
-            server_prediction_B=logits_BK.argmax(dim=1).cpu().numpy(),
+            server_prediction_B=self._infer(client, batch),
             taus=self.config.exits.taus,
             sent_bytes=batch.feature_bytes,
         )
+
+    @torch.no_grad()
+    def answer(self, client: int, packet: Packet) -> ServerAnswers:
+        """Answers to the samples of which a client was not sure."""
+        begin = time.perf_counter()
+        (batch,) = packet
+        prediction_B = self._infer(client, batch)
+        return ServerAnswers(prediction_B, len(prediction_B), time.perf_counter() - begin)
+
+    def _infer(self, client: int, batch: FeatureBatch) -> Array:
+        """Predicted class (B,) of each sample, in the client's statistics."""
+        if self.keeps_sets:
+            self._wear(self._statistics_of(client))
+        self.model.eval_mode()
+        h, _ = decode(batch, self.model.device)
+        logits_BK = self.model.network(h, self.specs[client].cut - self.first_cut)
+        prediction_B: Array = logits_BK.argmax(dim=1).cpu().numpy()
+        return prediction_B
 
     def snapshot(self) -> Snapshot:
         """A copy of everything that decides this server's future."""
@@ -113,6 +128,21 @@ class Server:
             statistics = self._statistics_of(number)
             shared.update({f"{spec.client_file}.{name}": to_array(tensor) for name, tensor in statistics.items()})
         return shared
+
+    def take_tensors(self, tensors: Arrays) -> None:
+        """Takes the tensors of a model file, as `tensors` gives them. Raises DataError when they do not fit."""
+        shared = dict(tensors)
+        if self.keeps_sets:
+            own = {number: f"{spec.client_file}." for number, spec in self.specs.items()}
+            for number, prefix in own.items():
+                names = [name for name in tensors if name.startswith(prefix)]
+                self._statistics[number] = {
+                    name.removeprefix(prefix): torch.from_numpy(shared.pop(name)).clone().to(self.model.device)
+                    for name in names
+                }
+            # The model itself wears some client's set; which one makes no difference.
+            shared.update({name: to_array(tensor) for name, tensor in self._initial_statistics.items()})
+        self.model.take_tensors(shared)
 
     def _statistics_of(self, client: int) -> StatisticsSet:
         """The client's own set; without one yet, the mean of those with its cut; without those, the initial one."""

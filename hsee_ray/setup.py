@@ -117,6 +117,7 @@ def mapped_client_data(setup: Setup, number: int) -> ClientData:
     return ClientData(
         train=Samples(train.images_NHWC, train.labels_N, setup.parts[number].train),
         test=Samples(test.images_NHWC, test.labels_N, setup.test_indices),
+        calibration=Samples(train.images_NHWC, train.labels_N, setup.parts[number].calibration),
         class_names=setup.files.class_names,
         mean_C=setup.mean_C,
         std_C=setup.std_C,

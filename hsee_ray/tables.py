@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hsee_ray.errors import UserError
 from hsee_ray.run import Run
+
+if TYPE_CHECKING:
+    from hsee_ray.calibration import Calibration
+    from hsee_ray.evaluation import Distance, Evaluation
 
 Rows = list[list[str]]
 """Cells of a table; the first row is the header."""
@@ -103,6 +107,85 @@ def render_comparison(runs: Sequence[Run]) -> str:
     return f"{align(comparison_table(runs))}\n{legend}"
 
 
+def render_evaluation(evaluation: Evaluation) -> str:
+    """Tables of an evaluation: every gate of every tier, how far exits can be trusted, and the target."""
+    blocks = [align(_gate_cells(evaluation))]
+    exits = [["tier", "exit accuracy", "temperature", "calibration error", "with temperature"]]
+    for row in evaluation.exits:
+        if row.scope == "tier":
+            temperature = NONE if row.temperature is None else f"{row.temperature:.3f}"
+            errors = [f"{row.calibration_error:.3f}", _decimal(row.scaled_calibration_error)]
+            exits.append([row.name, _percent(row.accuracy), temperature, *errors])
+    blocks.append(align(exits))
+    if evaluation.distances:
+        blocks.append("\n".join(f"{evaluation.target}, {_distance(each)}" for each in evaluation.distances))
+    return "\n\n".join(blocks)
+
+
+def render_calibration(calibration: Calibration) -> str:
+    """Table of what every tier's gate does on the samples that it was picked on."""
+    header = ["tier", "samples", "temperature", "tau", "sent", "accuracy", "all sent", "exits alone", "accuracy drop"]
+    rows = [[*header, "bytes"]]
+    for name, tier in calibration.tiers.items():
+        rows.append(
+            [
+                name,
+                f"{tier.samples:,}",
+                f"{tier.temperature:.3f}",
+                f"{tier.tau:.6f}",
+                _percent(tier.offload_ratio),
+                _percent(tier.accuracy),
+                _percent(tier.server_accuracy),
+                _percent(tier.client_accuracy),
+                f"{100 * tier.accuracy_drop:.1f} ± {100 * tier.drop_half_width:.1f}",
+                f"{tier.sent_bytes:,.0f}",
+            ]
+        )
+    legend = (
+        "accuracy drop: points against sending all, with a 95 % interval; bytes: per sample, spread over all samples"
+    )
+    lines = [align(rows), legend]
+    widest = max(calibration.tiers.values(), key=lambda tier: tier.drop_half_width)
+    if widest.drop_half_width > 0.02:
+        lines.append(
+            f"{widest.samples} samples say little: elsewhere the drop may be {100 * widest.drop_half_width:.0f} points "
+            "more or less; to know better, train with a larger data.calibration_fraction"
+        )
+    return "\n".join(lines)
+
+
+def _gate_cells(evaluation: Evaluation) -> Rows:
+    costs = ["bytes", "client mult-adds", "server mult-adds", "client ms", "server ms"]
+    rows = [["tier", "tau", "sent", "accuracy", "random gate", "of those kept", "of those sent", *costs]]
+    for row in sorted(evaluation.of("tier"), key=lambda row: row.name) + evaluation.of("overall"):
+        names = {"local": "none sent", "sent": "all sent", "calibrated": "calibrated"}
+        tau = names.get(row.gate) or f"{row.tau:g}"
+        if row.gate == "calibrated" and row.tau is not None:
+            tau = f"{row.tau:.4f} *"
+        rows.append(
+            [
+                row.name,
+                tau,
+                _percent(row.offload_ratio),
+                _percent(row.accuracy),
+                _percent(row.random_accuracy),
+                _percent(row.stayed_accuracy),
+                _percent(row.sent_accuracy),
+                f"{row.sent_bytes:,.0f}",
+                f"{row.client_multiply_adds:,.0f}",
+                f"{row.server_multiply_adds:,.0f}",
+                f"{row.client_ms:.3f}",
+                f"{row.server_ms:.3f}",
+            ]
+        )
+    return rows
+
+
+def _distance(distance: Distance) -> str:
+    where = f"{distance.tier}: {distance.calibrated:.4f} where it was calibrated, {distance.measured:.4f} here"
+    return f"{where}, {'missed' if distance.beyond > 0 else 'met'} by {abs(distance.beyond):.4f}"
+
+
 def _tau_index(summary: Mapping[str, Any], tau: float | None) -> int:
     grid = [gate["tau"] for gate in summary["overall"]["gated"]]
     if tau is None:
@@ -132,6 +215,10 @@ def _tier_cells(means: Mapping[str, Any], clients: Sequence[Mapping[str, Any]], 
 
 def _both_accuracies(means: Mapping[str, Any]) -> str:
     return f"{_percent(means['client_accuracy'])} / {_percent(means['server_accuracy'])}"
+
+
+def _decimal(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
 
 
 def _percent(share: float | None) -> str:

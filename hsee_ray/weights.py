@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
+from hsee_ray.errors import DataError
 from hsee_ray.storage import write_whole
 
 Array = np.ndarray[Any, Any]
@@ -23,6 +25,14 @@ def write_model(directory: Path, stem: str, tensors: Mapping[str, Array]) -> tup
         save({name: np.require(array, requirements="C") for name, array in tensors.items()}),
     )
     return digest_lines(stem, tensors)
+
+
+def read_model(path: Path) -> dict[str, Array]:
+    """Tensors of a file that `write_model` wrote. Raises DataError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); copy the run directory again") from None
 
 
 def digest_lines(stem: str, tensors: Mapping[str, Array]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ what enters a step to 64 bytes; the one-process reference takes the same path as
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,12 @@ class FeatureBatch:
     """The exit's answer; in evaluation only."""
     step: int = 0
     """The batch's number in its round, from 0; in training only."""
+
+    def rows(self, indices: np.ndarray[Any, Any]) -> FeatureBatch:
+        """The features of some of the samples, as a smaller batch in the same memory format; all of them, uncopied."""
+        if len(indices) == len(self.features):
+            return self
+        return dataclasses.replace(self, features=self.features[indices])
 
     @property
     def feature_bytes(self) -> int:

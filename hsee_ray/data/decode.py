@@ -5,9 +5,7 @@ Shapes: N images, H height, W width, C channels.
 
 from __future__ import annotations
 
-import io
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,18 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from hsee_ray.config import DataConfig
 from hsee_ray.errors import DataError
+from hsee_ray.pictures import pixels
 
 Picture = bytes | Path | npt.NDArray[np.uint8] | None
 """An encoded image, its file, or its pixels (H, W) or (H, W, 3); None where a table has no image in a row."""
 
 _PICTURES_PER_TASK = 64
-
-# What Pillow raises for damaged files, depending on the format and on where the damage is.
-_DECODE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +52,6 @@ class Source:
     files: tuple[Path, ...]
     """Files that decide the contents."""
     read: Callable[[], Contents]
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says about its error, cut to one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def decode_split(
@@ -128,29 +118,5 @@ def _decode(picture: Picture, where: str, config: DataConfig) -> npt.NDArray[np.
     """One image (H, W, C) with the configured channels and size, or its own."""
     if picture is None:
         raise DataError(f"{where} has no image: remove the row or fill it in")
-    try:
-        with _open(picture) as opened:
-            opened.load()
-            image = _eight_bits(opened)
-    except _DECODE_ERRORS as error:
-        raise DataError(f"{where} does not decode ({first_line(error)}): replace or remove it") from error
-    channels = config.channels or (1 if image.mode in ("L", "1") else 3)
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    if config.image_size is not None and image.size != (config.image_size, config.image_size):
-        image = image.resize((config.image_size, config.image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(image.height, image.width, channels)
-
-
-def _open(picture: bytes | Path | npt.NDArray[np.uint8]) -> Image.Image:
-    if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture)
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray as its upper byte: Pillow's own conversion would clip it to white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    size = None if config.image_size is None else (config.image_size, config.image_size)
+    return pixels(picture, where, config.channels, size)

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from hsee_ray import keys
 from hsee_ray.config import DataConfig
-from hsee_ray.data.decode import Contents, Picture, Source, Split, first_line
+from hsee_ray.data.decode import Contents, Picture, Source, Split
 from hsee_ray.data.parquet import parquet_source
 from hsee_ray.errors import DataError
+from hsee_ray.pictures import first_line
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _PICTURES_PER_BATCH = 1024

@@ -42,6 +42,17 @@ def test_an_aggregator_and_a_wrong_key_do_not_wait_for_torch(module: str) -> Non
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize("module", ["bundle", "edge", "errors", "exits", "offload", "pictures"])
+def test_what_a_device_runs_needs_only_what_a_device_has(module: str) -> None:
+    script = (
+        f"import sys, hsee_ray.{module}; "
+        "print({name.partition('.')[0] for name in sys.modules} & "
+        "{'torch', 'ray', 'pydantic', 'yaml', 'pyarrow', 'safetensors', 'scipy', 'onnx'})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_help_of_the_train_job_loads_neither_torch_nor_ray() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "jobs.train", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

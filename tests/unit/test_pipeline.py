@@ -50,11 +50,13 @@ class FakeCalls:
 class FakeStage:
     """Models are lists of what they have learnt; a snapshot is a copy."""
 
-    def __init__(self, lost: frozenset[int] = frozenset()) -> None:
+    def __init__(self, lost: frozenset[int] = frozenset(), sends_nothing: frozenset[int] = frozenset()) -> None:
+        """`lost`: clients that are left out when they fail; `sends_nothing`: pieces that need no server."""
         self.models: dict[ModelId, list[Any]] = {}
         self.kept: dict[ModelId, list[Any]] = {}
         self.snapshots: dict[Any, list[Any]] = {}
         self.lost = lost
+        self.sends_nothing = sends_nothing
 
     def of(self, model: ModelId) -> list[Any]:
         return self.models.setdefault(model, [])
@@ -73,7 +75,11 @@ class FakeStage:
 
         return features, call
 
-    def server_call(self, work: Work, features: Any) -> Any:
+    def server_call(self, work: Work, features: Any, client_report: Any) -> Any:
+        if not work.ends_turn:
+            assert client_report == ("client", work.first)
+            if work.first in self.sends_nothing:
+                return None
         server = self.of(ModelId("server", work.server or 0))
 
         def call() -> Any:
@@ -143,6 +149,23 @@ def test_whatever_fails_every_model_learns_the_same_in_the_same_order(strategy: 
         rng = random.Random(1000 + seed)
         fail_at = {rng.randrange(1, 60) for _ in range(rng.randrange(1, 8))}
         assert run(strategy, seed, fail_at, window).kept == undisturbed.kept
+
+
+@pytest.mark.parametrize("strategy", ["averaging", "sequential", "round_robin"])
+@pytest.mark.parametrize("silent", [frozenset({0, 2}), frozenset({1, 3, 4}), frozenset(range(5))])
+def test_pieces_that_send_nothing_are_done_without_the_server(strategy: str, silent: frozenset[int]) -> None:
+    for seed in range(100):
+        rng = random.Random(seed)
+        works = [work for work in works_of(strategy, {0: 5, 1: 3, 2: 2, 3: 4}) if not work.ends_turn]
+        stage = FakeStage(sends_nothing=silent)
+        calls: Any = FakeCalls(rng, {rng.randrange(1, 40) for _ in range(rng.randrange(0, 5))})
+        done = {}
+        for piece in Pipeline(works, stage, calls, 2, 2, strategy != "averaging").run():  # type: ignore[arg-type]
+            done[piece.work.client, piece.work.first] = piece
+        assert len(done) == len(works)
+        for (client, first), piece in done.items():
+            sent = client != 2 and first not in silent
+            assert piece.server_report == (("server", first) if sent else None)
 
 
 def test_a_server_sees_the_list_in_its_order() -> None:

@@ -1,0 +1,107 @@
+"""Who said what about a set of samples: the answers of one client's exit, and of its server to what it was sent.
+
+Legend: B consecutive samples of one message, N all samples, K classes. Needs numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Part = Literal["test", "calibration"]
+"""Which of its samples a client is asked about: the test images, or those it has set aside."""
+
+
+@dataclass(frozen=True)
+class ExitAnswers:
+    """What a client's exit says about consecutive samples, and which of them it sent on."""
+
+    labels_B: Array
+    logits_BK: Array
+    stays_B: Array
+    """Whether the client answered the sample alone."""
+    sent_bytes: int
+    """Features of the others."""
+    seconds: float
+    """From the images to the message."""
+
+
+@dataclass(frozen=True)
+class ServerAnswers:
+    """What a server says about the samples that it was sent, in their order."""
+
+    prediction_B: Array
+    samples: int
+    """As counted where its network was run."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All answers of one client and its server over a set of samples, at one gate."""
+
+    labels_N: Array
+    logits_NK: Array
+    """Of the exit."""
+    stays_N: Array
+    server_prediction_N: Array
+    """-1 where the server was not asked."""
+    server_samples: int
+    """Samples that the server's network was run on, as it counted them."""
+    sent_bytes: int
+    client_s: float
+    server_s: float
+
+    @property
+    def samples(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def client_right_N(self) -> Array:
+        right_N: Array = self.logits_NK.argmax(axis=1) == self.labels_N
+        return right_N
+
+    @property
+    def server_right_N(self) -> Array:
+        """False where the server was not asked."""
+        right_N: Array = self.server_prediction_N == self.labels_N
+        return right_N
+
+
+def join(pieces: Sequence[tuple[ExitAnswers, ServerAnswers | None]]) -> Answers:
+    """The answers to consecutive messages; there is no server's where nothing was sent."""
+    predictions: list[Array] = []
+    for exits, server in pieces:
+        prediction_B = np.full(len(exits.labels_B), -1, np.int64)
+        if server is not None:
+            prediction_B[~exits.stays_B] = server.prediction_B
+        predictions.append(prediction_B)
+    servers = [server for _, server in pieces if server is not None]
+    return Answers(
+        labels_N=np.concatenate([exits.labels_B for exits, _ in pieces]),
+        logits_NK=np.concatenate([exits.logits_BK for exits, _ in pieces]),
+        stays_N=np.concatenate([exits.stays_B for exits, _ in pieces]),
+        server_prediction_N=np.concatenate(predictions),
+        server_samples=sum(server.samples for server in servers),
+        sent_bytes=sum(exits.sent_bytes for exits, _ in pieces),
+        client_s=sum(exits.seconds for exits, _ in pieces),
+        server_s=sum(server.seconds for server in servers),
+    )
+
+
+def pooled(answers: Sequence[Answers]) -> Answers:
+    """The answers of several clients together."""
+    return Answers(
+        labels_N=np.concatenate([each.labels_N for each in answers]),
+        logits_NK=np.concatenate([each.logits_NK for each in answers]),
+        stays_N=np.concatenate([each.stays_N for each in answers]),
+        server_prediction_N=np.concatenate([each.server_prediction_N for each in answers]),
+        server_samples=sum(each.server_samples for each in answers),
+        sent_bytes=sum(each.sent_bytes for each in answers),
+        client_s=sum(each.client_s for each in answers),
+        server_s=sum(each.server_s for each in answers),
+    )

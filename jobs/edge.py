@@ -1,0 +1,150 @@
+"""`hsee edge --bundle DIR --images FILES [--server URL]`: answers images as a device does, without torch or Ray."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.outcome import exit_code
+from jobs.token_file import read_token
+
+# Imported where they are needed: --help answers at once.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hsee_ray.edge import Prediction
+
+    Array = np.ndarray[Any, Any]
+
+DESCRIPTION = """\
+Answer images with the bundle of one client: where its exit is sure it answers alone, and the server does otherwise.
+Prints file, class, the exit's confidence, who answered, and the time from the beginning of the batch.
+"""
+EXIT_CODES = """\
+exit codes:
+  0 done    1 the server cannot be reached (with --on-unreachable raise)    2 bad input, or the server refuses it
+"""
+SERVER = "server"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.batch_size < 1:
+        parser.error("--batch-size: give at least 1")
+    if not options.timeout_s > 0:
+        parser.error("--timeout-s: give more than 0")
+    return exit_code(lambda: _predict_and_print(options))
+
+
+def _predict_and_print(options: argparse.Namespace) -> int:
+    from hsee_ray.edge import EdgeClient
+
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it reports every retry
+    client = EdgeClient(
+        options.bundle,
+        options.server,
+        token=None if options.token_file is None else read_token(options.token_file),
+        timeout_s=options.timeout_s,
+        on_unreachable=options.on_unreachable,
+    )
+    classes, shape = client.bundle.class_names, client.bundle.image_shape
+    arrays = [(file, _opened(file, shape)) for file in options.images]
+    widths = max(len(_name(file, array, -1)) for file, array in arrays), max(map(len, classes))
+    total = exited = degraded = 0
+    with client:
+        images = _images(arrays, shape)
+        while batch := list(islice(images, options.batch_size)):
+            predictions = client.predict([image for _, image in batch])
+            for (name, _), prediction in zip(batch, predictions, strict=True):
+                print(_line(name, classes[prediction.label], prediction, widths, options.server is not None))
+            sys.stdout.flush()
+            total += len(predictions)
+            exited += sum(prediction.exited for prediction in predictions)
+            degraded += sum(prediction.degraded for prediction in predictions)
+    print(f"{total} images: {exited} exited, {total - exited - degraded} offloaded, {degraded} degraded")
+    return 0
+
+
+def _line(name: str, class_name: str, prediction: Prediction, widths: tuple[int, int], has_server: bool) -> str:
+    who = "exit" if prediction.exited else SERVER
+    if prediction.degraded:
+        who = "exit (server unreachable)" if has_server else "exit (no server)"
+    times = f"{prediction.confidence:.3f}  {who}  {prediction.latency_ms:.1f} ms"
+    return f"{name:<{widths[0]}}  {class_name:<{widths[1]}}  {times}"
+
+
+def _opened(file: Path, shape: tuple[int, int, int]) -> Array | None:
+    """Images (N, H, W, C) of a .npy file, mapped; None for any other file, which is one image."""
+    import numpy as np
+
+    from hsee_ray.errors import DataError
+
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such file")
+    if file.suffix != ".npy":
+        return None
+    try:
+        images: Array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise DataError(f"{file}: is damaged or no .npy file: replace it") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+        raise DataError(f"{file}: holds {images.dtype} of shape {images.shape}; give uint8 and (N, *{shape})")
+    return images
+
+
+def _images(arrays: Sequence[tuple[Path, Array | None]], shape: tuple[int, int, int]) -> Iterator[tuple[str, Array]]:
+    """Name and pixels (H, W, C) of every image, made as training makes them; one at a time."""
+    from hsee_ray.pictures import pixels
+
+    height, width, channels = shape
+    for file, array in arrays:
+        if array is None:
+            yield str(file), pixels(file, str(file), channels, (height, width))
+        else:
+            for index, image in enumerate(array):
+                yield _name(file, array, index), image
+
+
+def _name(file: Path, array: Array | None, index: int) -> str:
+    """The file, and which image in it; -1 is the last."""
+    return str(file) if array is None else f"{file}[{index % max(1, len(array))}]"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hsee edge",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="one client's directory of an export")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="images of any size, or .npy files with uint8 (N, H, W, C)",
+    )
+    parser.add_argument("--server", metavar="URL", help="such as http://192.168.1.5:8000; without it the exit answers")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="the server's token, on one line")
+    parser.add_argument(
+        "--on-unreachable",
+        choices=["answer", "raise"],
+        default="answer",
+        help="without an answer of the server: the exit answers (default), or the command ends with 1",
+    )
+    parser.add_argument("--timeout-s", type=float, default=10.0, metavar="S", help="of each of 4 tries (default: 10)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

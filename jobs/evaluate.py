@@ -1,0 +1,81 @@
+"""`python -m jobs.evaluate --run RUN_DIR`: a trained run's exits on the real path, also as `hsee evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.outcome import exit_code
+
+DESCRIPTION = """Run the exits of a finished run as they would run on devices: a client answers what it is sure of, only
+the other samples are sent, and only those are computed by the server. Every threshold of the grid is a run of its own,
+and so are the two ends, everything local and everything sent. Writes tables, figures and TensorBoard into the run's
+directory, below evaluation/."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 done, 1 the evaluation failed, 2 bad input."""
+    options = _parser().parse_args(argv)
+    return exit_code(lambda: _evaluate(options))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from hsee_ray.calibration import parse_target
+    from hsee_ray.errors import ConfigError
+    from hsee_ray.run import load_run
+
+    run = load_run(options.run)
+    target = None if options.target is None else parse_target(options.target)
+    if any(not 0 <= tau <= 1 for tau in options.taus or ()):
+        raise ConfigError(f"--taus {' '.join(map(str, options.taus))}: a tau lies in [0, 1]")
+
+    from actors.evaluation import Plan, calibrate, evaluate
+    from actors.inference import trained_actors
+    from hsee_ray.evaluation import write_evaluation
+    from hsee_ray.plots import draw, save_figures
+    from hsee_ray.tables import render_evaluation
+
+    with trained_actors(run, options.set, lambda event: print(event, flush=True)) as rounds:
+        calibration = run.calibration
+        confidence = options.confidence or (calibration or run.config.exits).confidence
+        if calibration is not None and calibration.confidence != confidence:
+            calibration = None
+        if target is not None and (calibration is None or calibration.target != str(target)):
+            calibration = calibrate(rounds, run, target, confidence)
+        taus = tuple(sorted(set(options.taus or run.config.exits.taus)))
+        plan = Plan(options.split, taus, confidence, calibration)
+        found, answers = evaluate(rounds, run, plan, lambda gate: print(f"answering: {gate}", flush=True))
+    directory = run.path / "evaluation"
+    write_evaluation(directory, found)
+    save_figures(directory, options.split, draw(found, answers))
+    print(f"\n{render_evaluation(found)}\n\ntables and figures: {directory}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hsee evaluate", description=DESCRIPTION)
+    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="directory of a finished run")
+    gate = parser.add_mutually_exclusive_group()
+    gate.add_argument("--taus", type=float, nargs="+", metavar="TAU", help="thresholds to try (default: the run's own)")
+    gate.add_argument(
+        "--target", help="also try the gates that meet a target, such as 'offload<=0.3' (default: the calibrated ones)"
+    )
+    parser.add_argument("--split", choices=("test", "calibration"), default="test", help="which images (default: test)")
+    add_common(parser)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options of every job that asks a trained run's exits."""
+    kinds = ("entropy", "max_prob", "margin")
+    parser.add_argument("--confidence", choices=kinds, help="of an exit (default: the calibrated, or the config's)")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="a.b.c=value",
+        help="where the run computes and where its data lies, such as data.root=DIR or cluster.address=auto",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

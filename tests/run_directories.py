@@ -1,0 +1,37 @@
+"""Run directories as a finished training leaves them, trained in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hsee_ray.config_files import dump_config, load_config
+from hsee_ray.reference import Reference
+from hsee_ray.run import CONFIG_FILE, MODELS_DIR, SUMMARY_FILE, Run, load_run
+from hsee_ray.setup import prepare_run
+from hsee_ray.summary import write_summary
+from hsee_ray.weights import write_model
+
+
+def train_run(path: Path, content: Mapping[str, Any]) -> Run:
+    """Trains a configuration with the reference; the summary holds what is needed to use the models."""
+    config = load_config({**content, "data": {"cache": str(path.parent / "cache"), **content["data"]}})
+    setup = prepare_run(config)
+    reference = Reference(setup)
+    for _ in reference.run():
+        pass
+    path.mkdir()
+    (path / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+    for stem, tensors in reference.files().items():
+        write_model(path / MODELS_DIR, stem, tensors)
+    data = {
+        "name": setup.files.name,
+        "image_shape": setup.files.image_shape,
+        "class_names": setup.files.class_names,
+        "mean": setup.mean_C,
+        "std": setup.std_C,
+    }
+    summary = {"data": data, "model_units": setup.fleet.unit_names, "weights_sha256": reference.digest()}
+    write_summary(path / SUMMARY_FILE, summary)
+    return load_run(path)

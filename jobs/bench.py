@@ -2,6 +2,8 @@
 
 Rounds with and without snapshots take turns in one run of Distributed, where nothing else needs them (Averaging
 takes them for its averages anyway). The memory of all processes is read after round 3 and after the last.
+
+`python -m jobs.bench serve` is in `bench_serve.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
+from jobs import bench_serve
 from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
@@ -27,14 +30,21 @@ DESCRIPTION = "Measure what snapshots cost: rounds with and without them, in tur
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="hsee bench", description=DESCRIPTION)
-    parser.add_argument("what", choices=["snapshots"], help="what to measure")
-    parser.add_argument("--config", type=Path, default=Path("jobs/configs/cifar10_cpu.yaml"), metavar="FILE")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
-    parser.add_argument("--rounds", type=int, default=51, metavar="N", help="rounds to train (default: 51)")
+    parser = argparse.ArgumentParser(prog="hsee bench", description="Measure what something costs, on this machine.")
+    what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    training = what.add_parser("snapshots", help="what snapshots cost", description=DESCRIPTION)
+    training.add_argument("--config", type=Path, default=Path("jobs/configs/cifar10_cpu.yaml"), metavar="FILE")
+    training.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train"
+    )
+    training.add_argument("--rounds", type=int, default=51, metavar="N", help="rounds to train (default: 51)")
+    server = what.add_parser("serve", help="how fast a server answers", description=bench_serve.DESCRIPTION)
+    bench_serve.add_options(server)
     options = parser.parse_args(argv)
+    if options.what == "serve":
+        return exit_code(lambda: bench_serve.serve(options))
     if options.rounds < 9:
-        parser.error("--rounds: give at least 9")
+        training.error("--rounds: give at least 9")
     return exit_code(lambda: snapshots(options.config, options.set, options.rounds))
 
 

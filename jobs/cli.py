@@ -10,9 +10,36 @@ from importlib import import_module
 COMMANDS = {
     "train": "train a configuration",
     "chaos": "train while actors are killed, and compare the weights",
-    "bench": "measure what snapshots cost",
+    "bench": "measure what snapshots cost, or how fast a server answers",
     "compare": "one table over several finished runs",
+    "calibrate": "choose when exits are sure enough",
+    "evaluate": "run the exits of a trained run for real",
+    "export": "write a run as files for devices and servers",
+    "edge": "answer images as a device does",
+    "serve": "answer the samples that devices are not sure of",
 }
+PACKAGES = {
+    "PIL": "pillow",
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
+    "pyarrow": "pyarrow",
+    "pydantic": "pydantic",
+    "ray": "ray",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "starlette": "ray[serve]",
+    "tensorboard": "tensorboard",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "urllib3": "urllib3",
+    "yaml": "pyyaml",
+}
+"""What pip calls the packages that an installation may lack, by their modules."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does: a network of the user's own may lie here
     if arguments and arguments[0] in COMMANDS:
-        code: int = import_module(f"jobs.{arguments[0]}").main(arguments[1:])
-        return code
+        return _run(arguments[0], arguments[1:])
     width = max(len(name) for name in COMMANDS)
     usage = "\n".join(f"  hsee {name:<{width}}  {text}" for name, text in COMMANDS.items())
     text = f"usage: hsee COMMAND [options]\n\n{usage}\n\n`hsee COMMAND --help` explains each."
@@ -32,6 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong = f"error: hsee has no command {arguments[0]!r}\n" if arguments else ""
     print(f"{wrong}{text}", file=sys.stderr)
     return 2
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    try:
+        code: int = import_module(f"jobs.{command}").main(arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        remedy = f"pip install 'hsee-ray[{'edge' if command == 'edge' else 'train'}]'"
+        print(f"error: hsee {command} needs {PACKAGES[error.name]}, which is not installed: {remedy}", file=sys.stderr)
+        return 2
+    return code
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,14 @@ def marked_processes(mark: str) -> dict[int, str]:
     return found
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Starts `python -m <module> <arguments>` in the repository; ends what is left of it after the test."""
+@contextmanager
+def starting(cache: Path) -> Iterator[Callable[..., Command]]:
+    """Starts `python -m <module> <arguments>` in the repository; ends what is left of it with the block."""
     started: list[Command] = []
 
     def start_command(*arguments: Any) -> Command:
         mark = uuid.uuid4().hex
-        environment = {**os.environ, MARK: mark, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        environment = {**os.environ, MARK: mark, "XDG_CACHE_HOME": str(cache)}
         environment.pop("RAY_ADDRESS", None)
         process = subprocess.Popen(
             [sys.executable, "-m", *(str(argument) for argument in arguments)],
@@ -89,10 +90,26 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         started.append(Command(process, mark))
         return started[-1]
 
-    yield start_command
-    for command in started:
-        if command.process.poll() is None:
-            command.process.kill()
-            command.process.communicate(timeout=30)
-        for pid in marked_processes(command.mark):
-            os.kill(pid, signal.SIGKILL)
+    try:
+        yield start_command
+    finally:
+        for command in started:
+            if command.process.poll() is None:
+                command.process.kill()
+                command.process.communicate(timeout=30)
+            for pid in marked_processes(command.mark):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands that end with the test."""
+    with starting(tmp_path / "cache") as start_command:
+        yield start_command
+
+
+@pytest.fixture(scope="module")
+def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Command]]:
+    """Starts commands that end with the module's last test."""
+    with starting(tmp_path_factory.mktemp("cache")) as start_command:
+        yield start_command

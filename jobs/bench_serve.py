@@ -93,7 +93,7 @@ def serve(options: argparse.Namespace) -> int:
     latencies_ms = sorted(latency for device in devices for latency in device.latencies_ms)
     failed, wrong = options.requests - len(latencies_ms), sum(device.wrong for device in devices)
     print(f"requests      {options.requests} of {options.clients} devices in {wall_s:.1f} s")
-    print(f"speed         {options.requests / wall_s:.0f} requests/s with {options.replicas} replicas")
+    print(f"speed         {options.requests / wall_s:.0f} requests/s, replicas: {options.replicas}")
     print(
         f"failed        {failed}, answered wrongly {wrong}, tried again {sum(retries.values())} {dict(retries) or ''}"
     )

@@ -15,6 +15,7 @@ from actors.interrupt import StopRequest
 from actors.placement import requests
 from actors.recovery import Event
 from actors.session import SILENT, Listener, Session, checkpoint_uri
+from hsee_ray.calibration import CALIBRATION_FILE
 from hsee_ray.checkpoint import Manifest, Progress, changed_keys, committed_rounds, newest_checkpoint
 from hsee_ray.config import Config
 from hsee_ray.config_files import dump_config
@@ -130,7 +131,8 @@ def _run(
 ) -> Run:
     """Trains in a directory that is this process's own, on a Ray that is connected."""
     write_whole(run_dir / CONFIG_FILE, dump_config(setup.config).encode())
-    for name in (SUMMARY_FILE, ERROR_FILE):
+    # A calibration is one of weights that are about to change.
+    for name in (SUMMARY_FILE, ERROR_FILE, CALIBRATION_FILE):
         (run_dir / name).unlink(missing_ok=True)
     try:
         Session(setup, run_dir, listener, stop, images_by_reference=not local).train(resumed)

@@ -19,7 +19,7 @@ from hsee_ray.calibration import (
     tier_calibration,
 )
 from hsee_ray.cost import multiply_adds, unit_multiply_adds
-from hsee_ray.errors import ConfigError, UserError
+from hsee_ray.errors import ConfigError, RunError, UserError
 from hsee_ray.evaluation import Costs, Distance, Evaluation, GateRow, Kind, Passage, distances, exit_rows, gate_rows
 from hsee_ray.exits import NEVER_SENDS, SENDS_ALL, Confidence, Gate
 from hsee_ray.run import Run
@@ -44,15 +44,18 @@ def calibrate(rounds: Rounds, run: Run, target: Target, kind: Confidence) -> Cal
     Raises ConfigError when nothing was set aside, and UserError when no threshold meets the target.
     """
     tiers = _tiers_with_exits(rounds)
-    empty = [tier for tier, members in tiers.items() if not any(_set_aside(rounds, n) for n in members)]
-    if not tiers or empty:
-        who = ", ".join(empty) or "this run"
+    if not tiers:
+        raise ConfigError("no client that has a model has an exit: there is nothing to calibrate")
+    empty = [t for t, members in tiers.items() if not any(samples_of(rounds.setup, "calibration", n) for n in members)]
+    if empty:
+        who = ", ".join(empty)
         raise ConfigError(
             f"{who}: no samples are set aside to calibrate on; train with data.calibration_fraction above 0"
-            if tiers
-            else "no client has an exit: every cut is the whole network, and there is nothing to calibrate"
         )
     answers = ask(rounds, "calibration", _same_gate(rounds, Gate(kind, SENDS_ALL)))
+    lost = [tier for tier, members in tiers.items() if not answers.keys() & set(members)]
+    if lost:
+        raise RunError(f"{', '.join(lost)}: all clients were lost on the way; start again")
     picked: dict[str, TierCalibration] = {}
     missed: list[str] = []
     for tier, members in tiers.items():
@@ -69,7 +72,7 @@ def calibrate(rounds: Rounds, run: Run, target: Target, kind: Confidence) -> Cal
             )
             continue
         gate = Gate(kind, float(curve.tau_M[index]), temperature)
-        picked[tier] = tier_calibration(gate, curve, index, together)
+        picked[tier] = tier_calibration(gate, curve, together)
     if missed:
         raise UserError(f"{target} cannot be met on the samples set aside: {'; '.join(missed)}; nothing was stored")
     return Calibration(str(target), kind, run.summary["weights_sha256"], picked)
@@ -81,14 +84,25 @@ def evaluate(
     """All figures of the plan, each gate on the real path; and by tier the answers with everything sent."""
     calibration = plan.calibration
     temperatures = _temperatures(rounds, plan)
+    # First calls are slow, and no row is to pay for them.
+    ask(
+        rounds,
+        plan.part,
+        _same_gate(rounds, Gate(plan.confidence, SENDS_ALL)),
+        most=rounds.config.evaluation.batch_size,
+    )
     passages: list[Passage] = []
     for kind, gates in _gates(rounds, plan):
         tell(kind if kind != "grid" else f"tau {next(iter(gates.values())).tau:g}")
         passages.append(Passage(kind, gates, ask(rounds, plan.part, gates)))
     setup = rounds.setup
+    there = set.intersection(*(set(passage.answers) for passage in passages))
+    if not there:
+        raise ConfigError(f"--split {plan.part}: no client has samples in it")
+    passages = [
+        passage._replace(answers={number: passage.answers[number] for number in sorted(there)}) for passage in passages
+    ]
     sent = passages[-1].answers
-    if not sent:
-        raise ConfigError(f"--split {plan.part}: there are no samples; train with data.calibration_fraction above 0")
     gates_rows = gate_rows(passages, setup.fleet, costs(setup))
     found = Evaluation(
         run=run.name,
@@ -172,10 +186,6 @@ def _tiers_with_exits(rounds: Rounds) -> dict[str, list[int]]:
         if spec.has_server and spec.number not in rounds.missing:
             tiers.setdefault(spec.tier, []).append(spec.number)
     return tiers
-
-
-def _set_aside(rounds: Rounds, number: int) -> int:
-    return samples_of(rounds.setup, "calibration", number)
 
 
 def _same_gate(rounds: Rounds, gate: Gate) -> dict[int, Gate]:

@@ -19,6 +19,8 @@ from hsee_ray.offload import PATH, READY_PATH, BadRequest, Offload, decode, enco
 Array = np.ndarray[Any, Any]
 
 METHODS = {PATH: "POST", READY_PATH: "GET"}
+BODY_TIMEOUT_S = 60.0
+"""Whoever sends no faster holds a place that others wait for."""
 _SHOWN = 80
 """Characters of a wrong path that the answer repeats."""
 
@@ -90,10 +92,13 @@ class HttpHandler:
             )
         body = bytearray()
         try:
-            async for piece in request.stream():
-                if len(body) + len(piece) > limit:
-                    raise BadRequest(413, f"the body has more than {limit} bytes: send fewer samples")
-                body += piece
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for piece in request.stream():
+                    if len(body) + len(piece) > limit:
+                        raise BadRequest(413, f"the body has more than {limit} bytes: send fewer samples")
+                    body += piece
+        except TimeoutError:
+            raise BadRequest(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         except ClientDisconnect:
             raise BadRequest(400, "the connection ended before the body did") from None
         return body

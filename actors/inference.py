@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray import ObjectRef
 
@@ -63,14 +65,17 @@ class AnsweringStage(RoundStage):
         return answers
 
 
-def ask(rounds: Rounds, part: Part, gates: Gates) -> dict[int, Answers]:
-    """The answers of every client that has samples, and of its server to those that the gate lets through."""
+def ask(rounds: Rounds, part: Part, gates: Gates, most: int | None = None) -> dict[int, Answers]:
+    """The answers of every client that has samples, and of its server to those that the gate lets through.
+
+    `most` samples of each client, or all. Raises RunError where an exit gives values that are no numbers.
+    """
     setup, size = rounds.setup, rounds.config.evaluation.batch_size
     works = [
         Work(spec.number, rounds.team.server_of(spec), first, min(first + size, n_samples), turn=spec.number)
         for spec in setup.fleet.clients
         if spec.number not in rounds.missing
-        for n_samples in [samples_of(setup, part, spec.number)]
+        for n_samples in [min(samples_of(setup, part, spec.number), most or sys.maxsize)]
         for first in range(0, n_samples, size)
     ]
     stage = AnsweringStage(rounds, part, gates)
@@ -80,9 +85,14 @@ def ask(rounds: Rounds, part: Part, gates: Gates) -> dict[int, Answers]:
     pieces: dict[int, dict[int, tuple[ExitAnswers, ServerAnswers | None]]] = {}
     for done in pipeline.run():
         pieces.setdefault(done.work.client, {})[done.work.first] = done.client_report, done.server_report
-    return {
-        number: join([piece for _, piece in sorted(of_client.items())]) for number, of_client in sorted(pieces.items())
+    answers = {
+        n: join([piece for _, piece in sorted(pieces[n].items())]) for n in sorted(pieces.keys() - rounds.missing)
     }
+    for number, own in answers.items():
+        if not np.isfinite(own.logits_NK).all():
+            who = rounds.team.label(ModelId("client", number))
+            raise RunError(f"{who}: its exit gives values that are no numbers; its training has diverged")
+    return answers
 
 
 def samples_of(setup: Setup, part: Part, number: int) -> int:
@@ -98,6 +108,7 @@ def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], N
     there or are not its own, ResourceError when the cluster cannot hold it, and RunError when it fails.
     """
     config = _config_of(run, overrides)
+    run.check_models()
     setup = prepare_run(config)
     _check_same_data(run, setup)
     with connected(config.cluster, requests(config, setup.fleet)) as local:
@@ -117,7 +128,8 @@ def _config_of(run: Run, overrides: Iterable[str]) -> Config:
     changed = [key for key in changed_keys(trained, wanted) if key not in MAY_CHANGE]
     if changed:
         raise ConfigError(f"--set {', '.join(changed)}: the run was trained otherwise; change only where it computes")
-    return config
+    # The final models take the place of the weights that training began with: that file may be gone.
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
 
 
 def _check_same_data(run: Run, setup: Setup) -> None:

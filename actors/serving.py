@@ -35,6 +35,7 @@ from hsee_ray.serving import Bundles, ServerModels
 Array = np.ndarray[Any, Any]
 
 APPLICATION = "hsee"
+HEALTH_PATH = "/-/healthz"
 _NAMESPACE = "serve"
 START_TIMEOUT_S = 300.0
 GONE_S = 300.0
@@ -110,7 +111,8 @@ class Server:
         """Returns when nothing has answered for long: Ray is gone, or somebody has shut down Ray Serve."""
         last_seen = time.monotonic()
         while time.monotonic() < last_seen + GONE_S:
-            if self.get(READY_PATH) in (200, 503):  # 503: as many as may wait are waiting
+            # The proxy's own answer does not wait for a replica; without the application there is no such path.
+            if self.get(HEALTH_PATH) == 200 and self.get(READY_PATH) != 404:
                 last_seen = time.monotonic()
             time.sleep(_WATCH_S)
 
@@ -208,7 +210,7 @@ def _wait_until_ready(server: Server) -> None:
 
 def _last_line(text: str) -> str:
     """The error itself, of an error with a traceback in it."""
-    return text.strip().splitlines()[-1].strip()
+    return (text.strip().splitlines() or ["no reason given"])[-1].strip()
 
 
 def _application(bundles: Bundles, service: Service) -> serve.Application:
@@ -221,6 +223,8 @@ def _application(bundles: Bundles, service: Service) -> serve.Application:
     deployment = serve.deployment(
         num_replicas=service.min_replicas if fixed else None,
         autoscaling_config=None if fixed else scaling,
+        # A health check waits for the batch that is being computed.
+        health_check_timeout_s=120.0,
         ray_actor_options={"num_cpus": service.num_cpus, "num_gpus": service.num_gpus},
         # A replica holds the batch that it computes and the next one. As many again may wait outside for each of
         # its places; whoever comes then is told to come again (503), so that memory has a bound.

@@ -66,6 +66,12 @@ class Answers:
         return right_N
 
     @property
+    def right_N(self) -> Array:
+        """Of who answered."""
+        right_N: Array = np.where(self.stays_N, self.client_right_N, self.server_right_N)
+        return right_N
+
+    @property
     def server_right_N(self) -> Array:
         """False where the server was not asked."""
         right_N: Array = self.server_prediction_N == self.labels_N

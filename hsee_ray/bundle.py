@@ -19,10 +19,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from hsee_ray.errors import DataError
-from hsee_ray.exits import NEVER_SENDS, SENDS_ALL, Confidence, Gate
+from hsee_ray.exits import Gate
 
 BUNDLE_FILE = "bundle.json"
 CLIENT_MODEL = "client.onnx"
@@ -93,7 +93,7 @@ def load_bundle(directory: Path) -> Bundle:
             return _from_json(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name the directory of one client") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: is damaged ({type(error).__name__}: {error}); export it again") from None
     raise DataError(f"{path}: has format version {version!r}, and this version reads {FORMAT_VERSION}; export it again")
 
@@ -101,6 +101,8 @@ def load_bundle(directory: Path) -> Bundle:
 def checked_file(directory: Path, bundle: Bundle, name: str) -> Path:
     """Path of a file of the bundle. Raises DataError when it is missing or is not what the bundle says."""
     path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve().parent):
+        raise DataError(f"{path}: lies outside of the export; export it again")
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -118,8 +120,15 @@ def _from_json(content: Mapping[str, Any]) -> Bundle:
     height, width, channels = (int(size) for size in content["image_shape"])
     shape, server = content["feature_shape"], content["server"]
     gate = Gate(content["gate"]["kind"], float(content["gate"]["tau"]), float(content["gate"]["temperature"]))
-    if gate.kind not in get_args(Confidence) or not gate.temperature > 0 or not NEVER_SENDS <= gate.tau <= SENDS_ALL:
-        raise ValueError(f"the gate is {gate}")
+    classes = content["class_names"]
+    if not isinstance(classes, list) or len(classes) < 2:
+        raise ValueError(f"class_names is {classes!r}")
+    if min(height, width, channels, *(shape or [1])) < 1 or not 0 <= int(content["client"]) < 1 << 32:
+        raise ValueError("a size or the client's number is out of range")
+    if (shape is None) != (server is None):
+        raise ValueError("features and server part belong together")
+    if server is not None and not all(isinstance(server[name], str) for name in ("onnx", "program", "weights")):
+        raise TypeError("a path is no text")
     return Bundle(
         network=bytes.fromhex(content["network"]).hex(),
         run=str(content["run"]),

@@ -1,7 +1,7 @@
 """How sure an exit must be: its temperature, and the tau that meets a target on held-out data.
 
 Everything here sees the part of the clients' own training data that is set aside (`data.calibration_fraction`), never
-the test set. Shapes: N samples, K classes, M thresholds. Needs numpy and scipy, no torch.
+the test set. Shapes: N samples, K classes, M thresholds. Needs no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import minimize_scalar
 
 from hsee_ray.answers import Answers
@@ -29,6 +30,11 @@ ECE_BINS = 15
 TEMPERATURES = (0.05, 20.0)
 """Range in which a temperature is looked for: an exit that is always right would ask for 0."""
 
+LEAST_GAP = 1e-6
+"""Confidences that lie closer are not told apart: a device's arithmetic is not this one's."""
+TOLERANCE = 1e-9
+"""Of shares that are compared with a bound."""
+
 _TARGET = re.compile(r"\s*(offload|accuracy_drop)\s*<=\s*([-+.\deE]+)\s*")
 
 
@@ -40,7 +46,8 @@ class Target:
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.quantity}<={self.bound:g}"
+        short = f"{self.bound:g}"
+        return f"{self.quantity}<={short if float(short) == self.bound else repr(self.bound)}"
 
 
 def parse_target(text: str) -> Target:
@@ -79,12 +86,12 @@ class Curve:
 
 
 def gate_curve(confidence_N: Array, client_right_N: Array, server_right_N: Array) -> Curve:
-    """The curve of a gate. Its thresholds lie midway between neighbouring confidences, so rounding flips no decision;
-    the first sends nothing and the last everything.
+    """The curve of a gate. Its thresholds lie midway between neighbouring confidences that differ by more than
+    LEAST_GAP, so rounding flips no decision; the first sends nothing and the last everything.
     """
     order = np.argsort(confidence_N, kind="stable")
     sorted_N = confidence_N[order]
-    ends = np.flatnonzero(np.diff(sorted_N) > 0) + 1
+    ends = np.flatnonzero(np.diff(sorted_N) > LEAST_GAP) + 1
     sent_M = np.concatenate([[0], ends, [len(sorted_N)]])
     between = (sorted_N[ends - 1] + sorted_N[ends]) / 2
     by_server = np.concatenate([[0], np.cumsum(server_right_N[order])])
@@ -104,7 +111,7 @@ def pick(curve: Curve, target: Target) -> int | None:
     if target.quantity == "offload":
         accuracy_M = curve.accuracy_M[curve.offload_M <= target.bound]
         return int(np.flatnonzero(accuracy_M == accuracy_M.max())[-1])
-    meets = curve.drop_M <= target.bound + 1e-12
+    meets = curve.drop_M <= target.bound + TOLERANCE
     if target.bound >= 0:
         misses = np.flatnonzero(~meets)
         return int(misses[-1]) + 1 if len(misses) else 0
@@ -171,17 +178,17 @@ class TierCalibration:
         return self.server_accuracy - self.accuracy
 
 
-def tier_calibration(gate: Gate, curve: Curve, index: int, answers: Answers) -> TierCalibration:
-    """What a gate at a point of its curve does; in the answers everything was sent."""
-    stays_N = gate.confidence(answers.logits_NK) > gate.tau
+def tier_calibration(gate: Gate, curve: Curve, answers: Answers) -> TierCalibration:
+    """What a gate does, beside the ends of its curve; in the answers everything was sent."""
+    stays_N = gate.stays(answers.logits_NK)
     lost_N = np.where(stays_N, answers.server_right_N.astype(np.int64) - answers.client_right_N, 0)
-    sent = float(curve.offload_M[index])
+    sent = float((~stays_N).mean())
     return TierCalibration(
         temperature=gate.temperature,
         tau=gate.tau,
         samples=answers.samples,
         offload_ratio=sent,
-        accuracy=float(curve.accuracy_M[index]),
+        accuracy=float(np.where(stays_N, answers.client_right_N, answers.server_right_N).mean()),
         client_accuracy=float(curve.accuracy_M[0]),
         server_accuracy=float(curve.accuracy_M[-1]),
         drop_half_width=float(1.96 * lost_N.std() / math.sqrt(answers.samples)),
@@ -217,8 +224,7 @@ def load_calibration(run_dir: Path) -> Calibration | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        tiers = {name: TierCalibration(**tier) for name, tier in content.pop("tiers").items()}
-        return Calibration(**content, tiers=tiers)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is damaged ({type(error).__name__}: {error}); run hsee calibrate again") from None
+        return TypeAdapter(Calibration).validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: is damaged ({reason}); run hsee calibrate again") from None

@@ -141,7 +141,7 @@ class Client:
         stays_B = np.ones(len(rows), bool)
         packet: Packet = ()
         if self.spec.has_server:
-            stays_B = gate.confidence(logits_BK) > gate.tau
+            stays_B = gate.stays(logits_BK)
             unsure = np.flatnonzero(~stays_B)
             if len(unsure):
                 packet = (encode(h, y_B[:0]).rows(unsure),)

@@ -53,7 +53,7 @@ class Prediction:
     exited: bool
     """The exit was sure and answered alone."""
     latency_ms: float
-    """From the call to this answer; who exits does not wait for those who ask the server."""
+    """From the call until this answer was known. `predict` returns all answers together, with the last one."""
     degraded: bool = False
     """The exit was not sure, but its answer stands: the server could not be reached, or there is none."""
 
@@ -74,10 +74,9 @@ class EdgeClient:
     ) -> None:
         """`bundle` is the directory of one client. Without a URL the exit answers everything.
 
-        A request is tried 1 + `retries` times, each for up to `timeout_s` to connect and between two pieces of the
-        answer; `on_unreachable` says what follows when all fail. `threads` are those of one inference, by default
-        as many as there are cores. Raises DataError for a bundle that is missing or damaged, UserError for a URL
-        that is none.
+        A request is tried 1 + `retries` times, each until nothing has come for `timeout_s`; `on_unreachable` says what
+        follows when all fail. `threads` are those of one inference, by default as many as there are cores. Raises
+        DataError for a bundle that is missing or damaged, UserError for a URL that is none.
         """
         directory = Path(bundle)
         self.bundle = load_bundle(directory)

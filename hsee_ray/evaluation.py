@@ -1,7 +1,7 @@
 """What a gate gains and costs: rows of figures per client, per tier and for all, from answers on the real path.
 
 Accuracies and ratios lie in [0, 1]; bytes, multiply-adds and milliseconds are per sample that a client is asked about.
-Needs numpy and pyarrow, no torch.
+Needs no torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from hsee_ray.answers import Answers, pooled
-from hsee_ray.calibration import Target, calibration_error
+from hsee_ray.calibration import TOLERANCE, Target, calibration_error
 from hsee_ray.exits import Confidence, Gate
 from hsee_ray.fleet import Fleet
 from hsee_ray.metrics import write_table
@@ -52,6 +51,8 @@ class GateRow:
     gate: Kind
     tau: float | None
     """None where the clients' own differ; `local` is below every confidence, `sent` above."""
+    temperature: float | None
+    """None where the clients' own differ."""
     samples: int
     accuracy: float
     offload_ratio: float
@@ -95,7 +96,11 @@ class Distance:
     """On the samples that tau was picked on."""
     measured: float
     beyond: float
-    """`measured` less the bound; above 0 the target is missed."""
+    """`measured` less the bound."""
+
+    @property
+    def missed(self) -> bool:
+        return self.beyond > TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -139,17 +144,16 @@ def _gate_row(
 ) -> GateRow:
     answers = pooled([passage.answers[number] for number in members])
     taus = {passage.gates[number].tau for number in members}
+    temperatures = {passage.gates[number].temperature for number in members}
     stays_N = answers.stays_N
-    right_N = np.where(stays_N, answers.client_right_N, answers.server_right_N)
+    right_N = answers.right_N
     random_right = 0.0
     multiply_adds = [0.0, 0.0]
     for number in members:
         own = passage.answers[number]
         sent = float((~own.stays_N).mean())
-        local_right = ends["local"][number].client_right_N.sum()
         # At cut L the client itself answers, whatever the gate.
-        sent_right = _gated_right(ends["sent"][number])
-        random_right += (1 - sent) * local_right + sent * sent_right
+        random_right += (1 - sent) * ends["local"][number].right_N.sum() + sent * ends["sent"][number].right_N.sum()
         multiply_adds[0] += costs[number].client * own.samples
         multiply_adds[1] += costs[number].server * own.server_samples
     return GateRow(
@@ -157,6 +161,7 @@ def _gate_row(
         name=name,
         gate=passage.kind,
         tau=taus.pop() if len(taus) == 1 else None,
+        temperature=temperatures.pop() if len(temperatures) == 1 else None,
         samples=answers.samples,
         accuracy=float(right_N.mean()),
         offload_ratio=float((~stays_N).mean()),
@@ -170,10 +175,6 @@ def _gate_row(
         client_ms=1000 * answers.client_s / answers.samples,
         server_ms=1000 * answers.server_s / answers.samples,
     )
-
-
-def _gated_right(answers: Answers) -> int:
-    return int(np.where(answers.stays_N, answers.client_right_N, answers.server_right_N).sum())
 
 
 def exit_rows(answers: Mapping[int, Answers], temperatures: Mapping[str, float], fleet: Fleet) -> list[ExitRow]:
@@ -216,12 +217,27 @@ def distances(rows: Iterable[GateRow], target: Target, calibrated: Mapping[str, 
 
 
 def write_evaluation(directory: Path, evaluation: Evaluation) -> None:
-    """`<split>.parquet` with the gates' rows, `<split>.json` with everything."""
+    """`<split>.parquet` with the gates' rows, `<split>-exits.parquet` with the exits', `<split>.json` with everything.
+
+    What the rows belong to (run, network, split, confidence, target) is in the tables' metadata under `hsee-ray`.
+    """
     directory.mkdir(exist_ok=True)
-    rows = [asdict(row) for row in evaluation.gates]
-    columns = {field.name: [row[field.name] for row in rows] for field in fields(GateRow)}
-    types = {"tau": pa.float64(), "stayed_accuracy": pa.float64(), "sent_accuracy": pa.float64()}
-    arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
-    write_table(directory / f"{evaluation.split}.parquet", pa.table(arrays))
-    text = json.dumps(asdict(evaluation), indent=2, allow_nan=False, ensure_ascii=False)
+    whole = asdict(evaluation)
+    about = json.dumps({name: value for name, value in whole.items() if not isinstance(value, list)})
+    for name, row_type, rows in (("", GateRow, whole["gates"]), ("-exits", ExitRow, whole["exits"])):
+        schema = pa.schema([(field.name, _COLUMN_TYPES[str(field.type)]) for field in fields(row_type)])
+        table = pa.Table.from_pylist(rows, schema.with_metadata({"hsee-ray": about}))
+        write_table(directory / f"{evaluation.split}{name}.parquet", table)
+    text = json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=False)
     write_whole(directory / f"{evaluation.split}.json", f"{text}\n".encode())
+
+
+_COLUMN_TYPES = {
+    "Scope": pa.string(),
+    "Kind": pa.string(),
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "float | None": pa.float64(),
+}
+"""Of the tables, by the types of the rows' fields."""

@@ -72,6 +72,7 @@ def export(run: Run, out: Path, tau: float | None = None) -> Export:
     something, and for a network that cannot be traced; RunError when a graph answers otherwise than its module.
     Then the directory is removed.
     """
+    run.check_models()
     trained = [
         spec for spec in run.fleet.clients if (run.path / MODELS_DIR / f"{spec.client_file}.safetensors").is_file()
     ]

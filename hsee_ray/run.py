@@ -66,16 +66,26 @@ class Run:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """The gates that were calibrated for this run's weights, None when it has not been done.
+        """The gates that were calibrated for this run's weights; None when that has not been done.
 
-        Raises DataError when the file is damaged, or belongs to other weights (the run was trained on since).
+        Raises DataError when the file is damaged.
         """
-        from hsee_ray.calibration import CALIBRATION_FILE, load_calibration
+        from hsee_ray.calibration import load_calibration
 
         found = load_calibration(self.path)
-        if found is not None and found.network != self.summary["weights_sha256"]:
-            raise DataError(f"{self.path / CALIBRATION_FILE}: belongs to other weights; run hsee calibrate again")
-        return found
+        return found if found is not None and found.network == self.summary["weights_sha256"] else None
+
+    def check_models(self) -> None:
+        """Raises DataError when the model files are not those that the summary's `weights_sha256` names."""
+        from hsee_ray.weights import digest_lines, read_model, weights_sha256
+
+        files = sorted((self.path / MODELS_DIR).glob("*.safetensors"))
+        lines = [line for path in files for line in digest_lines(path.stem, read_model(path))]
+        if weights_sha256(lines) != self.summary["weights_sha256"]:
+            raise DataError(
+                f"{self.path / MODELS_DIR}: holds other models than those that were trained; copy the run directory "
+                "again, or wait for the run that is going on in it"
+            )
 
     @cached_property
     def fleet(self) -> Fleet:

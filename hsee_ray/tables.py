@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hsee_ray.errors import UserError
+from hsee_ray.exits import NEVER_SENDS
 from hsee_ray.run import Run
 
 if TYPE_CHECKING:
@@ -158,10 +159,9 @@ def _gate_cells(evaluation: Evaluation) -> Rows:
     costs = ["bytes", "client mult-adds", "server mult-adds", "client ms", "server ms"]
     rows = [["tier", "tau", "sent", "accuracy", "random gate", "of those kept", "of those sent", *costs]]
     for row in sorted(evaluation.of("tier"), key=lambda row: row.name) + evaluation.of("overall"):
-        names = {"local": "none sent", "sent": "all sent", "calibrated": "calibrated"}
-        tau = names.get(row.gate) or f"{row.tau:g}"
-        if row.gate == "calibrated" and row.tau is not None:
-            tau = f"{row.tau:.4f} *"
+        tau = {"local": "none sent", "sent": "all sent", "calibrated": "calibrated"}.get(row.gate) or f"{row.tau:g}"
+        if row.gate == "calibrated" and row.tau is not None and row.tau > NEVER_SENDS:
+            tau = f"calibrated {row.tau:.4f}"
         rows.append(
             [
                 row.name,
@@ -183,7 +183,7 @@ def _gate_cells(evaluation: Evaluation) -> Rows:
 
 def _distance(distance: Distance) -> str:
     where = f"{distance.tier}: {distance.calibrated:.4f} where it was calibrated, {distance.measured:.4f} here"
-    return f"{where}, {'missed' if distance.beyond > 0 else 'met'} by {abs(distance.beyond):.4f}"
+    return f"{where}, {'missed' if distance.missed else 'met'} by {abs(distance.beyond):.4f}"
 
 
 def _tau_index(summary: Mapping[str, Any], tau: float | None) -> int:

@@ -30,6 +30,7 @@ exit codes:
   0 done    1 the server cannot be reached (with --on-unreachable raise)    2 bad input, or the server refuses it
 """
 SERVER = "server"
+MOST_TIMEOUT_S = 86_400.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.batch_size < 1:
         parser.error("--batch-size: give at least 1")
-    if not options.timeout_s > 0:
-        parser.error("--timeout-s: give more than 0")
+    if not 0 < options.timeout_s < MOST_TIMEOUT_S:
+        parser.error(f"--timeout-s: give more than 0 and less than {MOST_TIMEOUT_S:g}")
     return exit_code(lambda: _predict_and_print(options))
 
 

@@ -35,7 +35,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from actors.inference import trained_actors
     from hsee_ray.evaluation import write_evaluation
     from hsee_ray.plots import draw, save_figures
-    from hsee_ray.tables import render_evaluation
+    from hsee_ray.tables import render_calibration, render_evaluation
 
     with trained_actors(run, options.set, lambda event: print(event, flush=True)) as rounds:
         calibration = run.calibration
@@ -44,7 +44,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             calibration = None
         if target is not None and (calibration is None or calibration.target != str(target)):
             calibration = calibrate(rounds, run, target, confidence)
-        taus = tuple(sorted(set(options.taus or run.config.exits.taus)))
+            print(f"{target}, by {confidence}\n\n{render_calibration(calibration)}\n", flush=True)
+        taus = tuple(sorted(set(options.taus or rounds.config.exits.taus)))
         plan = Plan(options.split, taus, confidence, calibration)
         found, answers = evaluate(rounds, run, plan, lambda gate: print(f"answering: {gate}", flush=True))
     directory = run.path / "evaluation"

@@ -11,7 +11,7 @@ from hsee_ray.reference import Reference
 from hsee_ray.run import CONFIG_FILE, MODELS_DIR, SUMMARY_FILE, Run, load_run
 from hsee_ray.setup import prepare_run
 from hsee_ray.summary import write_summary
-from hsee_ray.weights import write_model
+from hsee_ray.weights import digest_lines, read_model, weights_sha256, write_model
 
 
 def train_run(path: Path, content: Mapping[str, Any]) -> Run:
@@ -35,3 +35,12 @@ def train_run(path: Path, content: Mapping[str, Any]) -> Run:
     summary = {"data": data, "model_units": setup.fleet.unit_names, "weights_sha256": reference.digest()}
     write_summary(path / SUMMARY_FILE, summary)
     return load_run(path)
+
+
+def without_client(run: Run, number: int) -> Run:
+    """The run as if this client had never had a place on the cluster: no model, and a digest without it."""
+    (run.path / MODELS_DIR / f"{run.fleet.clients[number].client_file}.safetensors").unlink()
+    files = sorted((run.path / MODELS_DIR).glob("*.safetensors"))
+    lines = [line for file in files for line in digest_lines(file.stem, read_model(file))]
+    write_summary(run.path / SUMMARY_FILE, {**run.summary, "weights_sha256": weights_sha256(lines)})
+    return load_run(run.path)

@@ -34,7 +34,7 @@ def test_calibrated_then_evaluated(start: Start, tmp_path: Path) -> None:
     assert command.process.returncode == 0, err
     assert out.splitlines()[0] == "offload<=0.5, by margin"
     stored = json.loads((run.path / "calibration.json").read_text())
-    assert list(stored["tiers"]) == ["sensor"] and 0 < stored["tiers"]["sensor"]["offload_ratio"] <= 0.5
+    assert list(stored["tiers"]) == ["sensor"] and 0 <= stored["tiers"]["sensor"]["offload_ratio"] <= 0.5
     assert command.left_behind() == []
 
     command = start("jobs.evaluate", "--run", run.path)
@@ -51,6 +51,21 @@ def test_calibrated_then_evaluated(start: Start, tmp_path: Path) -> None:
     assert sensor["tau"] == stored["tiers"]["sensor"]["tau"]
     assert (run.path / "evaluation" / "test-accuracy_offload.png").read_bytes().startswith(b"\x89PNG")
     assert command.left_behind() == []
+
+
+def test_another_target_is_evaluated_and_not_stored(start: Start, tmp_path: Path) -> None:
+    run = train_run(tmp_path / "run", CONFIG)
+    wanted = ["--target", "accuracy_drop<=0.5", "--confidence", "max_prob", "--split", "calibration"]
+    command = start("jobs.evaluate", "--run", run.path, *wanted)
+    out, err = command.finish()
+    assert command.process.returncode == 0, err
+    assert "accuracy_drop<=0.5, by max_prob" in out.splitlines()
+    assert not (run.path / "calibration.json").exists()
+    found = json.loads((run.path / "evaluation" / "calibration.json").read_text())
+    assert (found["split"], found["confidence"], found["target"]) == ("calibration", "max_prob", "accuracy_drop<=0.5")
+    # What was picked on these very samples does on them just what was said.
+    (distance,) = found["distances"]
+    assert distance["measured"] == pytest.approx(distance["calibrated"]) and distance["beyond"] <= 0
 
 
 @pytest.mark.parametrize(

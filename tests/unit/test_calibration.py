@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from hsee_ray.calibration import (
     tier_calibration,
 )
 from hsee_ray.errors import ConfigError, DataError
-from hsee_ray.exits import Gate, log_softmax
+from hsee_ray.exits import Confidence, Gate, log_softmax
 
 # Four samples. The client is right on the second and the last, the server on all but the last.
 CONFIDENCE = np.array([0.2, 0.4, 0.4, 0.9])
@@ -42,6 +43,7 @@ SERVER = np.array([True, True, True, False])
         (" accuracy_drop <= 1e-2 ", Target("accuracy_drop", 0.01)),
         ("accuracy_drop<=-0.02", Target("accuracy_drop", -0.02)),
         ("offload<=0", Target("offload", 0.0)),
+        ("offload<=0.12345678", Target("offload", 0.12345678)),
     ],
 )
 def test_targets(text: str, target: Target) -> None:
@@ -116,6 +118,35 @@ def test_every_threshold_does_what_the_curve_says_also_after_rounding(samples: i
             assert np.where(stays, client, server).mean() == accuracy
 
 
+@given(
+    st.lists(
+        st.sampled_from([0.0, 1e-9, 0.5, 0.5 + 1e-7, 1 - 1e-16, 1 - 1e-15, 1 - 3e-7, 1.0]), min_size=1, max_size=30
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_confidences_that_rounding_cannot_tell_apart_go_together(values: list[float]) -> None:
+    confidence = np.array(values)
+    curve = gate_curve(confidence, confidence > 0.4, confidence > 0.6)
+    for tau, offload in zip(curve.tau_M, curve.offload_M, strict=True):
+        for nudge in (0.0, 1e-7, -1e-7):
+            assert ((confidence + nudge).clip(0, 1) <= tau).mean() == offload
+
+
+def test_an_exit_that_is_always_sure_sends_no_more_than_was_promised() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    logits = (np.eye(4)[labels] * rng.uniform(2, 9, (200, 1))).astype(np.float32)
+    answers = Answers(labels, logits, np.zeros(200, bool), labels, 200, 0, 0.1, 0.1)
+    temperature = fit_temperature(logits, labels)
+    for kind in get_args(Confidence):
+        gate = Gate(kind, 1.0, temperature)
+        curve = gate_curve(gate.confidence(logits), answers.client_right_N, answers.server_right_N)
+        index = pick(curve, parse_target("offload<=0.3"))
+        assert index is not None
+        found = tier_calibration(Gate(kind, float(curve.tau_M[index]), temperature), curve, answers)
+        assert found.offload_ratio == curve.offload_M[index] <= 0.3
+
+
 def test_temperature_undoes_a_factor() -> None:
     rng = np.random.default_rng(0)
     honest = rng.standard_normal((20_000, 5)) * 2
@@ -149,7 +180,7 @@ def test_tier_calibration_counts_what_its_gate_does() -> None:
     answers = Answers(labels, logits, np.zeros(4, bool), server, 4, 400, 0.1, 0.1)
     kind = "max_prob"
     curve = gate_curve(Gate(kind, 1.0).confidence(logits), answers.client_right_N, answers.server_right_N)
-    found = tier_calibration(Gate(kind, float(curve.tau_M[1])), curve, 1, answers)
+    found = tier_calibration(Gate(kind, float(curve.tau_M[1])), curve, answers)
     # Only the first sample is unsure. The client then is right on all but the third, the server on all but the second.
     assert (found.samples, found.offload_ratio, found.accuracy, found.server_accuracy) == (4, 0.25, 0.75, 0.75)
     assert (found.client_accuracy, found.accuracy_drop, found.sent_bytes) == (0.75, 0.0, 25.0)
@@ -170,7 +201,11 @@ def test_stored_calibration_comes_back(tmp_path: Path) -> None:
     assert found.gate("whole") is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"target": "x", "tiers": {"a": {}}}', '{"tiers": 3}'])
+WRONG_TYPES = '{"target": 3, "confidence": "entropy", "network": "ab", "tiers": {}}'
+NO_CONFIDENCE = '{"target": "offload<=1", "confidence": "hope", "network": "ab", "tiers": {}}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"tiers": {"a": {}}}', WRONG_TYPES, NO_CONFIDENCE])
 def test_damaged_calibration_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / CALIBRATION_FILE).write_text(content)
     with pytest.raises(DataError, match=r"calibration\.json: is damaged .* run hsee calibrate again"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -129,8 +129,10 @@ def test_files_tables_and_pictures(tmp_path: Path) -> None:
         write_evaluation(directory, found)
         save_figures(directory, "test", draw(found, {"sensor": answers([False] * 4)}))
 
-    table = pq.read_table(directory / "test.parquet").to_pylist()
-    assert [each["accuracy"] for each in table] == [each.accuracy for each in rows]
+    table = pq.read_table(directory / "test.parquet")
+    assert table.to_pylist() == [asdict(each) for each in rows]
+    assert json.loads(table.schema.metadata[b"hsee-ray"])["network"] == "ab" * 32
+    assert pq.read_table(directory / "test-exits.parquet").to_pylist() == [asdict(each) for each in exits]
     content = json.loads((directory / "test.json").read_text())
     assert len(content["gates"]) == len(rows)
     assert content["exits"][0]["name"] == "000"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hsee_ray.exits import Confidence, confidence, evaluation_report
+from hsee_ray.exits import Confidence, Gate, confidence, evaluation_report
 from hsee_ray.reports import CONFIDENCE_BINS, EvaluationReport
 
 KINDS: tuple[Confidence, ...] = ("entropy", "max_prob", "margin")
@@ -56,6 +57,20 @@ def test_always_between_zero_and_one(kind: Confidence) -> None:
     assert value_B.shape == (400,)
     assert value_B.dtype == np.float64
     assert bool(((value_B >= 0) & (value_B <= 1)).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_what_is_no_number_is_never_sure(kind: Confidence, odd: float) -> None:
+    value_B = confidence(np.array([[odd, 0.0, 1.0], [0.0, 0.0, 99.0]], np.float32), kind)
+    assert value_B.tolist() == [0.0, pytest.approx(1.0)]
+    assert Gate(kind, 0.5).stays(np.array([[odd, 0.0, 1.0]], np.float32)).tolist() == [False]
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "hope"}, {"tau": 1.1}, {"tau": math.nan}, {"temperature": 0.0}])
+def test_no_such_gate(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        Gate(**{"kind": "entropy", "tau": 0.5, **wrong})
 
 
 def test_each_sample_is_its_own() -> None:

@@ -21,7 +21,7 @@ from hsee_ray.exits import NEVER_SENDS, Gate
 from hsee_ray.export import SharedTensors, choose_gates, export
 from hsee_ray.run import MODELS_DIR, Run, load_run
 from jobs.export import main
-from tests.run_directories import train_run
+from tests.run_directories import train_run, without_client
 
 TOLERANCE = 1e-4
 NEAR_TAU, NEAR_TIE = 1e-5, 2e-4
@@ -273,9 +273,8 @@ class Calibrated:
 
 
 def test_a_calibrated_run(averaging: Exported, tmp_path: Path) -> None:
-    run = copied(averaging.run, tmp_path / "run")
+    run = only(copied(averaging.run, tmp_path / "run"), 2, 3)
     vars(run)["calibration"] = Calibrated()
-    only(run, 2, 3)
     specs = list(run.fleet.clients[2:])
     never = Gate("margin", NEVER_SENDS), None
     assert choose_gates(run, specs, None) == {2: (Gate("margin", 0.75, 1.5), "offload<=0.3"), 3: never}
@@ -299,8 +298,8 @@ def copied(run: Run, path: Path) -> Run:
 def only(run: Run, *clients: int) -> Run:
     """The run when the others never had a place on the cluster."""
     for spec in run.fleet.clients:
-        if spec.number not in clients:
-            (run.path / MODELS_DIR / f"{spec.client_file}.safetensors").unlink(missing_ok=True)
+        if spec.number not in clients and (run.path / MODELS_DIR / f"{spec.client_file}.safetensors").is_file():
+            run = without_client(run, spec.number)
     return run
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 import actors.calls
 import actors.session
 from actors.driver import run
-from actors.placement import AGGREGATOR, Team
+from actors.placement import AGGREGATOR, RowRefs, Team
 from hsee_ray.aggregation import ModelId, plan_aggregation
 from hsee_ray.checkpoint import FileEntry
 from hsee_ray.config_files import load_config
@@ -116,7 +116,7 @@ def test_clients_that_get_their_images_by_reference_train_the_same(
     config = load_config(tiny)
     by_reference = run(config, tmp_path / "by_reference")
     warm_pool.take_back()
-    monkeypatch.setattr(actors.session, "_put_rows", lambda setup: None)
+    monkeypatch.setattr(RowRefs, "put", lambda setup: None)
     mapped = run(config, tmp_path / "mapped")
     assert by_reference.summary["weights_sha256"] == mapped.summary["weights_sha256"]
 

@@ -17,6 +17,7 @@ from actors.placement import Team
 from actors.recovery import Event
 from actors.session import Listener
 from hsee_ray.aggregation import ModelId
+from hsee_ray.calibration import CALIBRATION_FILE, Calibration, save_calibration
 from hsee_ray.checkpoint import committed_rounds
 from hsee_ray.config import Config
 from hsee_ray.config_files import load_config
@@ -24,7 +25,7 @@ from hsee_ray.errors import ConfigError, Interrupted, RunError
 from hsee_ray.failures import Action, Decision, Failure, decide
 from hsee_ray.reference import Reference
 from hsee_ray.reports import RoundReport
-from hsee_ray.run import Run
+from hsee_ray.run import Run, load_run
 from hsee_ray.setup import prepare_run
 from hsee_ray.storage import Storage
 from jobs.chaos import Blow, Killer
@@ -271,7 +272,11 @@ def test_more_rounds_continue_a_finished_run(tiny: dict[str, Any], warm_actors: 
     assert again.summary == first.summary
     assert [event.text for event in events] == ["has finished, nothing is left to do"]
 
+    save_calibration(first.path, Calibration("offload<=1", "entropy", first.summary["weights_sha256"], {}))
+    assert load_run(first.path).calibration is not None
+    assert resume(tmp_path / "run").calibration is not None, "nothing was trained"
     longer = resume(tmp_path / "run", ["training.rounds=4"])
+    assert longer.calibration is None and not (first.path / CALIBRATION_FILE).exists()
     wanted = load_config(tiny, ["training.rounds=4", "training.lr_schedule={name: cosine, horizon_rounds: 5}"])
     assert longer.summary["weights_sha256"] == reference_digest(wanted)
     assert longer.summary["rounds"] == 4

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Options of every job that asks a trained run's exits."""
     kinds = ("entropy", "max_prob", "margin")
-    parser.add_argument("--confidence", choices=kinds, help="of an exit (default: the calibrated, or the config's)")
+    parser.add_argument("--confidence", choices=kinds, help="default: the config's; evaluate: the calibrated")
     parser.add_argument(
         "--set", action="extend", nargs="+", default=[], metavar="a.b.c=value",
         help="where the run computes and where its data lies, such as data.root=DIR or cluster.address=auto",

@@ -80,27 +80,27 @@ class Answers:
 
 def join(pieces: Sequence[tuple[ExitAnswers, ServerAnswers | None]]) -> Answers:
     """The answers to consecutive messages; there is no server's where nothing was sent."""
-    predictions: list[Array] = []
-    for exits, server in pieces:
-        prediction_B = np.full(len(exits.labels_B), -1, np.int64)
-        if server is not None:
-            prediction_B[~exits.stays_B] = server.prediction_B
-        predictions.append(prediction_B)
-    servers = [server for _, server in pieces if server is not None]
+    return pooled([_answers(exits, server) for exits, server in pieces])
+
+
+def _answers(exits: ExitAnswers, server: ServerAnswers | None) -> Answers:
+    prediction_B = np.full(len(exits.labels_B), -1, np.int64)
+    if server is not None:
+        prediction_B[~exits.stays_B] = server.prediction_B
     return Answers(
-        labels_N=np.concatenate([exits.labels_B for exits, _ in pieces]),
-        logits_NK=np.concatenate([exits.logits_BK for exits, _ in pieces]),
-        stays_N=np.concatenate([exits.stays_B for exits, _ in pieces]),
-        server_prediction_N=np.concatenate(predictions),
-        server_samples=sum(server.samples for server in servers),
-        sent_bytes=sum(exits.sent_bytes for exits, _ in pieces),
-        client_s=sum(exits.seconds for exits, _ in pieces),
-        server_s=sum(server.seconds for server in servers),
+        labels_N=exits.labels_B,
+        logits_NK=exits.logits_BK,
+        stays_N=exits.stays_B,
+        server_prediction_N=prediction_B,
+        server_samples=0 if server is None else server.samples,
+        sent_bytes=exits.sent_bytes,
+        client_s=exits.seconds,
+        server_s=0.0 if server is None else server.seconds,
     )
 
 
 def pooled(answers: Sequence[Answers]) -> Answers:
-    """The answers of several clients together."""
+    """Answers to several sets of samples together, in their order."""
     return Answers(
         labels_N=np.concatenate([each.labels_N for each in answers]),
         logits_NK=np.concatenate([each.logits_NK for each in answers]),

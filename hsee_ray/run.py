@@ -165,14 +165,12 @@ class Run:
         return spec
 
     def _tensors(self, stem: str) -> dict[str, torch.Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        import torch
 
-        path = self.path / MODELS_DIR / f"{stem}.safetensors"
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); copy the run directory again") from None
+        from hsee_ray.weights import read_model
+
+        arrays = read_model(self.path / MODELS_DIR / f"{stem}.safetensors")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _fill(module: Network, units: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> Network:

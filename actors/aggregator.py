@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
+from actors.origin import Origin
+from actors.presence import Presence, presence_here
 from actors.sealed import Sealed, seal
 from actors.shards import as_now, read_snapshot, write_shard, write_snapshot
 from hsee_ray.aggregation import Copy, ModelId, average_units
@@ -17,10 +19,18 @@ from hsee_ray.weights import write_model
 class Aggregator:
     """Holds nothing between calls."""
 
-    def __init__(self, training: TrainingConfig) -> None:
+    def __init__(self, training: TrainingConfig, origin: Origin | None = None) -> None:
+        if origin is not None:
+            origin.check(presence_here("cpu").node)
         self.statistics = training.norm_statistics == "shared"
         self.optimizer = training.optimizer_state == "average"
         self.reset = training.optimizer_state == "reset"
+
+    def presence(self) -> Presence:
+        return presence_here("cpu")
+
+    def hold(self, *objects: Any) -> None:
+        """Has them copied to this node: then they outlive the one that they are on."""
 
     def average(
         self, groups: tuple[tuple[Copy, ...], ...], sources: tuple[ModelId, ...], *snapshots: Sealed[Snapshot]
@@ -75,4 +85,4 @@ class Aggregator:
     ) -> tuple[str, ...]:
         """Writes a client's final file when the client cannot; returns its digest lines."""
         state = as_now(units, snapshot, averages, self.reset)
-        return write_model(Path(directory), stem, named_tensors(state.units))
+        return write_model(directory, stem, named_tensors(state.units))

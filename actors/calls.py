@@ -20,9 +20,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from actors.attendance import Attendance
 from actors.interrupt import StopRequest
 from actors.placement import Member, Team
-from actors.whereabouts import process_of
 from hsee_ray.failures import Failure, Kind
 
 TICK_S = 1.0
@@ -44,14 +44,17 @@ class Answer(Generic[T]):
 class Calls(Generic[T]):
     """Results that are being waited for, each with the actor that owes it and a tag of the caller's."""
 
-    def __init__(self, team: Team, round_number: int, stage: str, stop: StopRequest) -> None:
+    def __init__(self, team: Team, attendance: Attendance, round_number: int, stage: str, stop: StopRequest) -> None:
         self.team = team
+        self.attendance = attendance
         self.round_number = round_number
         self.stage = stage
         self.stop = stop
         self.under_way: dict[ObjectRef[Any], tuple[Member, T]] = {}
         self.since: dict[Member, float] = {}
         """When an actor that owes an answer last gave one, or was first asked."""
+        self.placed: set[Member] = set()
+        """Actors that had a place when it was time for their first answer, and were starting."""
 
     def __bool__(self) -> bool:
         return bool(self.under_way)
@@ -70,14 +73,17 @@ class Calls(Generic[T]):
         """Waits for the next answer, or for the time when an actor's patience is used up."""
         while True:
             self.stop.check()
-            deadlines = {member: since + self.team.patience_s(member) for member, since in self.since.items()}
+            self.attendance.look(self.round_number)
+            for member in self.attendance.leaving & self.since.keys():
+                return self._given_up(member, "drained", "its node is about to go")
+            deadlines = {member: since + self._patience_s(member) for member, since in self.since.items()}
             soonest = min(deadlines, key=deadlines.__getitem__)
             wait_s = min(TICK_S, max(0.0, deadlines[soonest] - time.monotonic()))
             ready, _ = ray.wait(list(self.under_way), num_returns=1, timeout=wait_s, fetch_local=False)
             if ready:
                 return self._answer(ready[0])
-            if time.monotonic() >= deadlines[soonest]:
-                return self._no_answer(soonest)
+            if time.monotonic() >= deadlines[soonest] and (answer := self._no_answer(soonest)):
+                return answer
 
     def _answer(self, ref: ObjectRef[Any]) -> Answer[T]:
         member, tag = self.under_way.pop(ref)
@@ -92,17 +98,28 @@ class Calls(Generic[T]):
         self.team.started.add(member)
         return Answer(tag, member, value, None)
 
-    def _no_answer(self, member: Member) -> Answer[T]:
+    def _patience_s(self, member: Member) -> float:
+        """How long an actor may take for its next answer; the first one also waits for its place and its start."""
+        config = self.team.setup.config
+        if member in self.team.started:
+            return config.failures.step_timeout_s
+        placement_s = config.cluster.placement_timeout_s
+        return placement_s + config.failures.step_timeout_s if member in self.placed else placement_s
+
+    def _no_answer(self, member: Member) -> Answer[T] | None:
+        """What became of a call that has no answer in time; None when its actor has a place and may go on starting."""
+        patience_s = self._patience_s(member)
+        if member in self.team.started or member in self.placed:
+            return self._given_up(member, "hung", f"no answer within {patience_s:g} s")
+        if self.attendance.has_place(member):
+            self.placed.add(member)
+            return None
+        reason = f"no node has had room for it within {patience_s:g} s (cluster.placement_timeout_s)"
+        return self._given_up(member, "unplaced", f"{reason}: {self.attendance.roll()}")
+
+    def _given_up(self, member: Member, kind: Kind, reason: str) -> Answer[T]:
         tag = next(tag for other, tag in self.under_way.values() if other == member)
-        patience_s = self.team.patience_s(member)
-        if member in self.team.started or process_of(self.team.actors[member]) is not None:
-            failure = self._failure(member, "hung", f"no answer within {patience_s:g} s")
-        else:
-            asked = self.team.asked(member)
-            failure = self._failure(
-                member, "unplaced", f"has not started within {patience_s:g} s: no node has room for it ({asked})"
-            )
-        return Answer(tag, member, None, failure)
+        return Answer(tag, member, None, self._failure(member, kind, reason))
 
     def _failure(self, member: Member, kind: Kind, reason: str) -> Failure:
         return Failure(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
 from actors.compute import prepare_process
 from actors.model_actor import ModelActor
+from actors.origin import Origin
 from actors.sealed import Sealed, seal
 from hsee_ray.answers import ExitAnswers, Part
 from hsee_ray.client import Client, ClientData, Samples
@@ -29,14 +29,15 @@ class ClientActor(ModelActor):
         self,
         setup: Setup,
         number: int,
+        origin: Origin | None = None,
         train: Samples | None = None,
         test: Samples | None = None,
         calibration: Samples | None = None,
     ) -> None:
-        """This client's images; None maps them from this machine's image files."""
+        """`origin` is what it must find here; without images it maps them from this machine's image files."""
         self.setup = setup
         self.number = number
-        self.device = prepare_process(setup.config.training, setup.fleet.clients[number].resources)
+        self.device = prepare_process(setup.config.training, setup.fleet.clients[number].resources, origin)
         if train is None or test is None or calibration is None:
             self.data = mapped_client_data(setup, number)
         else:
@@ -67,7 +68,7 @@ class ClientActor(ModelActor):
 
     def save(self, directory: str, after: object = None) -> tuple[str, ...]:
         """Writes the model file; returns its digest lines."""
-        return write_model(Path(directory), self.side.spec.client_file, named_tensors(self.side.model.state()))
+        return write_model(directory, self.side.spec.client_file, named_tensors(self.side.model.state()))
 
 
 def own_rows(samples: Samples) -> Samples:

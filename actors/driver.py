@@ -5,21 +5,23 @@ from __future__ import annotations
 import fcntl
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from actors.cluster import connected
+from actors.cluster import Tell, connected
+from actors.doctor import check_nodes
 from actors.interrupt import StopRequest
 from actors.placement import requests
 from actors.recovery import Event
-from actors.session import SILENT, Listener, Session, checkpoint_uri
+from actors.session import CHECKPOINTS_DIR, SILENT, Listener, Session
 from hsee_ray.calibration import CALIBRATION_FILE
-from hsee_ray.checkpoint import Manifest, Progress, changed_keys, committed_rounds, newest_checkpoint
+from hsee_ray.checkpoint import Manifest, Progress, changed_keys, newest_checkpoint
 from hsee_ray.config import Config
 from hsee_ray.config_files import dump_config
 from hsee_ray.errors import ConfigError, Interrupted, RunError, UserError
+from hsee_ray.home import OWNER_FILE, RunHome
 from hsee_ray.run import CONFIG_FILE, SUMMARY_FILE, Run, load_begun, load_run
 from hsee_ray.setup import Setup, prepare_run
 from hsee_ray.storage import Storage, write_whole
@@ -28,38 +30,34 @@ ERROR_FILE = "error.log"
 LOCK_FILE = ".lock"
 
 
-def run(config: Config, run_dir: Path, listener: Listener = SILENT, stop: StopRequest | None = None) -> Run:
-    """Trains a configuration over actors and leaves a run directory.
+def run(config: Config, place: Path | str, listener: Listener = SILENT, stop: StopRequest | None = None) -> Run:
+    """Trains a configuration over actors and leaves a run where it lives: in a directory, or at a URI.
 
+    Of a run at a URI, the files beside the models are returned in a directory that lives as long as this process.
     Raises UserError before anything is written, after that RunError (with the traceback in `error.log`), or
     Interrupted when `stop` was asked for.
     """
-    if not _is_free(run_dir):
+    home = RunHome(place)
+    if not _is_free(home.local):
         raise ConfigError(
-            f"{run_dir}: is not empty, it may hold a run; continue that with --resume, name another directory with "
+            f"{home.local}: is not empty, it may hold a run; continue that with --resume, name another directory with "
             "--run-dir, or remove it"
         )
-    if config.checkpoint.uri is not None:
-        # Actors may work in another directory than this process, and so may whoever resumes the run.
-        storage = Storage.at(config.checkpoint.uri)
-        uri = config.checkpoint.uri if "://" in config.checkpoint.uri else storage.root
-        checkpoint = config.checkpoint.model_copy(update={"uri": uri})
-        config = config.model_copy(update={"checkpoint": checkpoint})
-        if _reading(committed_rounds, storage):
-            raise ConfigError(f"checkpoint.uri={uri}: holds another run's checkpoints; give each its own place")
+    home.check_free()
     setup = prepare_run(config)
-    with connected(config.cluster, requests(config, setup.fleet)) as local, _locked(run_dir):
-        return _run(setup, run_dir, listener, stop or StopRequest(), None, local)
+    with connected(config.cluster, requests(config, setup.fleet), _teller(listener)) as local, _locked(home.local):
+        return _run(setup, home, listener, stop or StopRequest(), None, local)
 
 
 def resume(
-    run_dir: Path, overrides: Iterable[str] = (), listener: Listener = SILENT, stop: StopRequest | None = None
+    place: Path | str, overrides: Iterable[str] = (), listener: Listener = SILENT, stop: StopRequest | None = None
 ) -> Run:
     """Continues a run from its newest checkpoint; a finished one is returned as it is. Raises as `run` does."""
+    home = RunHome(place)
+    home.fetch()
+    run_dir = home.local
     begun, config = load_begun(run_dir), load_begun(run_dir, overrides)
     with _locked(run_dir):
-        if begun.checkpoint.uri != config.checkpoint.uri:
-            raise ConfigError("checkpoint.uri cannot be changed on resume: the checkpoints would not be found there")
         _check_changes(begun.model_dump(mode="json"), config)
         if (run_dir / SUMMARY_FILE).is_file():
             finished = load_run(run_dir)
@@ -67,7 +65,7 @@ def resume(
                 listener.happened(Event(config.training.rounds, "resume", "run", "has finished, nothing is left to do"))
                 return finished
         damaged: list[str] = []
-        found = _reading(newest_checkpoint, Storage.at(checkpoint_uri(config, run_dir)), damaged)
+        found = _newest_checkpoint(Storage.at(home.place(CHECKPOINTS_DIR)), damaged)
         number = 0 if found is None else found[0].round_number
         for reason in damaged:
             listener.happened(Event(number, "resume", "checkpoint", f"{reason}; not used"))
@@ -75,14 +73,19 @@ def resume(
             _check_changes(found[1].config, config)
             _check_rounds(found[1], config)
         setup = prepare_run(config)
-        with connected(config.cluster, requests(config, setup.fleet)) as local:
-            return _run(setup, run_dir, listener, stop or StopRequest(), found, local)
+        with connected(config.cluster, requests(config, setup.fleet), _teller(listener)) as local:
+            return _run(setup, home, listener, stop or StopRequest(), found, local)
 
 
-def _reading(read: Callable[..., Any], storage: Storage, *args: Any) -> Any:
-    """What a reader finds in a storage. Raises UserError when the storage cannot be reached."""
+def _teller(listener: Listener) -> Tell:
+    """Tells the listener of tiers that must wait, before the first round."""
+    return lambda who, text: listener.happened(Event(0, "start", who, text))
+
+
+def _newest_checkpoint(storage: Storage, damaged: list[str]) -> tuple[Manifest, Progress] | None:
+    """Raises UserError when the storage cannot be reached."""
     try:
-        return read(storage, *args)
+        return newest_checkpoint(storage, damaged)
     except OSError as error:
         raise UserError(f"{storage.root}: checkpoints cannot be read there ({str(error).splitlines()[0]})") from None
 
@@ -92,7 +95,7 @@ def _is_free(run_dir: Path) -> bool:
     try:
         if run_dir.is_dir():
             # What a run leaves that was killed before it had written anything.
-            return all(path.name == LOCK_FILE or path.name.endswith(".tmp") for path in run_dir.iterdir())
+            return all(path.name in (LOCK_FILE, OWNER_FILE) or path.name.endswith(".tmp") for path in run_dir.iterdir())
         if run_dir.exists():
             return False
     except OSError as error:
@@ -123,27 +126,39 @@ def _check_rounds(progress: Progress, config: Config) -> None:
 
 def _run(
     setup: Setup,
-    run_dir: Path,
+    home: RunHome,
     listener: Listener,
     stop: StopRequest,
     resumed: tuple[Manifest, Progress] | None,
     local: bool,
 ) -> Run:
     """Trains in a directory that is this process's own, on a Ray that is connected."""
+    run_dir = home.local
+    home.claim()
+    if not local:
+        check_nodes(home)
     write_whole(run_dir / CONFIG_FILE, dump_config(setup.config).encode())
     # A calibration is one of weights that are about to change.
     for name in (SUMMARY_FILE, ERROR_FILE, CALIBRATION_FILE):
         (run_dir / name).unlink(missing_ok=True)
     try:
-        Session(setup, run_dir, listener, stop, images_by_reference=not local).train(resumed)
+        home.send_all()
+        session = Session(setup, home, listener, stop, local)
+        try:
+            session.train(resumed)
+        finally:
+            session.close()
     except Interrupted:
+        with suppress(OSError):  # the checkpoint, and the record that it counts on, are there
+            home.send_all()
         raise
     except Exception as error:
         # Whatever it was, the reader of the run directory must find it; it is raised again.
-        with suppress(OSError):  # a full disk may be what it is about
+        with suppress(OSError, RunError):  # a full disk may be what it is about, or that the run is another's now
             write_whole(run_dir / ERROR_FILE, traceback.format_exc().encode())
+            home.send_all()
         reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        raise RunError(f"{reason}; the traceback is in {run_dir / ERROR_FILE}") from error
+        raise RunError(f"{reason}; the traceback is in {home.shown}/{ERROR_FILE}") from error
     return load_run(run_dir)
 
 

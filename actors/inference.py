@@ -16,6 +16,7 @@ from ray import ObjectRef
 from actors.calls import Calls
 from actors.cluster import connected
 from actors.interrupt import StopRequest
+from actors.origin import Origin, versions
 from actors.pipeline import Pipeline, Work
 from actors.placement import RowRefs, Team, requests
 from actors.recipe import Recipe, RunState
@@ -80,7 +81,7 @@ def ask(rounds: Rounds, part: Part, gates: Gates, most: int | None = None) -> di
     ]
     stage = AnsweringStage(rounds, part, gates)
     rounds.tell_entered(stage.round_number, stage.name)
-    calls: Calls[Any] = Calls(rounds.team, stage.round_number, stage.name, rounds.stop)
+    calls: Calls[Any] = rounds.calls(stage.round_number, stage.name)
     pipeline = Pipeline(works, stage, calls, rounds.concurrent, EVALUATION_WINDOW, rounds.team.shared_server)
     pieces: dict[int, dict[int, tuple[ExitAnswers, ServerAnswers | None]]] = {}
     for done in pipeline.run():
@@ -111,8 +112,13 @@ def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], N
     run.check_models()
     setup = prepare_run(config)
     _check_same_data(run, setup)
-    with connected(config.cluster, requests(config, setup.fleet)) as local:
-        team = Team(setup, ray.put(setup), None if local else RowRefs.put(setup))
+
+    def waits(who: str, text: str) -> None:
+        tell(Event(config.training.rounds, "start", who, text))
+
+    with connected(config.cluster, requests(config, setup.fleet), waits) as local:
+        rows, origin = (None, None) if local else (RowRefs.put(setup), Origin(versions(), None))
+        team = Team(setup, ray.put(setup), rows, origin)
         recovery = Recovery(team, History(), tell)
         rounds = Rounds(setup, team, recovery, StopRequest(), lambda samples: None, lambda number, stage: None)
         try:
@@ -120,6 +126,8 @@ def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], N
             yield rounds
         except StateLost as lost:
             raise RunError(f"{lost.failure.who}: {lost.failure.reason}; nothing was written, start again") from None
+        finally:
+            team.release()
 
 
 def _config_of(run: Run, overrides: Iterable[str]) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ class GraceOver(Exception):
 class StopRequest:
     """Set by a signal handler, looked at by the run."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_grace_s: float = math.inf) -> None:
+        """`most_grace_s`: whatever a run allows itself, whoever asks may not wait longer."""
+        self.most_grace_s = most_grace_s
         self.signal_number: int | None = None
         self._listening = False
         self._grace_s = 0.0
@@ -23,7 +26,7 @@ class StopRequest:
     @contextmanager
     def listening(self, grace_s: float) -> Iterator[None]:
         """In this block a request is followed at the end of the round, or after `grace_s`."""
-        self._listening, self._grace_s = True, grace_s
+        self._listening, self._grace_s = True, min(grace_s, self.most_grace_s)
         try:
             yield
         finally:

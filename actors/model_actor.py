@@ -10,6 +10,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from actors.presence import Presence, presence_here
 from actors.sealed import Sealed, seal
 from actors.shards import read_snapshot, write_shard
 from hsee_ray.checkpoint import FileEntry
@@ -32,12 +35,18 @@ class Side(Protocol):
 class ModelActor(ABC):
     """An actor around one model."""
 
+    device: torch.device
+
     def __init__(self) -> None:
         self.side: Any = self.build()
 
     @abstractmethod
     def build(self) -> Side:
         """The client or server as it is before the first round."""
+
+    def presence(self) -> Presence:
+        """Where it is, and what it computes on."""
+        return presence_here(self.device.type)
 
     def snapshot(self, after: object = None) -> tuple[Sealed[Snapshot], None]:
         """The state by reference, and nothing for the driver to wait for."""

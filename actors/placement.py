@@ -9,9 +9,13 @@ from typing import Any, Literal
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.aggregator import Aggregator
+from actors.capacity import Request, text
 from actors.client import ClientActor, own_rows
+from actors.origin import Origin
 from actors.recipe import Recipe
 from actors.server import ServerActor
 from hsee_ray.aggregation import ModelId
@@ -24,31 +28,42 @@ Member = ModelId | Literal["aggregator"]
 AGGREGATOR: Literal["aggregator"] = "aggregator"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What one actor asks of the cluster."""
-
-    who: str
-    config_key: str
-    """Where the configuration asks for it."""
-    resources: Mapping[str, float]
+SERVERS = "servers"
+"""What servers are called among the tiers of a run."""
 
 
 def requests(config: Config, fleet: Fleet) -> list[Request]:
-    """Every actor of a run and what it asks for, in the order in which they start: pairs that compute first, first."""
-    asked: list[Request] = []
-    keys = {tier.name: f"tiers.{index}.resources" for index, tier in enumerate(config.tiers)}
-    central = config.training.strategy == "centralized"
+    """Every actor of a run and what it asks for, in the order in which they start: pairs that compute first, first.
+
+    The aggregator asks for nothing.
+    """
+    return [_request(config, spec, side) for spec, side in _models(config, fleet)]
+
+
+def _models(config: Config, fleet: Fleet) -> list[tuple[ClientSpec, Literal["client", "server"]]]:
+    """Every model that has an actor, with the client that it is of; the shared server is the first client's."""
     shared = config.training.strategy == "sequential"
-    server = _logical(config.server.resources)
-    for spec in fleet.clients:
-        who = f"client {spec.label} of tier {spec.tier}"
-        asked.append(Request(who, "server.resources" if central else keys[spec.tier], _logical(spec.resources)))
-        if spec.has_server and not shared:
-            asked.append(Request(f"the server of client {spec.label}", "server.resources", server))
+    models: list[tuple[ClientSpec, Literal["client", "server"]]] = []
     if shared and any(spec.has_server for spec in fleet.clients):
-        asked.insert(0, Request("the shared server", "server.resources", server))
-    return asked
+        models.append((fleet.clients[0], "server"))
+    for spec in fleet.clients:
+        models.append((spec, "client"))
+        if spec.has_server and not shared:
+            models.append((spec, "server"))
+    return models
+
+
+def _request(config: Config, spec: ClientSpec, side: Literal["client", "server"]) -> Request:
+    strategy = config.training.strategy
+    pair = spec.number if config.cluster.placement == "colocate" and spec.has_server else None
+    if side == "server":
+        who = "the shared server" if strategy == "sequential" else f"the server of client {spec.label}"
+        server = config.server.resources
+        return Request(who, SERVERS, "server.resources", _logical(server), server.label_selector, pair)
+    index = next((i for i, tier in enumerate(config.tiers) if tier.name == spec.tier), None)
+    key = "server.resources" if strategy == "centralized" else f"tiers.{index}.resources"
+    who = f"client {spec.label} of tier {spec.tier}"
+    return Request(who, spec.tier, key, _logical(spec.resources), spec.resources.label_selector, pair)
 
 
 @dataclass(frozen=True)
@@ -80,30 +95,35 @@ class Team:
     An actor that has failed is replaced under the same name.
     """
 
-    def __init__(self, setup: Setup, setup_ref: ObjectRef[Setup], rows: RowRefs | None) -> None:
+    def __init__(self, setup: Setup, setup_ref: ObjectRef[Setup], rows: RowRefs | None, origin: Origin | None) -> None:
+        """`origin` is what actors must find on their nodes; None on a Ray of the run's own, without labels."""
         self.setup = setup
         self.setup_ref = setup_ref
         self.rows = rows
+        self.origin = origin
         self.shared_server = setup.config.training.strategy == "sequential"
         self.served = tuple(spec.number for spec in setup.fleet.clients if spec.has_server)
+        self.requests: dict[Member, Request] = {
+            ModelId(side, 0 if side == "server" and self.shared_server else spec.number): _request(
+                setup.config, spec, side
+            )
+            for spec, side in _models(setup.config, setup.fleet)
+        }
         self.started: set[Member] = set()
         """Actors that have answered a call; the others may still wait for a place."""
         self.restored: dict[ModelId, ObjectRef[Any]] = {}
         """Results of the last restores, on which later calls depend."""
         self.actors: dict[Member, ActorHandle[Any]] = {}
+        self.presences: dict[Member, ObjectRef[Any]] = {}
+        """Where every actor is, to be known when it has started."""
+        self._groups: dict[int, PlacementGroup] = {}
+        """Places for a client and its server on one node, by client."""
         for member in self.members():
-            self.actors[member] = self._create(member)
+            self._create(member)
 
     def members(self) -> list[Member]:
         """All actors in the order in which they start: pairs that compute first, first."""
-        members: list[Member] = []
-        if self.shared_server and self.served:
-            members.append(ModelId("server", 0))
-        for spec in self.setup.fleet.clients:
-            members.append(ModelId("client", spec.number))
-            if spec.has_server and not self.shared_server:
-                members.append(ModelId("server", spec.number))
-        return [*members, AGGREGATOR]
+        return [*self.requests, AGGREGATOR]
 
     @property
     def models(self) -> list[ModelId]:
@@ -125,19 +145,28 @@ class Team:
         units, averages = tuple(recipe.loads), recipe.loads.values()
         self.restored[model] = self.actors[model].restore.remote(units, recipe.snapshot, *averages)
 
-    def replace(self, member: Member) -> None:
-        """Ends what is left of an actor and creates it anew, in its first state."""
+    def replace(self, member: Member, elsewhere: bool = False) -> None:
+        """Ends what is left of an actor and creates it anew, in its first state.
+
+        `elsewhere`: its node is about to go. A pair then loses its common place, and the other one with it.
+        """
         ray.kill(self.actors[member], no_restart=True)
         self.started.discard(member)
         if not isinstance(member, str):
             self.restored.pop(member, None)
-        self.actors[member] = self._create(member)
+            if elsewhere and member.number in self._groups:
+                remove_placement_group(self._groups.pop(member.number))
+        self._create(member)
 
-    def patience_s(self, member: Member) -> float:
-        """How long an actor may take for one call; the first one also waits for its place and its start."""
-        config = self.setup.config
-        starting = 0.0 if member in self.started else config.cluster.placement_timeout_s
-        return config.failures.step_timeout_s + starting
+    def release(self) -> None:
+        """Gives places back that outlive their actors."""
+        for group in self._groups.values():
+            remove_placement_group(group)
+        self._groups.clear()
+
+    def tier(self, member: Member) -> str:
+        """The tier of an actor, as in what the run asks for."""
+        return AGGREGATOR if isinstance(member, str) else self.requests[member].tier
 
     def label(self, member: Member) -> str:
         """`client 003`, `server 003`, `shared server`, `aggregator`."""
@@ -149,37 +178,60 @@ class Team:
 
     def asked(self, member: Member) -> str:
         """What an actor asks of Ray, as text."""
-        return ", ".join(f"{amount:g} {name}" for name, amount in _logical(self._resources(member)).items() if amount)
+        return "nothing" if isinstance(member, str) else text(self.requests[member])
 
-    def _create(self, member: Member) -> ActorHandle[Any]:
-        resources = self._resources(member)
+    def _create(self, member: Member) -> None:
+        place = self._place(member)
         if isinstance(member, str):
-            return _actor(Aggregator, resources, self.setup.config.training)
-        if member.side == "server":
+            arguments: tuple[Any, ...] = (self.setup.config.training, self.origin)
+            actor = _actor(Aggregator, place, *arguments)
+        elif member.side == "server":
             served = self.served if self.shared_server else (member.number,)
-            return _actor(ServerActor, resources, self.setup_ref, served)
-        rows = () if self.rows is None else self.rows.of(member.number)
-        return _actor(ClientActor, resources, self.setup_ref, member.number, *rows)
+            actor = _actor(ServerActor, place, self.setup_ref, served, self.origin)
+        else:
+            rows = () if self.rows is None else self.rows.of(member.number)
+            actor = _actor(ClientActor, place, self.setup_ref, member.number, self.origin, *rows)
+        self.actors[member] = actor
+        self.presences[member] = actor.presence.remote()
 
-    def _resources(self, member: Member) -> ResourcesConfig:
+    def _place(self, member: Member) -> dict[str, Any]:
+        """What Ray is told about an actor's place."""
         if isinstance(member, str):
-            return ResourcesConfig(num_cpus=0)
-        if member.side == "server":
-            return self.setup.config.server.resources
-        return self.setup.fleet.clients[member.number].resources
+            # Beside the driver, on a node that is not lost without the run: it holds copies of what others lose.
+            here = ray.get_runtime_context().get_node_id()
+            return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+        request, config = self.requests[member], self.setup.config
+        resources = dict(request.resources)
+        place: dict[str, Any] = {
+            "num_cpus": resources.pop("CPU"),
+            "num_gpus": resources.pop("GPU"),
+            "memory": resources.pop("memory", None),
+            "resources": resources,
+        }
+        if request.pair is not None:
+            index = 0 if member.side == "client" else 1
+            place["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group(request.pair), index)
+            return place
+        if request.label_selector and self.origin is not None:
+            place["label_selector"] = dict(request.label_selector)
+        if config.cluster.placement == "spread":
+            place["scheduling_strategy"] = "SPREAD"
+        return place
+
+    def _group(self, number: int) -> PlacementGroup:
+        """The common place of a client and its server."""
+        if number not in self._groups:
+            pair = [self.requests[ModelId("client", number)], self.requests[ModelId("server", number)]]
+            bundles = [_bundle(request.resources) for request in pair]
+            selectors = None if self.origin is None else [dict(request.label_selector) for request in pair]
+            self._groups[number] = placement_group(bundles, strategy="STRICT_PACK", bundle_label_selector=selectors)
+        return self._groups[number]
 
 
-def _actor(actor_class: type[Any], resources: ResourcesConfig, *args: Any) -> ActorHandle[Any]:
+def _actor(actor_class: type[Any], place: Mapping[str, Any], *args: Any) -> ActorHandle[Any]:
     # Ray restarts nothing and repeats nothing: at most once is what training needs.
     remote_class: Any = ray.remote(actor_class)
-    handle: ActorHandle[Any] = remote_class.options(
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus,
-        memory=resources.memory,
-        resources=dict(resources.custom),
-        max_restarts=0,
-        max_task_retries=0,
-    ).remote(*args)
+    handle: ActorHandle[Any] = remote_class.options(**place, max_restarts=0, max_task_retries=0).remote(*args)
     return handle
 
 
@@ -187,4 +239,12 @@ def _logical(resources: ResourcesConfig) -> dict[str, float]:
     asked = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom}
     if resources.memory is not None:
         asked["memory"] = float(resources.memory)
+    if resources.accelerator_type is not None:
+        # How Ray itself marks nodes that have one; the amount only says that it is wanted.
+        asked[f"accelerator_type:{resources.accelerator_type}"] = 0.001
     return asked
+
+
+def _bundle(resources: Mapping[str, float]) -> dict[str, float]:
+    """What a placement group reserves for an actor; Ray takes no empty bundle."""
+    return {name: amount for name, amount in resources.items() if amount > 0} or {"CPU": 0.001}

@@ -20,6 +20,11 @@ class Recipe:
     loads: Mapping[str, ObjectRef[Any]] = field(default_factory=dict)
     """By unit."""
 
+    @property
+    def references(self) -> set[ObjectRef[Any]]:
+        own = () if self.snapshot is None else (self.snapshot,)
+        return {*own, *self.loads.values()}
+
     def taking(self, averages: Mapping[str, ObjectRef[Any]]) -> Recipe:
         return replace(self, loads={**self.loads, **averages})
 
@@ -37,6 +42,12 @@ class RunState:
     ledger: Ledger = field(default_factory=Ledger)
     trained: set[int] = field(default_factory=set)
     """Clients that trained since the last aggregation."""
+
+    @property
+    def references(self) -> set[ObjectRef[Any]]:
+        """Everything that the state is made of."""
+        of_models = {ref for recipe in self.recipes.values() for ref in recipe.references}
+        return of_models | set(self.averages.values())
 
     def recipe(self, model: ModelId) -> Recipe:
         return self.recipes.get(model, Recipe())

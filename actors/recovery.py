@@ -63,7 +63,7 @@ class Recovery:
         self.tell(Event(failure.round_number, failure.stage, failure.who, said))
         if decision.action is Action.GO_BACK:
             raise StateLost(failure)
-        self.team.replace(member)
+        self.team.replace(member, elsewhere=failure.kind == "drained")
         if not isinstance(member, str):
             self.team.restore(member, state.recipe(member))
         if decision.action is Action.DROP:

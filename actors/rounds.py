@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import ray
 from ray import ObjectRef
 
+from actors.attendance import Attendance
 from actors.calls import Calls
 from actors.interrupt import StopRequest
 from actors.pipeline import Done, Pipeline, TurnLost, Work
@@ -69,6 +70,7 @@ class Rounds:
         """As it was after the last whole round."""
         self.missing: set[int] = set()
         """Clients that have no place on the cluster."""
+        self.attendance = Attendance(team, recovery.tell, self._hold_states)
 
     def run_round(self, round_number: int) -> RoundReport:
         begin = time.perf_counter()
@@ -154,6 +156,16 @@ class Rounds:
 
         return call
 
+    def calls(self, round_number: int, stage: str) -> Calls[Any]:
+        """A new set of calls under way."""
+        return Calls(self.team, self.attendance, round_number, stage, self.stop)
+
+    def _hold_states(self) -> None:
+        """Copies whatever states are made of to the aggregator's node, before one goes that they are on."""
+        refs = {ref for state in (self.state, self.whole) for ref in state.references}
+        if refs:
+            self.team.actors[AGGREGATOR].hold.remote(*refs)
+
     def all_of(self, calls: Callable[[], Mapping[K, MemberCall]], round_number: int, stage: str) -> dict[K, Any]:
         """As `all`, of calls that are made anew for those whom a client that was left out could not answer."""
         answers: dict[K, Any] = {}
@@ -164,7 +176,7 @@ class Rounds:
     def all(self, calls: Mapping[K, MemberCall], round_number: int, stage: str) -> dict[K, Any]:
         """The answers to calls of actors. An actor that fails is replaced and called again."""
         self.tell_entered(round_number, stage)
-        under_way: Calls[K] = Calls(self.team, round_number, stage, self.stop)
+        under_way: Calls[K] = self.calls(round_number, stage)
         answers: dict[K, Any] = {}
         for key, (member, call) in calls.items():
             under_way.add(call(), member, key)
@@ -186,7 +198,7 @@ class Rounds:
         self.tell_entered(round_number, "train")
         works, window = self._training_works(round_number)
         stage = TrainingStage(self, round_number)
-        calls: Calls[Any] = Calls(self.team, round_number, "train", self.stop)
+        calls: Calls[Any] = self.calls(round_number, "train")
         pipeline = Pipeline(works, stage, calls, self.concurrent, window, self.team.shared_server)
         parts: dict[int, dict[int, Done]] = {}
         turns: dict[int, list[Work]] = {}
@@ -248,7 +260,7 @@ class Rounds:
             if spec.number not in self.missing
             for first in range(0, n_test, size)
         ]
-        calls: Calls[Any] = Calls(self.team, round_number, "evaluate", self.stop)
+        calls: Calls[Any] = self.calls(round_number, "evaluate")
         stage = EvaluationStage(self, round_number)
         pipeline = Pipeline(works, stage, calls, self.concurrent, EVALUATION_WINDOW, self.team.shared_server)
         parts: dict[int, dict[int, EvaluationReport]] = {}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from actors.compute import prepare_process
 from actors.model_actor import ModelActor
+from actors.origin import Origin
 from actors.sealed import Sealed
 from hsee_ray.answers import ServerAnswers
 from hsee_ray.reports import EvaluationReport, TrainReport
@@ -20,10 +19,10 @@ class ServerActor(ModelActor):
 
     side: Server
 
-    def __init__(self, setup: Setup, served: tuple[int, ...]) -> None:
+    def __init__(self, setup: Setup, served: tuple[int, ...], origin: Origin | None = None) -> None:
         self.setup = setup
         self.served = served
-        self.device = prepare_process(setup.config.training, setup.config.server.resources)
+        self.device = prepare_process(setup.config.training, setup.config.server.resources, origin)
         super().__init__()
 
     def build(self) -> Server:
@@ -43,4 +42,4 @@ class ServerActor(ModelActor):
 
     def save(self, directory: str, stem: str, after: object = None) -> tuple[str, ...]:
         """Writes the model file; returns its digest lines."""
-        return write_model(Path(directory), stem, self.side.tensors())
+        return write_model(directory, stem, self.side.tensors())

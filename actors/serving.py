@@ -22,10 +22,10 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from actors.capacity import Request
 from actors.cluster import connected
 from actors.compute import choose_device
 from actors.http_handler import HttpHandler
-from actors.placement import Request
 from actors.whereabouts import process_of
 from hsee_ray.config import ClusterConfig
 from hsee_ray.errors import ResourceError, RunError
@@ -151,9 +151,9 @@ def serving(bundles: Bundles, service: Service) -> Iterator[Server]:
     server = Server(service.host, find_port(service.host, service.port))
     # On a cluster, what is needed from the beginning; a local Ray must hold what it may grow to.
     replicas = service.max_replicas if service.address is None else service.min_replicas
-    request = Request("a replica", "--num-cpus", {"CPU": service.num_cpus, "GPU": service.num_gpus})
+    request = Request("a replica", "replicas", "--num-cpus", {"CPU": service.num_cpus, "GPU": service.num_gpus})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    with connected(ClusterConfig(address=service.address), [request] * replicas):
+    with connected(ClusterConfig(address=service.address), [request] * replicas, print_waiting):
         if serve.status().proxies:
             raise ResourceError("Ray Serve is at work on this cluster already; end it with `serve shutdown` first")
         try:
@@ -162,6 +162,10 @@ def serving(bundles: Bundles, service: Service) -> Iterator[Server]:
             yield server
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def print_waiting(who: str, text: str) -> None:
+    print(f"{who}: {text}", flush=True)
 
 
 def find_port(host: str, port: int) -> int:

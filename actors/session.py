@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import ray
 
 from actors.checkpoints import load_state, save_checkpoint
 from actors.interrupt import GraceOver, StopRequest
+from actors.origin import Origin, versions
 from actors.placement import AGGREGATOR, RowRefs, Team
 from actors.recipe import RunState
 from actors.recovery import Event, Recovery, StateLost
 from actors.rounds import Rounds
 from hsee_ray.checkpoint import Manifest, Progress, newest_checkpoint, remove_newer
-from hsee_ray.config import Config
 from hsee_ray.errors import Interrupted, RunError
+from hsee_ray.home import RunHome
 from hsee_ray.record import Record
 from hsee_ray.reports import RoundReport
 from hsee_ray.run import MODELS_DIR, SUMMARY_FILE
@@ -49,24 +49,21 @@ class Listener:
 SILENT = Listener()
 
 
-def checkpoint_uri(config: Config, run_dir: Path) -> str:
-    return config.checkpoint.uri or str((run_dir / CHECKPOINTS_DIR).absolute())
-
-
 class Session:
     """One process's part of a run: from its first round, or from a checkpoint, to its end."""
 
-    def __init__(
-        self, setup: Setup, run_dir: Path, listener: Listener, stop: StopRequest, images_by_reference: bool
-    ) -> None:
+    def __init__(self, setup: Setup, home: RunHome, listener: Listener, stop: StopRequest, local: bool) -> None:
+        """`local`: on a Ray of this run's own, where every actor sees this machine's files."""
         self.setup = setup
         self.config = setup.config
-        self.run_dir = run_dir
+        self.home = home
+        self.run_dir = home.local
         self.listener = listener
         self.stop = stop
-        self.uri = checkpoint_uri(setup.config, run_dir)
+        self.uri = home.place(CHECKPOINTS_DIR)
         self.storage = Storage.at(self.uri)
-        self.team = Team(setup, ray.put(setup), RowRefs.put(setup) if images_by_reference else None)
+        rows, origin = (None, None) if local else (RowRefs.put(setup), Origin(versions(), home.uri, home.token))
+        self.team = Team(setup, ray.put(setup), rows, origin)
         listener.assembled(self.team)
         self.progress = Progress(setup.config.model_dump(mode="json"))
         self.recovery = Recovery(self.team, self.progress.history, listener.happened)
@@ -96,6 +93,10 @@ class Session:
             finally:
                 self.record.close()
 
+    def close(self) -> None:
+        """Gives back what outlives the actors on a cluster that goes on."""
+        self.team.release()
+
     def _open_record(self, found: tuple[Manifest, Progress] | None) -> None:
         """The record as a checkpoint knows it; whatever was written after it is removed."""
         self.progress = Progress({}) if found is None else found[1]
@@ -123,6 +124,7 @@ class Session:
                     report = self.rounds.run_round(number)
                     self.record.add(report)
                     self.listener.finished_round(report)
+                    self._send(number)
                     if self.stop.asked:
                         break
                     if number % every == 0 or number == last:
@@ -134,6 +136,13 @@ class Session:
             raise
         if self.stop.asked:
             self._end_early(spread=True)
+
+    def _send(self, round_number: int) -> None:
+        """What is known of the run goes to where it lives, also when it does not end well."""
+        trouble = self.home.send()
+        if trouble is not None:
+            text = f"could not be written to ({trouble}); tried again after the next round"
+            self.listener.happened(Event(round_number, "send", self.home.uri, text))
 
     def _end_early(self, spread: bool) -> NoReturn:
         """Raises Interrupted, with the last whole round in a checkpoint."""
@@ -154,16 +163,17 @@ class Session:
     def _interrupted(self) -> str:
         number = self.rounds.whole.round_number
         kept = f"round {number} is in a checkpoint" if number else "no round was whole yet"
-        return f"interrupted; {kept}, continue with --resume {self.run_dir}"
+        return f"interrupted; {kept}, continue with --resume {self.home.shown}"
 
     def _checkpoint(self, spread: bool = True) -> None:
         """Writes the last whole round down. `spread`: by all actors; else by the one that depends on nothing."""
         self.record.cut()
+        # First: a checkpoint counts on the record of its rounds.
+        self.home.send_all()
         save_checkpoint(self.rounds, self.storage, self.uri, self.config.checkpoint.keep, self.progress, spread)
 
     def _finish(self) -> None:
-        # Actors may work in another directory than this process.
-        digest = weights_sha256(self.rounds.save(str((self.run_dir / MODELS_DIR).absolute())))
+        digest = weights_sha256(self.rounds.save(self.home.place(MODELS_DIR)))
         files = self.setup.files
         summary = build_summary(
             self.config,
@@ -178,3 +188,4 @@ class Session:
         self.record.finish(summary)
         # Last: a run directory with a summary is a finished run.
         write_summary(self.run_dir / SUMMARY_FILE, summary)
+        self.home.send_all()

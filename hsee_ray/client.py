@@ -14,6 +14,7 @@ from hsee_ray.answers import ExitAnswers, Part
 from hsee_ray.backbones import Backbone
 from hsee_ray.config import Config
 from hsee_ray.data.batches import augment, normalise
+from hsee_ray.device import to_device
 from hsee_ray.exits import Gate, confidence, evaluation_report
 from hsee_ray.fleet import ClientSpec
 from hsee_ray.keys import generator
@@ -170,7 +171,9 @@ class Client:
     def _step(self, x_BCHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, float]:
         model = self.model
         with undone_if_nonfinite(model.network) if self.skips else nullcontext():
-            return client_step(model.network, model.exit_head, model.optimizer, x_BCHW, y_B)
+            return client_step(
+                model.network, model.exit_head, model.optimizer, x_BCHW, y_B, self.config.training.autocast
+            )
 
     def _training_batch(self, round_number: int, batch: BatchSlice) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self._epoch_order(round_number, batch.epoch)[batch.start : batch.stop]
@@ -190,4 +193,5 @@ class Client:
 
     def _tensors(self, images_BHWC: Array, labels_B: Array) -> tuple[torch.Tensor, torch.Tensor]:
         x_BCHW = normalise(images_BHWC, self.data.mean_C, self.data.std_C, self.model.memory_format)
-        return x_BCHW.to(self.model.device), torch.from_numpy(labels_B).to(self.model.device)
+        device = self.model.device
+        return to_device(x_BCHW, device), to_device(torch.from_numpy(labels_B), device)

@@ -83,11 +83,21 @@ class ResourcesConfig(_Model):
     num_gpus: float = Field(0.0, ge=0)
     memory: int | None = Field(None, ge=1)
     custom: dict[str, Annotated[float, Field(gt=0)]] = {}
+    label_selector: dict[str, str] = {}
+    accelerator_type: str | None = None
 
     @model_validator(mode="after")
     def _whole_gpus_above_one(self) -> ResourcesConfig:
         if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
             raise ValueError(f"num_gpus is {self.num_gpus}: Ray takes a fraction up to 1, or a whole number")
+        return self
+
+    @model_validator(mode="after")
+    def _custom_is_custom(self) -> ResourcesConfig:
+        own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+        for name in self.custom:
+            if name in own:
+                raise ValueError(f"custom.{name} is none of your own resources; say {own[name]} instead")
         return self
 
 
@@ -150,6 +160,8 @@ class TrainingConfig(_Model):
     threads: int = Field(1, ge=1)
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    autocast: Literal["bfloat16"] | None = None
+    deterministic: bool = True
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_schedule: ScheduleConfig = ConstantSchedule()
 
@@ -187,17 +199,26 @@ class PipelineConfig(_Model):
 
 
 class ClusterConfig(_Model):
+    """Which Ray cluster the run is on, and where in it actors go."""
+
     address: str | None = None
+    node_types: str | None = None
     concurrent: int | None = Field(None, ge=1)
+    placement: Literal["pack", "spread", "colocate"] = "pack"
     placement_timeout_s: float = Field(300.0, gt=0)
 
 
+class StorageConfig(_Model):
+    """Where runs are kept so that every node, and whoever comes later, can reach them."""
+
+    uri: str | None = None
+
+
 class CheckpointConfig(_Model):
-    """How often the state of the whole run is written down, and where."""
+    """How often the state of the whole run is written down."""
 
     every: int = Field(5, ge=1)
     keep: int = Field(2, ge=1)
-    uri: str | None = None
     grace_s: float = Field(30.0, ge=0)
 
 
@@ -224,6 +245,7 @@ class Config(_Model):
     exits: ExitsConfig = ExitsConfig()
     pipeline: PipelineConfig = PipelineConfig()
     cluster: ClusterConfig = ClusterConfig()
+    storage: StorageConfig = StorageConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     failures: FailuresConfig = FailuresConfig()
 
@@ -235,6 +257,14 @@ class Config(_Model):
             raise ValueError(f"tiers: {', '.join(twice)} is given more than once; give each tier a name of its own")
         if "overall" in names:
             raise ValueError("tiers: `overall` is the name of the mean over all clients; call the tier something else")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_to_colocate(self) -> Config:
+        if self.cluster.placement == "colocate" and self.training.strategy == "sequential":
+            raise ValueError(
+                "cluster.placement is 'colocate', and sequential has one server for all clients: use pack or spread"
+            )
         return self
 
     @model_validator(mode="after")

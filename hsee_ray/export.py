@@ -171,7 +171,7 @@ class _Exporter:
         with torch.no_grad():
             written = [self._write_client(spec) for spec in specs]
             if self.shared.tensors:
-                write_model(self.out / SERVER_DIR, "weights", self.shared.tensors)
+                write_model(str(self.out / SERVER_DIR), "weights", self.shared.tensors)
             for client in written:
                 if client.stored is not None:
                     self._write_server_graph(client, client.stored)
@@ -196,7 +196,7 @@ class _Exporter:
         h = chain(self.run.preprocess(self.images_NHWC))
         expected = [h] if head is None else [head(h), h]
         _check(directory / CLIENT_MODEL, self.images_NHWC, expected)
-        write_model(self.out / NETWORKS_DIR, spec.client_file, self._state_dict(chain, server))
+        write_model(str(self.out / NETWORKS_DIR), spec.client_file, self._state_dict(chain, server))
         if server is None:
             return _Written(spec, None, h, None)
         if h.dim() > MOST_DIMENSIONS:

@@ -11,10 +11,10 @@ from typing import Literal
 
 from hsee_ray.config import FailuresConfig
 
-Kind = Literal["error", "died", "hung", "unplaced", "node", "lost"]
+Kind = Literal["error", "died", "hung", "unplaced", "node", "drained", "lost"]
 """`error`: the code raised, and would again. `died`: the process ended. `hung`: it neither answers nor ends.
-`unplaced`: a new actor has not started in time. `node`: it went with its node. `lost`: an object that was needed went
-with a node."""
+`unplaced`: a new actor has not started in time. `node`: it went with its node. `drained`: its node is about to go.
+`lost`: an object that was needed went with a node."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def decide(failure: Failure, history: History, policy: FailuresConfig) -> Decisi
     """The decision about one failure. An error of the code ends the run: a repetition would only repeat it."""
     if failure.kind == "error":
         return Decision(Action.STOP, failure.reason, counts=False)
-    if failure.kind == "node":
+    if failure.kind in ("node", "drained"):
         return Decision(Action.REPLACE, failure.reason, counts=False)
     if failure.kind == "unplaced":
         if failure.is_client and policy.on_lost_client == "drop":

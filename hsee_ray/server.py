@@ -62,7 +62,8 @@ class Server:
             samples += len(y_B)
             try:
                 with undone_if_nonfinite(network) if self.skips else nullcontext():
-                    losses.append(server_step(network, self.model.optimizer, h, y_B))
+                    autocast = self.config.training.autocast
+                    losses.append(server_step(network, self.model.optimizer, h, y_B, autocast))
             except NonFiniteStep as error:
                 who = self.specs[client].client_file
                 refuse_nonfinite(self.config, who, round_number, batch.step, error)

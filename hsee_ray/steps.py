@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from hsee_ray.config import Config, OptimizerConfig
+from hsee_ray.device import mixed_precision
 from hsee_ray.errors import NonFiniteError
 
 
@@ -31,21 +32,34 @@ def client_step(
     optimizer: torch.optim.Optimizer,
     x_BCHW: torch.Tensor,
     y_B: torch.Tensor,
+    autocast: str | None = None,
 ) -> tuple[torch.Tensor, float]:
     """One step on f^c and f^o: loss = CE(f^o(f^c(x)), y). Returns (h, loss in nats), h detached, from before the step.
 
-    Without an exit head (cut L) the network's own output is the logits. Raises NonFiniteStep.
+    Without an exit head (cut L) the network's own output is the logits. h is float32, also from a forward pass in
+    the lower precision `autocast`; so are the logits that the loss is of. Raises NonFiniteStep.
     """
-    h = network(x_BCHW)
-    loss = functional.cross_entropy(h if exit_head is None else exit_head(h), y_B)
+    with mixed_precision(autocast, x_BCHW.device):
+        h = network(x_BCHW)
+        logits_BK = h if exit_head is None else exit_head(h)
+    loss = functional.cross_entropy(logits_BK.float(), y_B)
+    h = h.float()
     # One sum over h tells: it is finite if all of h is.
     _check_finite("the sum of the features", h.detach().sum().item())
     return h.detach(), _descend(optimizer, loss, "the exit loss")
 
 
-def server_step(network: nn.Module, optimizer: torch.optim.Optimizer, h: torch.Tensor, y_B: torch.Tensor) -> float:
+def server_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    h: torch.Tensor,
+    y_B: torch.Tensor,
+    autocast: str | None = None,
+) -> float:
     """One step on f^s: loss = CE(f^s(h), y) in nats, returned. Its gradient stops at h. Raises NonFiniteStep."""
-    return _descend(optimizer, functional.cross_entropy(network(h), y_B), "the server loss")
+    with mixed_precision(autocast, h.device):
+        logits_BK = network(h)
+    return _descend(optimizer, functional.cross_entropy(logits_BK.float(), y_B), "the server loss")
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str) -> float:

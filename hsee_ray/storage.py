@@ -41,6 +41,16 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def is_uri(place: str) -> bool:
+    """Whether a place is a URI; anything else is a local path."""
+    return "://" in place
+
+
+def join(place: str, *names: str) -> str:
+    """A place below another one, URI or path."""
+    return "/".join([place.rstrip("/"), *names])
+
+
 class Storage:
     """A directory on some file system; names in it are relative, with forward slashes."""
 
@@ -52,7 +62,7 @@ class Storage:
     @classmethod
     def at(cls, uri: str) -> Storage:
         """The storage at a URI or a local path. Raises UserError when there is no such kind of storage."""
-        if "://" not in uri and ":/" not in uri:
+        if not is_uri(uri) and ":/" not in uri:
             return cls(fs.LocalFileSystem(), os.path.abspath(uri))
         try:
             filesystem, root = fs.FileSystem.from_uri(uri)
@@ -99,9 +109,19 @@ class Storage:
         selector = fs.FileSelector(self._path(directory), allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
+    def files(self, directory: str = "") -> list[str]:
+        """Names of the files directly in a directory, sorted; none when there is no such directory."""
+        selector = fs.FileSelector(self._path(directory), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
+
     def remove(self, directory: str) -> None:
         """Removes a directory with everything in it."""
         self.filesystem.delete_dir(self._path(directory))
+
+    def remove_file(self, name: str) -> None:
+        """Removes a file if it is there."""
+        if self.filesystem.get_file_info(self._path(name)).type != fs.FileType.NotFound:
+            self.filesystem.delete_file(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root

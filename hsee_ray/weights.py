@@ -12,18 +12,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from hsee_ray.errors import DataError
-from hsee_ray.storage import write_whole
+from hsee_ray.storage import Storage
 
 Array = np.ndarray[Any, Any]
 
 
-def write_model(directory: Path, stem: str, tensors: Mapping[str, Array]) -> tuple[str, ...]:
-    """Writes `<directory>/<stem>.safetensors` under a temporary name and renames it; returns its digest lines."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        directory / f"{stem}.safetensors",
-        save({name: np.require(array, requirements="C") for name, array in tensors.items()}),
-    )
+def write_model(place: str, stem: str, tensors: Mapping[str, Array]) -> tuple[str, ...]:
+    """Writes `<stem>.safetensors` in a directory or storage, whole or not at all; returns its digest lines."""
+    content = save({name: np.require(array, requirements="C") for name, array in tensors.items()})
+    Storage.at(place).write(f"{stem}.safetensors", content)
     return digest_lines(stem, tensors)
 
 

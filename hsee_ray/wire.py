@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hsee_ray.device import to_device
+
 ALIGNMENT_BYTES = 64
 
 # Features arrive in shared memory that is mapped read-only; no unit writes to its input (checked at load).
@@ -65,8 +67,8 @@ def encode(h: torch.Tensor, y_B: torch.Tensor, step: int = 0) -> FeatureBatch:
 
 def decode(batch: FeatureBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and labels of a message on the device, in the memory format in which they were sent."""
-    h = aligned_tensor(batch.features).to(device)
-    return h.permute(0, 3, 1, 2) if batch.channels_last else h, aligned_tensor(batch.labels_B).to(device)
+    h = to_device(aligned_tensor(batch.features), device)
+    return h.permute(0, 3, 1, 2) if batch.channels_last else h, to_device(aligned_tensor(batch.labels_B), device)
 
 
 def aligned_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:

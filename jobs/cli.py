@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a configuration",
     "chaos": "train while actors are killed, and compare the weights",
     "bench": "measure what snapshots cost, or how fast a server answers",
+    "doctor": "see whether a cluster can give a run what it asks for",
     "compare": "one table over several finished runs",
     "calibrate": "choose when exits are sure enough",
     "evaluate": "run the exits of a trained run for real",

@@ -5,33 +5,38 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import fmean
 
 from actors.recovery import Event
 from actors.session import Listener
-from hsee_ray.config import Config
 from hsee_ray.reports import RoundReport, TrainReport
 from hsee_ray.schedule import participants
 from hsee_ray.setup import Setup
 
 
 @contextmanager
-def show_progress(config: Config, run_dir: Path) -> Iterator[Listener]:
-    """A listener that prints the run on stdout for the length of the block."""
+def show_progress(place: str) -> Iterator[Listener]:
+    """A listener that prints the run, which lives at `place`, on stdout for the length of the block."""
     if sys.stdout.isatty():
-        with _live_bar(config, run_dir) as listener:
+        with _live_bar(place) as listener:
             yield listener
     else:
+        rounds = 0
+
+        def started(setup: Setup, done: int) -> None:
+            nonlocal rounds
+            rounds = setup.config.training.rounds
+            print(_opening(setup, place, done), flush=True)
+
         yield Listener(
-            started=lambda setup, done: print(_opening(setup, run_dir, done), flush=True),
-            finished_round=lambda report: print(round_line(config, report), flush=True),
+            started=started,
+            finished_round=lambda report: print(round_line(report, rounds), flush=True),
             happened=lambda event: print(event, flush=True),
         )
 
 
 @contextmanager
-def _live_bar(config: Config, run_dir: Path) -> Iterator[Listener]:
+def _live_bar(place: str) -> Iterator[Listener]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
@@ -43,9 +48,12 @@ def _live_bar(config: Config, run_dir: Path) -> Iterator[Listener]:
     )
     with Progress(*columns) as progress:
         bar = progress.add_task("starting", total=None, speed="")
+        rounds = 0
 
         def started(setup: Setup, done: int) -> None:
-            progress.console.print(_opening(setup, run_dir, done), highlight=False)
+            nonlocal rounds
+            rounds = setup.config.training.rounds
+            progress.console.print(_opening(setup, place, done), highlight=False)
             progress.update(bar, description=f"round {done + 1}", total=_samples_after(setup, done))
 
         def trained(samples: int) -> None:
@@ -53,8 +61,8 @@ def _live_bar(config: Config, run_dir: Path) -> Iterator[Listener]:
             progress.update(bar, advance=samples, speed="" if speed is None else f"{speed:.0f} samples/s")
 
         def finished_round(report: RoundReport) -> None:
-            progress.console.print(round_line(config, report), highlight=False)
-            progress.update(bar, description=f"round {min(report.round_number + 1, config.training.rounds)}")
+            progress.console.print(round_line(report, rounds), highlight=False)
+            progress.update(bar, description=f"round {min(report.round_number + 1, rounds)}")
 
         def happened(event: Event) -> None:
             progress.console.print(str(event), highlight=False, markup=False)
@@ -62,9 +70,9 @@ def _live_bar(config: Config, run_dir: Path) -> Iterator[Listener]:
         yield Listener(started=started, trained=trained, finished_round=finished_round, happened=happened)
 
 
-def round_line(config: Config, report: RoundReport) -> str:
+def round_line(report: RoundReport, rounds: int) -> str:
     """`[round 3/50] loss client 1.83 server 1.60  accuracy client 31.2 % server 44.0 %  812 samples/s`."""
-    parts = [f"[round {report.round_number}/{config.training.rounds}] loss client {_loss(report.client_training)}"]
+    parts = [f"[round {report.round_number}/{rounds}] loss client {_loss(report.client_training)}"]
     if report.server_training:
         parts.append(f"server {_loss(report.server_training)}")
     evaluated = report.evaluation.values()
@@ -81,7 +89,7 @@ def _loss(training: Mapping[int, TrainReport]) -> str:
     return f"{fmean(report.mean_loss for report in training.values()):.3f}" if training else "-"
 
 
-def _opening(setup: Setup, run_dir: Path, done: int) -> str:
+def _opening(setup: Setup, place: str, done: int) -> str:
     tiers = []
     for tier in setup.fleet.tiers:
         clients = [client for client in setup.fleet.clients if client.tier == tier]
@@ -90,7 +98,7 @@ def _opening(setup: Setup, run_dir: Path, done: int) -> str:
     resumed = f", {done} of them done" if done else ""
     return (
         f"{training.strategy}: {', '.join(tiers)}; {sum(setup.local_samples)} training images of "
-        f"{setup.files.name}, {training.rounds} rounds{resumed} -> {run_dir}"
+        f"{setup.files.name}, {training.rounds} rounds{resumed} -> {place}"
     )
 
 

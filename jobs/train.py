@@ -34,6 +34,9 @@ examples:
 
   python -m jobs.train --resume runs/my-20260101-120000 --set training.rounds=20
 
+  ray job submit --working-dir . --submission-id NAME -- \\
+    python -m jobs.train --config jobs/configs/cluster_cifar10.yaml
+
 Ctrl-C or SIGTERM: the run ends with the round, at the latest after checkpoint.grace_s, and leaves a checkpoint from
 which --resume goes on; a second Ctrl-C ends it at once.
 
@@ -46,7 +49,8 @@ exit codes:
 def train(config: str | Path | Mapping[str, Any] | Config, run_dir: str | Path | None = None) -> Run:
     """Trains a configuration (a file, a mapping or a Config) and returns the finished run.
 
-    `run_dir` is `runs/<config name>-<date>-<time>` unless given. Raises UserError or RunError.
+    `run_dir`, a directory or a URI, is `<config name>-<date>-<time>` in the configuration's storage unless given.
+    Raises UserError or RunError.
     """
     from actors.driver import run
     from hsee_ray.config import Config
@@ -54,11 +58,16 @@ def train(config: str | Path | Mapping[str, Any] | Config, run_dir: str | Path |
 
     name = Path(config).stem if isinstance(config, str | Path) else "run"
     resolved = config if isinstance(config, Config) else load_config(config)
-    return run(resolved, Path(run_dir) if run_dir is not None else default_run_dir(name))
+    return run(resolved, run_dir if run_dir is not None else new_place(resolved, name))
 
 
-def default_run_dir(name: str) -> Path:
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+def new_place(config: Config, config_name: str) -> str:
+    """Where a run begins that nobody has named: a submitted job's bears its submission id."""
+    from actors.whereabouts import submission_id
+    from hsee_ray.home import run_place
+
+    job = submission_id()
+    return run_place(config, job or f"{config_name}-{datetime.now():%Y%m%d-%H%M%S}", submitted=job is not None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,37 +83,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train_and_print(options: argparse.Namespace) -> int:
     from hsee_ray.config_files import load_config
-    from hsee_ray.run import load_begun
 
-    if options.resume is None:
-        config = load_config(options.config, options.set)
-        run_dir = options.run_dir or default_run_dir(Path(options.config).stem)
-    else:
-        run_dir = options.resume
-        config = load_begun(run_dir, options.set)
+    # A wrong key is told before anything heavy is loaded.
+    config = None if options.config is None else load_config(options.config, options.set)
 
     from actors.driver import resume, run
     from hsee_ray.tables import render_summary
     from jobs.progress import show_progress
 
+    place = options.resume
+    if config is not None:
+        place = options.run_dir or new_place(config, options.config.stem)
     stop = _stop_on_signals()
-    with show_progress(config, run_dir) as listener:
-        if options.resume is None:
-            finished = run(config, run_dir, listener, stop)
+    with show_progress(place) as listener:
+        if config is not None:
+            finished = run(config, place, listener, stop)
         else:
-            finished = resume(run_dir, options.set, listener, stop)
+            finished = resume(place, options.set, listener, stop)
     print()
     print(render_summary(finished.summary))
     print(f"weights_sha256 {finished.summary['weights_sha256']}")
-    print(f"\nwatch the curves:  {_tensorboard_command()} --logdir {run_dir}")
+    print(f"\nwatch the curves:  {_tensorboard_command()} --logdir {place}")
     return 0
 
 
 def _stop_on_signals() -> StopRequest:
     """A request that the first SIGINT or SIGTERM makes; where the run cannot follow it, it ends at once."""
     from actors.interrupt import StopRequest
+    from actors.whereabouts import stop_wait_s, submission_id
 
-    stop = StopRequest()
+    # A job is killed soon after it has been asked: half of that time for the round, half for the checkpoint.
+    stop = StopRequest() if submission_id() is None else StopRequest(stop_wait_s() / 2)
 
     def on_signal(number: int, _: FrameType | None) -> None:
         if stop.ask(number):
@@ -138,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, metavar="FILE", help="YAML file; see jobs/configs/")
     source.add_argument(
-        "--resume", type=Path, metavar="RUN_DIR", help="continue a run that ended before its time, or make it longer"
+        "--resume",
+        metavar="RUN",
+        help="directory or URI of a run that ended before its time, or is to become longer",
     )
     parser.add_argument(
         "--set",
@@ -150,9 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--run-dir",
-        type=Path,
         metavar="DIR",
-        help="where the run is written (default: runs/<config name>-<date>-<time>)",
+        help="directory or URI where the run is written (default: below storage.uri, else in runs/; by the name of "
+        "the job or of the config)",
     )
     return parser
 

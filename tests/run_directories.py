@@ -24,7 +24,7 @@ def train_run(path: Path, content: Mapping[str, Any]) -> Run:
     path.mkdir()
     (path / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
     for stem, tensors in reference.files().items():
-        write_model(path / MODELS_DIR, stem, tensors)
+        write_model(str(path / MODELS_DIR), stem, tensors)
     data = {
         "name": setup.files.name,
         "image_shape": setup.files.image_shape,

@@ -36,13 +36,13 @@ class WarmActors:
         self.idle: dict[type, list[Any]] = {}
         self.busy: list[tuple[type, Any]] = []
 
-    def hand_out(self, actor_class: type, resources: Any, *args: Any) -> Any:
+    def hand_out(self, actor_class: type, place: Any, *args: Any) -> Any:
         idle = self.idle.setdefault(actor_class, [])
         if idle:
             handle = idle.pop()
             handle.__ray_call__.remote(_initialise, *args)
         else:
-            handle = self.create(actor_class, resources, *args)
+            handle = self.create(actor_class, place, *args)
         self.busy.append((actor_class, handle))
         return handle
 

@@ -15,8 +15,10 @@ from safetensors.numpy import load_file
 
 import actors.calls
 import actors.session
+from actors.doctor import NodeReport
 from actors.driver import run
 from actors.placement import AGGREGATOR, RowRefs, Team
+from actors.presence import Presence
 from hsee_ray.aggregation import ModelId, plan_aggregation
 from hsee_ray.checkpoint import FileEntry
 from hsee_ray.config_files import load_config
@@ -40,7 +42,7 @@ def in_a_store(ref: Any) -> bool:
 
 
 def test_no_tensor_passes_through_the_driver(setup: Setup) -> None:
-    team = Team(setup, ray.put(setup), None)
+    team = Team(setup, ray.put(setup), None, None)
     client = ModelId("client", 0)
     features, train_report = team.submit(client, "train", 1, 0, 1, num_returns=2)
     snapshots = {model: team.submit(model, "snapshot", num_returns=2)[0] for model in team.models}
@@ -70,7 +72,7 @@ def test_driver_fetches_reports_only(tiny: dict[str, Any], warm_actors: None, tm
     run(load_config(tiny), tmp_path / "run")
 
     kinds = {type(value) for value in fetched}
-    assert kinds == {TrainReport, EvaluationReport, type(None), tuple, FileEntry}
+    assert kinds == {TrainReport, EvaluationReport, type(None), tuple, FileEntry, NodeReport, Presence}
     assert all(isinstance(line, str) for value in fetched if isinstance(value, tuple) for line in value)
     assert max(len(pickle.dumps(value)) for value in fetched) < 10_000
 

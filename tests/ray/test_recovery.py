@@ -23,6 +23,7 @@ from hsee_ray.config import Config
 from hsee_ray.config_files import load_config
 from hsee_ray.errors import ConfigError, Interrupted, RunError
 from hsee_ray.failures import Action, Decision, Failure, decide
+from hsee_ray.home import RunHome
 from hsee_ray.reference import Reference
 from hsee_ray.reports import RoundReport
 from hsee_ray.run import Run, load_run
@@ -171,13 +172,12 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
     teams: list[Team] = []
     refused: list[Any] = []
 
-    def sometimes_nowhere(actor_class: type, resources: Any, *args: Any) -> Any:
+    def sometimes_nowhere(actor_class: type, place: Any, *args: Any) -> Any:
         """Once, a replaced client asks for what no node has."""
         if teams and actor_class.__name__ == "ClientActor" and not refused:
             refused.append(args)
-            resources = resources.model_copy(update={"custom": {"nowhere": 1.0}})
-            return warm_create(actor_class, resources, *args)
-        return create(actor_class, resources, *args)
+            return warm_create(actor_class, {**place, "resources": {"nowhere": 1.0}}, *args)
+        return create(actor_class, place, *args)
 
     warm_create = actors.placement._actor.__self__.create  # type: ignore[attr-defined]
     monkeypatch.setattr(actors.placement, "_actor", sometimes_nowhere)
@@ -249,17 +249,57 @@ def test_a_driver_that_ends_before_any_of_its_files_is_there(
     assert committed_rounds(Storage.at(str(tmp_path / "run" / "checkpoints"))) == [3]
 
 
-def test_storage_that_holds_another_run_is_refused(
-    tiny: dict[str, Any], warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
+    tiny: dict[str, Any], warm_actors: None, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = load_config(tiny, ["checkpoint.uri=elsewhere", "training.rounds=1"])
-    first = run(config, tmp_path / "run")
-    assert first.config.checkpoint.uri == str(tmp_path / "elsewhere")
-    assert committed_rounds(Storage.at(str(tmp_path / "elsewhere"))) == [1]
-    with pytest.raises(ConfigError, match="holds another run's checkpoints"):
-        run(config, tmp_path / "second")
-    assert not (tmp_path / "second").exists()
+    uri = f"file://{tmp_path}/store/night-1"
+    config = load_config(tiny, ["training.rounds=4", "checkpoint.every=2"])
+    seen: list[list[str]] = []
+
+    def after(report: RoundReport) -> None:
+        seen.append(Storage.at(uri).files("tensorboard"))
+        if report.round_number == 3:
+            raise RunError("ended here")
+
+    with pytest.raises(RunError, match=f"ended here; the traceback is in {uri}/error.log"):
+        run(config, uri, Listener(finished_round=after))
+    kept = tmp_path / "store" / "night-1"
+    assert "ended here" in (kept / "error.log").read_text()
+    assert len(seen[2]) == 1, "curves are there while the run goes on"
+    with pytest.raises(ConfigError, match=f"holds a run already; continue that with --resume {uri}"):
+        run(config, uri)
+
+    resume(uri)
+
+    finished = load_run(kept)
+    assert finished.summary["weights_sha256"] == reference_digest(config)
+    finished.check_models()
+    check_each_round_once(finished, 4)
+    assert not (kept / "error.log").exists()
+    assert {path.name for path in kept.iterdir()} == {
+        ".owner",
+        "checkpoints",
+        "class_counts.png",
+        "config.yaml",
+        "final",
+        "metrics",
+        "metrics.parquet",
+        "summary.json",
+        "tensorboard",
+    }
+
+
+def test_a_run_that_another_process_has_taken_over_ends(
+    tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+) -> None:
+    uri = f"file://{tmp_path}/store/night-1"
+    config = load_config(tiny, ["training.rounds=3", "checkpoint.every=1"])
+
+    def after(report: RoundReport) -> None:
+        RunHome(uri).claim()
+
+    with pytest.raises(RunError, match="another process has taken this run over"):
+        run(config, uri, Listener(finished_round=after))
 
 
 def test_more_rounds_continue_a_finished_run(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_images_by_reference_or_mapped_are_the_same(setup: Setup) -> None:
     train, test, calibration = own_rows(data.train), own_rows(data.test), own_rows(data.calibration)
     assert train.images_NHWC.shape == (6, 8, 8, 1)
     np.testing.assert_array_equal(train.images_NHWC, data.train.images_NHWC[setup.parts[1].train])
-    by_reference, mapped = ClientActor(setup, 1, train, test, calibration), sensor(setup, 1)
+    by_reference, mapped = ClientActor(setup, 1, None, train, test, calibration), sensor(setup, 1)
     assert by_reference.train(1, 0, 2)[1] == mapped.train(1, 0, 2)[1]
     assert_same_state(state_of(by_reference), state_of(mapped))
 

@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
-from actors.cluster import check_feasible, local_resources
-from actors.placement import Request, requests
+from actors.capacity import Request
+from actors.cluster import local_resources
+from actors.placement import requests
 from hsee_ray.config_files import load_config
-from hsee_ray.errors import ResourceError
+from hsee_ray.errors import ConfigError
 from hsee_ray.fleet import build_fleet
 
 UNITS = ("stem", "layer1", "head")
 
 
 def ask(**resources: float) -> Request:
-    return Request("client 000 of tier sensor", "tiers.0.resources", resources)
+    return Request("client 000 of tier sensor", "sensor", "tiers.0.resources", resources)
 
 
 def gpus(*amounts: float) -> float:
@@ -64,10 +65,41 @@ def test_centralized_asks_for_its_client_on_the_servers_resources() -> None:
 
 
 def test_everything_that_a_client_asks_for_is_passed_on() -> None:
-    resources = {"num_cpus": 0.5, "num_gpus": 0.25, "memory": 1000, "custom": {"jetson": 1}}
+    resources = {
+        "num_cpus": 0.5,
+        "num_gpus": 0.25,
+        "memory": 1000,
+        "custom": {"jetson": 1},
+        "accelerator_type": "T4",
+        "label_selector": {"zone": "a"},
+    }
     config = load_config({"tiers": [{**SENSOR, "resources": resources}]})
     first = requests(config, build_fleet(config, UNITS))[0]
-    assert first.resources == {"CPU": 0.5, "GPU": 0.25, "memory": 1000.0, "jetson": 1.0}
+    assert first.resources == {"CPU": 0.5, "GPU": 0.25, "memory": 1000.0, "jetson": 1.0, "accelerator_type:T4": 0.001}
+    assert first.label_selector == {"zone": "a"}
+    assert (first.tier, first.pair) == ("sensor", None)
+
+
+def test_colocated_clients_and_servers_go_in_pairs() -> None:
+    config = load_config({"tiers": [SENSOR, PHONE], "cluster": {"placement": "colocate"}})
+    asked_for = requests(config, build_fleet(config, UNITS))
+    assert [(request.tier, request.pair) for request in asked_for] == [
+        ("sensor", 0),
+        ("servers", 0),
+        ("sensor", 1),
+        ("servers", 1),
+        ("phone", None),
+    ]
+
+
+def test_one_server_for_all_cannot_be_beside_each_of_them() -> None:
+    with pytest.raises(ConfigError, match="sequential has one server for all clients: use pack or spread"):
+        load_config({"tiers": [SENSOR], "training": {"strategy": "sequential"}, "cluster": {"placement": "colocate"}})
+
+
+def test_rays_own_resources_are_not_custom_ones() -> None:
+    with pytest.raises(ConfigError, match="say num_gpus instead"):
+        load_config({"tiers": [{**SENSOR, "resources": {"custom": {"GPU": 1}}}]})
 
 
 # A local Ray
@@ -101,62 +133,3 @@ def test_fractions_share_a_gpu_only_when_they_fit_on_it(amounts: tuple[float, ..
 
 def test_decimal_fractions_that_fill_a_gpu_share_it() -> None:
     assert gpus(0.8, 0.2) == 1
-
-
-# Feasible or not
-
-
-def shortage(asked_for: list[Request], *nodes: dict[str, float]) -> str:
-    with pytest.raises(ResourceError) as caught:
-        check_feasible(asked_for, nodes)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_what_fits_is_let_through() -> None:
-    check_feasible([ask(CPU=2, GPU=1), ask(CPU=1), ask(CPU=1)], [{"CPU": 2}, {"CPU": 2, "GPU": 1}])
-    check_feasible([ask(CPU=0, GPU=0)], [{"CPU": 1}])
-    check_feasible([], [])
-
-
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 0.5])
-def test_fractions_of_a_cpu_add_up(share: float) -> None:
-    exactly = [ask(CPU=share)] * round(2 / share)
-    check_feasible(exactly, [{"CPU": 1}, {"CPU": 1}])
-    assert "finds no room beside the others" in shortage([*exactly, ask(CPU=share)], {"CPU": 1}, {"CPU": 1})
-
-
-def test_two_fractions_of_a_gpu_that_do_not_fit_on_one() -> None:
-    wanted = [ask(GPU=0.75), ask(GPU=0.75)]
-    check_feasible(wanted, [{"GPU": 1}, {"GPU": 1}])
-    assert "finds no room" in shortage(wanted, {"GPU": 1})
-
-
-def test_a_request_that_no_node_can_hold() -> None:
-    told = shortage([ask(CPU=1), ask(CPU=4, GPU=1)], {"CPU": 8, "node:10.0.0.1": 1}, {"CPU": 2, "GPU": 1})
-    assert told == (
-        "client 000 of tier sensor asks for 4 CPU, 1 GPU, and no node of the cluster has that "
-        "(nodes: 8 CPU; 2 CPU, 1 GPU); lower tiers.0.resources or add such a node"
-    )
-
-
-def test_a_custom_resource_that_no_node_has() -> None:
-    told = shortage([ask(CPU=1, jetson=1)], {"CPU": 4})
-    assert told.startswith("client 000 of tier sensor asks for 1 CPU, 1 jetson, and no node of the cluster has that")
-
-
-def test_a_total_that_is_too_large() -> None:
-    server = Request("the server of client 000", "server.resources", {"CPU": 1.0})
-    told = shortage([ask(CPU=2), server, server], {"CPU": 2}, {"CPU": 1})
-    assert told == (
-        "the run asks for 4 CPU in 3 actors, and the server of client 000 (1 CPU) finds no room beside the others "
-        "(nodes: 2 CPU; 1 CPU); lower server.resources or the number of clients, or add nodes"
-    )
-
-
-def test_large_requests_are_placed_before_small_ones() -> None:
-    check_feasible([ask(CPU=1), ask(CPU=1), ask(CPU=2)], [{"CPU": 2}, {"CPU": 2}])
-
-
-def test_requests_without_gpu_leave_the_gpu_nodes_to_those_with() -> None:
-    check_feasible([ask(CPU=1), ask(CPU=1, GPU=1)], [{"CPU": 1, "GPU": 1}, {"CPU": 1}])

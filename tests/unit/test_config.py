@@ -54,7 +54,14 @@ def test_a_dump_spells_every_default_out() -> None:
     dumped = yaml.safe_load(dump_config(load_config(BASE)))
     assert set(dumped) == set(Config.model_fields)
     assert dumped["training"]["optimizer"]["weight_decay"] == 5e-4
-    assert dumped["tiers"][1]["resources"] == {"num_cpus": 1.0, "num_gpus": 0.0, "memory": None, "custom": {}}
+    assert dumped["tiers"][1]["resources"] == {
+        "num_cpus": 1.0,
+        "num_gpus": 0.0,
+        "memory": None,
+        "custom": {},
+        "label_selector": {},
+        "accelerator_type": None,
+    }
 
 
 def test_clients_add_up_over_tiers() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import ray
 
-from jobs.train import default_run_dir, main, train
+from hsee_ray.config import StorageConfig
+from hsee_ray.config_files import load_config
+from jobs.train import main, new_place, train
 
 CONFIG = """
 model: {width: 4}
@@ -114,10 +117,21 @@ def test_config_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--config" in capsys.readouterr().err
 
 
-def test_default_run_directory_bears_the_configs_name() -> None:
-    run_dir = default_run_dir("quickstart")
-    assert run_dir.parent == Path("runs")
-    assert run_dir.name.startswith("quickstart-")
+def test_a_run_bears_its_configs_name_and_lies_in_the_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HSEE_STORAGE", raising=False)
+    config = load_config({"tiers": [{"name": "sensor", "clients": 1, "cut": "stem"}]})
+    assert new_place(config, "quickstart").startswith("runs/quickstart-")
+    monkeypatch.setenv("HSEE_STORAGE", "gs://bucket/all/")
+    assert new_place(config, "quickstart").startswith("gs://bucket/all/quickstart-")
+    stored = config.model_copy(update={"storage": StorageConfig(uri="s3://bucket/mine")})
+    assert new_place(stored, "quickstart").startswith("s3://bucket/mine/quickstart-")
+
+
+def test_a_submitted_run_bears_its_submission_id_and_outlives_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HSEE_STORAGE", raising=False)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "night-1"}}))
+    config = load_config({"tiers": [{"name": "sensor", "clients": 1, "cut": "stem"}]})
+    assert new_place(config, "quickstart") == f"{Path.home()}/hsee-ray/runs/night-1"
 
 
 def test_the_function_raises_what_the_command_prints(config: Path) -> None:

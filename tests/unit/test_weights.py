@@ -63,7 +63,7 @@ def test_a_model_file_reads_back_equal(tmp_path: Path) -> None:
         "head.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
         "head.bias": np.arange(6, dtype=">f4"),
     }
-    lines = write_model(tmp_path / "final", "client-000", tensors)
+    lines = write_model(str(tmp_path / "final"), "client-000", tensors)
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["client-000.safetensors"]
     loaded = load_file(tmp_path / "final" / "client-000.safetensors")
     assert loaded.keys() == tensors.keys()
@@ -75,7 +75,7 @@ def test_a_model_file_reads_back_equal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("array", [np.float32([[1, 2], [3, 4]]).T, np.float32([1, 2, 3, 4])[::2]])
 def test_a_model_file_of_arrays_in_another_layout_reads_back_equal(tmp_path: Path, array: np.ndarray) -> None:
-    lines = write_model(tmp_path, "server", {"w": array})
+    lines = write_model(str(tmp_path), "server", {"w": array})
     assert digest_lines("server", load_file(tmp_path / "server.safetensors")) == lines
 
 

@@ -1,0 +1,307 @@
+"""Whether a run can go well on a cluster, asked before it starts: its nodes, their software, the run's storage."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.capacity import Growth, Node, Verdict, assess
+from actors.cluster import address_of, connected, growth_of, local_resources
+from actors.node_types import read_growth
+from actors.origin import difference, versions
+from actors.placement import requests
+from actors.whereabouts import living_nodes, node_ids, submission_id
+from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
+from hsee_ray.config import Config, DataConfig
+from hsee_ray.errors import ResourceError, UserError
+from hsee_ray.fleet import Fleet, build_fleet
+from hsee_ray.home import RunHome, run_place
+from hsee_ray.storage import Storage, is_uri
+
+PATIENCE_S = 60.0
+SHM = "/dev/shm"
+SPILLS_AT = 0.8
+"""Share of an object store above which Ray writes to disk."""
+IMAGE_SHAPES = {"digits": (8, 1), "cifar10": (32, 3), "cifar100": (32, 3), "stl10": (96, 3), "synthetic": (16, 3)}
+"""Pixels per side and channels of data sets that are known by name."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    finding: Literal["well", "slow", "bad"]
+    """`slow`: a run is possible, and would not be what it could. `bad`: it must fail."""
+    text: str
+    """What was found; where it is not well, with the remedy."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a configuration can expect of a cluster."""
+
+    where: str
+    """What it was held against."""
+    verdicts: list[Verdict]
+    checks: list[Check]
+
+    @property
+    def hopeless(self) -> bool:
+        return any(v.never is not None for v in self.verdicts) or any(c.finding == "bad" for c in self.checks)
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What a node says of itself."""
+
+    versions: Mapping[str, str]
+    reads: bool
+    """It reads what the driver has written."""
+    writes: str | None
+    """Why it cannot write to the storage."""
+    shm_bytes: int
+
+
+def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
+    """Holds a configuration against the cluster that it names, or against a file that describes one.
+
+    Reads no images: sizes that only they tell are guessed from the data set's name. Raises ConfigError for a
+    configuration that cannot be used, ResourceError when the cluster cannot be joined.
+    """
+    backbone = build_backbone(config.model, _image_shape(config.data), 10, config.seed)
+    fleet = build_fleet(config, tuple(backbone.units))
+    asked = requests(config, fleet)
+    if cluster_yaml is not None:
+        named = config.cluster.model_copy(update={"node_types": str(cluster_yaml)})
+        config = config.model_copy(update={"cluster": named})
+    address, growth = address_of(config.cluster), config.cluster.node_types
+    if address is None and growth is not None:
+        verdicts = assess(asked, [], read_growth(Path(growth)))
+        return Diagnosis(f"{growth}, with no node there yet", verdicts, [_own_storage(_storage_uri(config))])
+    if address is None:
+        here = [replace(request, label_selector={}) for request in asked]
+        room = {**local_resources(here), "memory": math.inf}
+        return Diagnosis(
+            "a Ray of its own on this machine, with just what it asks for",
+            assess(here, [Node(room, room)], Growth()),
+            [_own_storage(_storage_uri(config))],
+        )
+    with connected(config.cluster, [], lambda who, text: None):
+        return Diagnosis(
+            f"the cluster at {address}",
+            assess(asked, living_nodes(), growth_of(config.cluster)),
+            [
+                _authentication(),
+                *node_checks(_storage_uri(config)),
+                _store_check(_expected_bytes(config, fleet, backbone)),
+            ],
+        )
+
+
+def look_at_node(uri: str, probe: str, own: str) -> NodeReport:
+    """Run on a node: reads the driver's file in the storage, and writes one of its own."""
+    storage = Storage.at(uri)
+    try:
+        reads = storage.read(probe) == probe.encode()
+    except OSError:
+        reads = False
+    writes = None
+    try:
+        storage.write(own, own.encode())
+    except OSError as error:
+        writes = str(error).splitlines()[0]
+    return NodeReport(versions(), reads, writes, shutil.disk_usage(SHM).total if os.path.isdir(SHM) else 0)
+
+
+def node_checks(uri: str) -> list[Check]:
+    """Looks at all nodes of the connected cluster, side by side: their software, the storage at `uri`, /dev/shm."""
+    names = node_ids()
+    storage = Storage.at(uri)
+    mark = uuid.uuid4().hex[:8]
+    probe = f".doctor-{mark}"
+    own = {node: f"{probe}-{node[-8:]}" for node in names}
+    try:
+        storage.write(probe, probe.encode())
+    except OSError as error:
+        return [Check("storage", "bad", _unwritable(uri, error))]
+    try:
+        reports, silent = _ask_nodes(uri, probe, own)
+        unseen = [node for node in reports if not _reads(storage, own[node])]
+    finally:
+        for name in (probe, *own.values()):
+            storage.remove_file(name)
+    checks = [Check("node", "bad", f"{names[node]} does not answer ({why})") for node, why in silent.items()]
+    checks += _storage_checks(uri, reports, unseen, names)
+    checks += _version_checks(reports, names)
+    checks += _shm_checks(reports, names)
+    return checks
+
+
+def check_nodes(home: RunHome) -> None:
+    """Raises ResourceError when a node of the connected cluster cannot take part in a run that lives there.
+
+    A node that comes later is looked at by the actors that start on it.
+    """
+    for check in node_checks(home.uri):
+        if check.finding == "bad":
+            raise ResourceError(check.text)
+
+
+def _store_check(expected_bytes: int) -> Check:
+    """The object stores of the connected cluster against what a run is expected to keep in them."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    total = sum(node["Resources"].get("object_store_memory", 0.0) for node in nodes if node["Alive"])
+    text = f"about {_mib(expected_bytes)} for features and states, in {_mib(total)} of object stores"
+    if expected_bytes <= SPILLS_AT * total:
+        return Check("object store", "well", text)
+    return Check("object store", "slow", f"{text}: Ray writes to disk then; lower pipeline.max_in_flight, or add nodes")
+
+
+def _expected_bytes(config: Config, fleet: Fleet, backbone: Backbone) -> int:
+    """What a run keeps in the object stores at most, beside images: features on their way, and states.
+
+    Of every model there are a state before the round, one after it, and one that is being made, each with the
+    optimiser's share: one more copy of the parameters for SGD's momentum, two for AdamW's moments.
+    """
+    shapes = feature_shapes(backbone, _image_shape(config.data))
+    ahead = sorted((4 * math.prod(shapes[spec.cut - 1]) * spec.batch_size for spec in fleet.clients), reverse=True)
+    at_once = config.cluster.concurrent or os.cpu_count() or 1
+    features = sum(ahead[:at_once]) * config.pipeline.max_in_flight
+    weights = sum(4 * tensor.numel() for unit in backbone.units.values() for tensor in unit.parameters())
+    copies = {"sgd": 2, "adamw": 3}[config.training.optimizer.name]
+    return features + 3 * copies * weights * len(fleet.clients)
+
+
+def _image_shape(data: DataConfig) -> tuple[int, int, int]:
+    """(H, W, C) of the images, as far as it is known without reading them."""
+    size, channels = IMAGE_SHAPES.get(data.name, (32, 3))
+    size, channels = data.image_size or size, data.channels or channels
+    return size, size, channels
+
+
+def _storage_uri(config: Config) -> str:
+    """Where a run of the configuration would live, without its name."""
+    place = run_place(config, "", submitted=submission_id() is not None).rstrip("/")
+    return place if is_uri(place) else os.path.abspath(place)
+
+
+def _own_storage(uri: str) -> Check:
+    """Whether this process can use a storage."""
+    name = f".doctor-{uuid.uuid4().hex[:8]}"
+    try:
+        storage = Storage.at(uri)
+        storage.write(name, name.encode())
+        sees = _reads(storage, name)
+        storage.remove_file(name)
+    except (OSError, UserError) as error:
+        return Check("storage", "bad", _unwritable(uri, error))
+    return Check("storage", "well" if sees else "bad", f"{uri} is written to and read on this machine")
+
+
+def _unwritable(uri: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    return f"{uri} cannot be written to ({reason}); name another with --set storage.uri=s3://... or a shared directory"
+
+
+def _authentication() -> Check:
+    if is_token_auth_enabled():
+        return Check("authentication", "well", "by token")
+    return Check(
+        "authentication",
+        "slow",
+        "none: whoever reaches the cluster's ports can run programs on it; start it with RAY_AUTH_MODE=token",
+    )
+
+
+def _ask_nodes(uri: str, probe: str, own: Mapping[str, str]) -> tuple[dict[str, NodeReport], dict[str, str]]:
+    """What every node reports, and why some do not."""
+    task = ray.remote(look_at_node)
+    asked = {
+        node: task.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(uri, probe, name)
+        for node, name in own.items()
+    }
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=PATIENCE_S)
+    reports: dict[str, NodeReport] = {}
+    silent: dict[str, str] = {}
+    for node, ref in asked.items():
+        try:
+            reports[node] = ray.get(ref, timeout=0)
+        except GetTimeoutError:
+            silent[node] = f"nothing within {PATIENCE_S:g} s"
+        except RayError as error:
+            silent[node] = str(error).strip().splitlines()[-1]
+    return reports, silent
+
+
+def _reads(storage: Storage, name: str) -> bool:
+    try:
+        return storage.read(name) == name.encode()
+    except OSError:
+        return False
+
+
+def _storage_checks(
+    uri: str, reports: Mapping[str, NodeReport], unseen: Sequence[str], names: Mapping[str, str]
+) -> Iterator[Check]:
+    remedy = "keep runs where every node can: --set storage.uri=s3://... or a directory that all nodes share"
+    bad = False
+    for node, report in reports.items():
+        if report.writes is not None:
+            bad = True
+            yield Check("storage", "bad", f"node {names[node]} cannot write to {uri} ({report.writes}); {remedy}")
+        elif not report.reads or node in unseen:
+            bad = True
+            yield Check("storage", "bad", f"node {names[node]} does not see what others write to {uri}; {remedy}")
+    if not bad:
+        yield Check("storage", "well", f"{uri} is written to and read on {_nodes(len(reports))}")
+
+
+def _version_checks(reports: Mapping[str, NodeReport], names: Mapping[str, str]) -> Iterator[Check]:
+    here, bad = versions(), False
+    for node, report in reports.items():
+        other = difference(here, report.versions)
+        if other is not None:
+            bad = True
+            yield Check("versions", "bad", f"node {names[node]} has {other}; install on it what the driver has")
+    if not bad:
+        shown = ", ".join(f"{name} {number}" for name, number in here.items())
+        yield Check("versions", "well", f"{shown} on {_nodes(len(reports))}")
+
+
+def _shm_checks(reports: Mapping[str, NodeReport], names: Mapping[str, str]) -> Iterator[Check]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    stores = {node["NodeID"]: node["Resources"].get("object_store_memory", 0.0) for node in nodes}
+    bad = False
+    for node, report in reports.items():
+        if report.shm_bytes < stores.get(node, 0.0):
+            bad = True
+            yield Check(
+                "shared memory",
+                "slow",
+                f"node {names[node]} has {_mib(report.shm_bytes)} of {SHM} for an object store of "
+                f"{_mib(stores[node])}, which is on disk then and slow; give it more (docker: --shm-size)",
+            )
+    if not bad:
+        yield Check("shared memory", "well", f"{SHM} holds the object store on {_nodes(len(reports))}")
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' * (count != 1)}"
+
+
+def _mib(amount: float) -> str:
+    return f"{amount / (1 << 20):,.0f} MiB"

@@ -1,0 +1,22 @@
+"""Where an actor is and what it computes on, as it says itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+
+
+@dataclass(frozen=True)
+class Presence:
+    node_id: str
+    node: str
+    """Address of the node."""
+    device: str
+    """`cpu`, `cuda`."""
+
+
+def presence_here(device: str) -> Presence:
+    """This process's place on the cluster."""
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return Presence(ray.get_runtime_context().get_node_id(), address, device)

@@ -77,11 +77,9 @@ class Attendance:
         starting = sum(member in placed for member in waiting)
         pending = Counter(self._group(member) for member in waiting if member not in placed)
         of = Counter(self._group(member) for member in self.team.actors)
-        text = f"{len(self.present)} of {len(self.team.actors)} actors are here, {starting} are starting"
-        if pending:
-            listed = ", ".join(f"{n} of {of[group]} {group[0]} ({group[1]})" for group, n in pending.items())
-            text += f", without a place are {listed}"
-        return text
+        text = f"{len(self.present)} of {len(self.team.actors)} actors are here, {starting} starting"
+        listed = ", ".join(f"{n} of {of[group]} {group[0]} ({group[1]})" for group, n in pending.items())
+        return f"{text}; waiting for a place: {listed}" if listed else text
 
     def _group(self, member: Member) -> tuple[str, str]:
         return self.team.tier(member), self.team.asked(member)

@@ -94,7 +94,10 @@ class Calls(Generic[T]):
         try:
             value = ray.get(ref, timeout=self.team.setup.config.failures.step_timeout_s)
         except RayError as error:
-            return Answer(tag, member, None, self._failure(member, *diagnosis(error)))
+            kind, reason = diagnosis(error)
+            if kind == "died" and member in self.team.unseated:
+                kind, reason = "node", "it moves together with the other one of its pair"
+            return Answer(tag, member, None, self._failure(member, kind, reason))
         self.team.started.add(member)
         return Answer(tag, member, value, None)
 

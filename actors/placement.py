@@ -113,6 +113,8 @@ class Team:
         """Actors that have answered a call; the others may still wait for a place."""
         self.restored: dict[ModelId, ObjectRef[Any]] = {}
         """Results of the last restores, on which later calls depend."""
+        self.unseated: set[Member] = set()
+        """Actors that were created anew because the other one of their pair had to move: old calls of theirs fail."""
         self.actors: dict[Member, ActorHandle[Any]] = {}
         self.presences: dict[Member, ObjectRef[Any]] = {}
         """Where every actor is, to be known when it has started."""
@@ -145,18 +147,25 @@ class Team:
         units, averages = tuple(recipe.loads), recipe.loads.values()
         self.restored[model] = self.actors[model].restore.remote(units, recipe.snapshot, *averages)
 
-    def replace(self, member: Member, elsewhere: bool = False) -> None:
-        """Ends what is left of an actor and creates it anew, in its first state.
+    def replace(self, member: Member, elsewhere: bool = False) -> list[Member]:
+        """Ends what is left of an actor and creates it anew, in its first state; gives all that are created anew.
 
-        `elsewhere`: its node is about to go. A pair then loses its common place, and the other one with it.
+        `elsewhere`: its node is about to go. A pair then gets another common place, and the other one moves along.
         """
-        ray.kill(self.actors[member], no_restart=True)
-        self.started.discard(member)
-        if not isinstance(member, str):
-            self.restored.pop(member, None)
-            if elsewhere and member.number in self._groups:
-                remove_placement_group(self._groups.pop(member.number))
-        self._create(member)
+        moving = [member]
+        if elsewhere and not isinstance(member, str) and member.number in self._groups:
+            remove_placement_group(self._groups.pop(member.number))
+            other = ModelId("client" if member.side == "server" else "server", member.number)
+            moving.append(other)
+        self.unseated.discard(member)
+        self.unseated.update(moving[1:])
+        for each in moving:
+            ray.kill(self.actors[each], no_restart=True)
+            self.started.discard(each)
+            if not isinstance(each, str):
+                self.restored.pop(each, None)
+            self._create(each)
+        return moving
 
     def release(self) -> None:
         """Gives places back that outlive their actors."""

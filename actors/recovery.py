@@ -63,9 +63,9 @@ class Recovery:
         self.tell(Event(failure.round_number, failure.stage, failure.who, said))
         if decision.action is Action.GO_BACK:
             raise StateLost(failure)
-        self.team.replace(member, elsewhere=failure.kind == "drained")
-        if not isinstance(member, str):
-            self.team.restore(member, state.recipe(member))
+        for moved in self.team.replace(member, elsewhere=failure.kind == "drained"):
+            if not isinstance(moved, str):
+                self.team.restore(moved, state.recipe(moved))
         if decision.action is Action.DROP:
             self.noticed.pop(member, None)
             raise Dropped

@@ -75,10 +75,10 @@ def starting(cache: Path) -> Iterator[Callable[..., Command]]:
     """Starts `python -m <module> <arguments>` in the repository; ends what is left of it with the block."""
     started: list[Command] = []
 
-    def start_command(*arguments: Any) -> Command:
+    def start_command(*arguments: Any, environment: dict[str, str] | None = None) -> Command:
         mark = uuid.uuid4().hex
-        environment = {**os.environ, MARK: mark, "XDG_CACHE_HOME": str(cache)}
-        environment.pop("RAY_ADDRESS", None)
+        inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "HSEE_STORAGE")}
+        environment = {**inherited, "XDG_CACHE_HOME": str(cache), **(environment or {}), MARK: mark}
         process = subprocess.Popen(
             [sys.executable, "-m", *(str(argument) for argument in arguments)],
             cwd=ROOT,

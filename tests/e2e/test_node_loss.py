@@ -45,3 +45,33 @@ def test_a_lost_node_changes_no_bit(
         assert any(f"goes back to {goes_back_to}" in event for event in said["events"]), said["events"]
     assert said["digest"] == reference_digest(config_file, tmp_path / "reference")
     assert command.left_behind() == []
+
+
+@pytest.mark.parametrize("placement", ["pack", "colocate"])
+def test_a_node_that_is_taken_back_with_notice_is_left_in_time(placement: str, start: Start, tmp_path: Path) -> None:
+    goes = {"num_cpus": 0.5, "custom": {"goes": 1}}
+    stays = {"num_cpus": 0.5, "custom": {"stays": 1}}
+    config = {
+        **CONFIG,
+        "tiers": [
+            {"name": "sensor", "clients": 1, "cut": "stem", "resources": goes},
+            {"name": "hub", "clients": 1, "cut": "body.1", "resources": goes if placement == "colocate" else stays},
+        ],
+        "server": {"resources": goes},
+        "training": {"strategy": "distributed", "rounds": 8, "batch_size": 8},
+        "cluster": {"placement": placement},
+        "checkpoint": {"every": 100},
+        "failures": {"max_per_actor": 0, "max_total": 0, "step_timeout_s": 60},
+    }
+    config_file = tmp_path / "nodes.yaml"
+    config_file.write_text(yaml.safe_dump(config))
+    command = start("tests.e2e.drained_node", config_file, tmp_path / "run", 3)
+    out, err = command.finish(timeout_s=300)
+    assert command.process.returncode == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("{")]
+    said = json.loads(line)
+    assert any("its 3 actors move" in event or "its 4 actors move" in event for event in said["events"]), said["events"]
+    assert not any("goes back" in event for event in said["events"]), said["events"]
+    assert said["failures"] == {}
+    assert said["digest"] == reference_digest(config_file, tmp_path / "reference")
+    assert command.left_behind() == []

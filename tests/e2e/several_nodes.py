@@ -1,0 +1,67 @@
+"""A run on four nodes of one machine: who is where, and which way features go. Run by test_several_nodes.py."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.cluster_utils import Cluster
+
+from actors.driver import run
+from actors.pipeline import Work
+from actors.placement import Team
+from actors.session import Listener
+from actors.stages import TrainingStage
+from hsee_ray.config_files import load_config
+
+NODES = ("sensor", "gateway", "server")
+
+
+def main(config_file: str, run_dir: str) -> None:
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for name in NODES:
+        cluster.add_node(num_cpus=4, resources={name: 8}, labels={"kind": name})
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    names = {node["NodeID"]: next((n for n in NODES if n in node["Resources"]), "head") for node in ray.nodes()}
+    teams: list[Team] = []
+    features: list[tuple[int, ObjectRef[Any]]] = []
+    paths: set[tuple[int, tuple[str, ...]]] = set()
+    submit = TrainingStage.server_call
+
+    def recorded(stage: TrainingStage, work: Work, ref: ObjectRef[Any], report: Any) -> ObjectRef[Any]:
+        if not work.ends_turn:
+            features.append((work.client, ref))
+        return submit(stage, work, ref, report)
+
+    def trained(samples: int) -> None:
+        """A piece of training is done: the oldest features have been where they were to go."""
+        client, ref = features.pop(0)
+        where = ray.experimental.get_object_locations([ref])[ref]["node_ids"]
+        paths.add((client, tuple(sorted(names[node] for node in where))))
+
+    TrainingStage.server_call = recorded  # type: ignore[method-assign]
+    where: dict[str, str] = {}
+
+    def finished_round(report: Any) -> None:
+        team = teams[0]
+        found = ray.get([team.presences[member] for member in team.models], timeout=60)
+        where.update({team.label(member): names[one.node_id] for member, one in zip(team.models, found, strict=True)})
+
+    try:
+        listener = Listener(assembled=teams.append, trained=trained, finished_round=finished_round)
+        finished = run(load_config(config_file), Path(run_dir), listener)
+        digest = finished.summary["weights_sha256"]
+        print(json.dumps({"digest": digest, "where": where, "paths": sorted(paths)}))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

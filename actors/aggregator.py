@@ -26,6 +26,10 @@ class Aggregator:
         self.optimizer = training.optimizer_state == "average"
         self.reset = training.optimizer_state == "reset"
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls it."""
+        return "aggregator"
+
     def presence(self) -> Presence:
         return presence_here("cpu")
 

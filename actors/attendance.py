@@ -37,20 +37,27 @@ class Attendance:
         """The presences that `present` is the answer to."""
         self._next_look = 0.0
         self._next_tell = time.monotonic() + TELL_S
+        self._told = ""
         self._leaving: dict[str, int] = {}
         self._on_cpu: set[str] = set()
 
-    def look(self, round_number: int) -> None:
-        """Takes notice of who has come and which nodes go; tells of it. Cheap enough for every wait."""
+    def look(self, round_number: int, at_once: bool = False) -> None:
+        """Takes notice of who has come and which nodes go; tells of it. Cheap enough for every wait.
+
+        `at_once`: also when it was only just asked.
+        """
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_look and not at_once:
             return
         self._next_look = now + LOOK_S
         self._take_arrivals(round_number)
         self._take_leavings(round_number)
         if self.waiting and now >= self._next_tell:
             self._next_tell = now + TELL_S
-            self.tell(Event(round_number, "start", "run", self.roll()))
+            text = self.roll()
+            if text != self._told or "waiting" in text:  # processes that start need no second line
+                self.tell(Event(round_number, "start", "run", text))
+            self._told = text
 
     @property
     def waiting(self) -> list[Member]:

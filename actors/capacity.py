@@ -297,7 +297,7 @@ def _nearest(bundle: Sequence[Request], places: Sequence[_Place]) -> str:
 
 def _amounts(resources: Resources) -> list[str]:
     return [
-        f"{amount:g} {name}"
+        f"{amount / (1 << 30):.3g} GiB memory" if name == "memory" else f"{amount:g} {name}"
         for name, amount in sorted(resources.items())
         if amount > 0 and name != "object_store_memory" and not name.startswith("node:")
     ]

@@ -44,6 +44,11 @@ class ClientActor(ModelActor):
             self.data = ClientData(train, test, calibration, setup.files.class_names, setup.mean_C, setup.std_C)
         super().__init__()
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls it."""
+        spec = self.setup.fleet.clients[self.number]
+        return f"client {spec.label} ({spec.tier})"
+
     def build(self) -> Client:
         return build_client(self.setup, self.number, self.data, self.device)
 

@@ -102,7 +102,7 @@ def _join(address: str) -> None:
         reason = str(error).splitlines()[0]
         raise ResourceError(
             f"cluster.address is {address!r}: no Ray cluster answers there ({reason}); "
-            "start one, or set cluster.address=null for a local one"
+            "start one, set cluster.address=null for a local one, or give RAY_AUTH_TOKEN the token that it asks for"
         ) from error
 
 

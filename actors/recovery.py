@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ class Recovery:
         self.team = team
         self.history = history
         self.tell = tell
+        self.replaced: Counter[str] = Counter()
+        """Actors that were created anew, by tier."""
         self.noticed: dict[Member, float] = {}
         """Replaced actors that have not answered yet, with the time at which their failure was noticed."""
 
@@ -64,6 +67,7 @@ class Recovery:
         if decision.action is Action.GO_BACK:
             raise StateLost(failure)
         for moved in self.team.replace(member, elsewhere=failure.kind == "drained"):
+            self.replaced[self.team.tier(moved)] += 1
             if not isinstance(moved, str):
                 self.team.restore(moved, state.recipe(moved))
         if decision.action is Action.DROP:

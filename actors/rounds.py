@@ -90,6 +90,7 @@ class Rounds:
         if aggregates_after(self.config, round_number):
             self._aggregate(round_number)
         evaluation = self._evaluate(round_number) if evaluates_after(self.config, round_number) else {}
+        self.attendance.look(round_number, at_once=True)
         self.state.round_number = round_number
         self.whole = self.state.copy()
         return RoundReport(

@@ -25,6 +25,12 @@ class ServerActor(ModelActor):
         self.device = prepare_process(setup.config.training, setup.config.server.resources, origin)
         super().__init__()
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls it."""
+        if self.setup.config.training.strategy == "sequential":
+            return "shared server"
+        return f"server {self.setup.fleet.clients[self.served[0]].label}"
+
     def build(self) -> Server:
         return build_server(self.setup, self.served, self.device)
 

@@ -10,6 +10,7 @@ import ray
 
 from actors.checkpoints import load_state, save_checkpoint
 from actors.interrupt import GraceOver, StopRequest
+from actors.meters import Meters
 from actors.origin import Origin, versions
 from actors.placement import AGGREGATOR, RowRefs, Team
 from actors.recipe import RunState
@@ -67,6 +68,8 @@ class Session:
         listener.assembled(self.team)
         self.progress = Progress(setup.config.model_dump(mode="json"))
         self.recovery = Recovery(self.team, self.progress.history, listener.happened)
+        # Nobody looks at the metrics of a Ray that ends with the run.
+        self.meters = None if local else Meters(home.name, setup.fleet)
         self.rounds = Rounds(setup, self.team, self.recovery, stop, listener.trained, listener.entered)
 
     def train(self, resumed: tuple[Manifest, Progress] | None) -> None:
@@ -123,6 +126,8 @@ class Session:
                 for number in range(self.rounds.state.round_number + 1, last + 1):
                     report = self.rounds.run_round(number)
                     self.record.add(report)
+                    if self.meters is not None:
+                        self.meters.update(report, self.recovery.replaced)
                     self.listener.finished_round(report)
                     self._send(number)
                     if self.stop.asked:

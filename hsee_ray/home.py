@@ -46,6 +46,11 @@ class RunHome:
         self._sending: Future[None] | None = None
 
     @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.uri.rpartition("/")[2]
+
+    @property
     def shown(self) -> str:
         """The run as people name it: as it was given."""
         return self.uri if self.remote is not None else str(self.local)

@@ -129,9 +129,14 @@ def _stop_on_signals() -> StopRequest:
 
 
 def _tensorboard_command() -> str:
-    """`tensorboard` beside this Python where it is there (a virtual environment need not be active)."""
+    """`tensorboard` beside this Python where it is there (a virtual environment need not be active).
+
+    Who reads the log of a submitted job is on another machine.
+    """
+    from actors.whereabouts import submission_id
+
     beside = Path(sys.executable).with_name("tensorboard")
-    if not beside.exists():
+    if submission_id() is not None or not beside.exists():
         return "tensorboard"
     working = Path.cwd()
     return str(beside.relative_to(working) if beside.is_relative_to(working) else beside)

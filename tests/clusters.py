@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
+import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +29,9 @@ class Head:
     ip: str
     port: int
     dashboard_port: int
+    metrics_port: int
+    folder: str
+    """Ray's files: with the machine's other clusters they would say which one was started last."""
     environment: dict[str, str] = field(default_factory=dict)
     """What a process needs to be let in."""
 
@@ -49,14 +56,18 @@ def new_head(home: Path) -> Head:
         # A job's `python` is the one with this project.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    return Head(get_node_ip_address(), _free_port(), _free_port(), environment)
+    return Head(
+        get_node_ip_address(), _free_port(), _free_port(), _free_port(), tempfile.mkdtemp(prefix="ray-"), environment
+    )
 
 
 def start_head(start: Callable[..., Any], head: Head, *options: str, environment: dict[str, str] | None = None) -> Any:
     """Starts Ray's head as a command of the test; waits until it answers."""
     command = start(
         "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
-        f"--port={head.port}", f"--dashboard-port={head.dashboard_port}", *options,
+        f"--port={head.port}", f"--dashboard-port={head.dashboard_port}",
+        f"--metrics-export-port={head.metrics_port}", f"--temp-dir={head.folder}",
+        f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}", *options,
         environment={**head.environment, **(environment or {})},
     )  # fmt: skip
     command.wait_for_line("--block", timeout_s=60)
@@ -110,9 +121,6 @@ def fake_autoscaling(head: Head, node_types: dict[str, dict[str, Any]], file: Pa
 
 def worker_nodes(head: Head) -> list[dict[str, float]]:
     """Resources of every living node beside the head, asked in a process that has the head's token."""
-    import json
-    import subprocess
-
     script = (
         "import json, ray, logging; "
         f"ray.init(address={head.address!r}, log_to_driver=False, logging_level=logging.ERROR); "
@@ -144,3 +152,14 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def metrics(head: Head, wanted: str, timeout_s: float) -> str:
+    """What the head's node shows to Prometheus, as soon as it holds a text; as it is when the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with urllib.request.urlopen(f"http://{head.ip}:{head.metrics_port}/metrics", timeout=10) as answer:
+            shown: str = answer.read().decode()
+        if wanted in shown or time.monotonic() > deadline:
+            return shown
+        time.sleep(1)

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,43 @@ ROOT = Path(__file__).parents[2]
 MARK = "HSEE_TEST_RUN"
 
 
-@dataclass
 class Command:
     """A started `python -m ...`; all processes below it bear a mark in their environment."""
 
-    process: subprocess.Popen[str]
-    mark: str
-    lines: list[str] = field(default_factory=list)
+    def __init__(self, process: subprocess.Popen[str], mark: str) -> None:
+        self.process = process
+        self.mark = mark
+        self.lines: list[str] = []
+        """What it has printed on stdout so far."""
+        self._errors: list[str] = []
+        self._readers = [
+            threading.Thread(target=_keep_lines, args=(stream, kept), daemon=True)
+            for kept, stream in ((self.lines, process.stdout), (self._errors, process.stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
 
     def wait_for_line(self, text: str, timeout_s: float = 120) -> None:
-        """Reads stdout until a line holds the text."""
-        assert self.process.stdout is not None
+        """Waits until a line of stdout holds the text."""
         deadline = time.monotonic() + timeout_s
+        seen = 0
         while time.monotonic() < deadline:
-            line = self.process.stdout.readline()
-            if not line:
+            ended = not self._readers[0].is_alive()
+            for line in self.lines[seen:]:
+                seen += 1
+                if text in line:
+                    return
+            if ended:
                 break
-            self.lines.append(line)
-            if text in line:
-                return
-        raise AssertionError(f"no line with {text!r} in {self.lines}; stderr: {self.finish()[1]}")
+            time.sleep(0.05)
+        raise AssertionError(f"no line with {text!r} in {self.lines}; stderr: {''.join(self._errors)}")
 
     def finish(self, timeout_s: float = 180) -> tuple[str, str]:
-        """Stdout and stderr to the end."""
-        out, err = self.process.communicate(timeout=timeout_s)
-        return "".join(self.lines) + out, err
+        """All of stdout and stderr, when the command has ended."""
+        self.process.wait(timeout=timeout_s)
+        for reader in self._readers:
+            reader.join(timeout=30)
+        return "".join(self.lines), "".join(self._errors)
 
     def left_behind(self, patience_s: float = 30) -> list[str]:
         """Command lines of processes below the command that still live when it has ended."""
@@ -54,6 +66,11 @@ class Command:
                 return list(alive.values())
             time.sleep(0.2)
         return []
+
+
+def _keep_lines(stream: Any, kept: list[str]) -> None:
+    for line in stream:
+        kept.append(line)
 
 
 def marked_processes(mark: str) -> dict[int, str]:
@@ -96,7 +113,7 @@ def starting(cache: Path) -> Iterator[Callable[..., Command]]:
         for command in started:
             if command.process.poll() is None:
                 command.process.kill()
-                command.process.communicate(timeout=30)
+                command.finish(timeout_s=30)
             for pid in marked_processes(command.mark):
                 os.kill(pid, signal.SIGKILL)
 

@@ -286,7 +286,9 @@ def _nearest(bundle: Sequence[Request], places: Sequence[_Place]) -> str:
         most = max((place.free.get(name, 0.0) for place in places), default=0.0)
         unknown = name == "memory" and any(place.grows for place in places)
         if amount > 0 and most + TOLERANCE <= amount and not unknown:
-            return f"no node has {amount:g} {name} (the most is {most:g})" if most else f"no node has any {name}"
+            if not most:
+                return f"no node has any {name}"
+            return f"no node has {_amount(name, amount)} (the most is {_amount(name, most)})"
     selectors = [(key, value) for request in bundle for key, value in request.label_selector.items()]
     for key, value in selectors:
         if not any(matches({key: value}, place.labels) for place in places):
@@ -297,7 +299,11 @@ def _nearest(bundle: Sequence[Request], places: Sequence[_Place]) -> str:
 
 def _amounts(resources: Resources) -> list[str]:
     return [
-        f"{amount / (1 << 30):.3g} GiB memory" if name == "memory" else f"{amount:g} {name}"
+        _amount(name, amount)
         for name, amount in sorted(resources.items())
         if amount > 0 and name != "object_store_memory" and not name.startswith("node:")
     ]
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / (1 << 30):.3g} GiB memory" if name == "memory" else f"{amount:g} {name}"

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,6 +22,8 @@ from actors.node_types import read_growth
 from actors.whereabouts import living_nodes, may_grow
 from hsee_ray.config import ClusterConfig
 from hsee_ray.errors import ResourceError
+
+KNOCK_S = 10.0
 
 Tell = Callable[[str, str], None]
 """Takes who something is about, and what."""
@@ -91,6 +94,7 @@ def _start_local(resources: dict[str, float]) -> None:
 
 def _join(address: str) -> None:
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError as error:
         reason = str(error).splitlines()[0]
@@ -98,12 +102,19 @@ def _join(address: str) -> None:
             f"cluster.address is {address!r}: the cluster asks for another token ({reason}); put the one that it was "
             "started with into RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from error
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ResourceError(
             f"cluster.address is {address!r}: no Ray cluster answers there ({reason}); "
             "start one, set cluster.address=null for a local one, or give RAY_AUTH_TOKEN the token that it asks for"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError when nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 def local_resources(requests: Sequence[Request]) -> dict[str, float]:

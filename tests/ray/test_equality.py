@@ -63,6 +63,8 @@ CASES = [
     {"training.strategy": "distributed"},
     {"training.strategy": "distributed", "training.clients_per_round": 0.34, "training.local_epochs": 2},
     {"training.strategy": "centralized", "training.local_steps": 3},
+    {"training.strategy": "averaging", "training.autocast": "bfloat16", "cluster.placement": "spread"},
+    {"training.strategy": "averaging", "cluster.placement": "colocate"},
 ]
 
 

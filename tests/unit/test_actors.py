@@ -5,6 +5,7 @@ Images are 8x8, gray, of two classes; the stem has 4 channels, so a sample's fea
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from safetensors.numpy import load_file
 
 from actors.aggregator import Aggregator
 from actors.client import ClientActor, own_rows
-from actors.compute import choose_device
+from actors.compute import choose_device, prepare_process
 from actors.model_actor import ModelActor
+from actors.origin import Origin, difference, versions
 from actors.sealed import INLINE_LIMIT_BYTES, Sealed, seal
 from actors.server import ServerActor
 from hsee_ray.aggregation import Copy, ModelId
+from hsee_ray.config import ResourcesConfig, TrainingConfig
 from hsee_ray.config_files import load_config
+from hsee_ray.errors import RunError
+from hsee_ray.home import RunHome
 from hsee_ray.setup import Setup, mapped_client_data, prepare_run
 from hsee_ray.snapshot import Snapshot
 from hsee_ray.state import ModelState, UnitState, named_tensors
@@ -279,6 +284,41 @@ def test_a_sealed_object_gives_its_payload_back() -> None:
 )
 def test_device(wanted: str, num_gpus: float, cuda_available: bool, device: str) -> None:
     assert choose_device(wanted, num_gpus, cuda_available) == torch.device(device)
+
+
+def test_cuda_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RunError, match="is cuda, and torch finds no CUDA on this node"):
+        choose_device("cuda", 1.0, False)
+
+
+def test_who_asked_for_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = TrainingConfig()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    prepare_process(training, ResourcesConfig(num_gpus=0.5), None)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    prepare_process(training, ResourcesConfig(), None)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+# What they must find on their node
+
+
+def test_other_software_than_the_drivers_is_refused() -> None:
+    assert difference({"torch": "2.15.0"}, {"torch": "2.14.1"}) == "torch 2.14.1 and not 2.15.0"
+    assert difference({"torch": "2.15.0", "hsee-ray": "0.1.0"}, {"torch": "2.15.0"}) is None
+    origin = Origin({**versions(), "numpy": "1.0"}, None)
+    with pytest.raises(RunError, match=r"node 10.0.0.7 has numpy \S+ and not 1.0; install on it what the driver has"):
+        origin.check("10.0.0.7")
+    Origin(versions(), None).check("10.0.0.7")
+
+
+def test_a_run_that_a_node_does_not_see_is_refused(tmp_path: Path) -> None:
+    home = RunHome(tmp_path)
+    origin = Origin(versions(), home.uri, home.token)
+    with pytest.raises(RunError, match=f"node 10.0.0.7 does not see {tmp_path}; keep runs where every node"):
+        origin.check("10.0.0.7")
+    home.claim()
+    origin.check("10.0.0.7")
 
 
 # The setup they are built from

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import ray
@@ -27,11 +27,18 @@ TELL_S = 10.0
 class Attendance:
     """The actors of a run as they come to their places and leave them."""
 
-    def __init__(self, team: Team, tell: Callable[[Event], None], on_leave: Callable[[], None]) -> None:
-        """`on_leave` is told when a node is about to go, while it is still there."""
+    def __init__(
+        self,
+        team: Team,
+        tell: Callable[[Event], None],
+        on_leave: Callable[[Set[str]], None],
+        is_missing: Callable[[Member], bool],
+    ) -> None:
+        """`on_leave` is told of nodes that are about to go; `is_missing` says who is left out of the run."""
         self.team = team
         self.tell = tell
         self.on_leave = on_leave
+        self.is_missing = is_missing
         self.present: dict[Member, Presence] = {}
         self._asked: dict[Member, ObjectRef[Any]] = {}
         """The presences that `present` is the answer to."""
@@ -61,8 +68,8 @@ class Attendance:
 
     @property
     def waiting(self) -> list[Member]:
-        """Actors of which no word has come yet."""
-        return [member for member in self.team.actors if member not in self.present]
+        """Actors that the run needs and of which no word has come yet."""
+        return [member for member in self.team.actors if member not in self.present and not self.is_missing(member)]
 
     @property
     def leaving(self) -> set[Member]:
@@ -125,12 +132,12 @@ class Attendance:
         draining = draining_nodes()
         came = draining.keys() - self._leaving.keys()
         self._leaving = draining
-        affected = {node: [m for m, p in self.present.items() if p.node_id == node] for node in came}
-        for node, members in affected.items():
+        for node in came:
+            members = [member for member, presence in self.present.items() if presence.node_id == node]
             if members:
                 deadline_s = draining[node] / 1000 - time.time()
                 within = f" within {deadline_s:.0f} s" if draining[node] else ""
                 text = f"goes{within}: its {len(members)} actors move"
                 self.tell(Event(round_number, "leave", f"node {self.present[members[0]].node}", text))
-        if any(affected.values()):
-            self.on_leave()
+        if came:
+            self.on_leave(draining.keys())

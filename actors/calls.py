@@ -78,7 +78,7 @@ class Calls(Generic[T]):
                 return self._given_up(member, "drained", "its node is about to go")
             deadlines = {member: since + self._patience_s(member) for member, since in self.since.items()}
             soonest = min(deadlines, key=deadlines.__getitem__)
-            wait_s = min(TICK_S, max(0.0, deadlines[soonest] - time.monotonic()))
+            wait_s = max(0.0, min(TICK_S, self.stop.left_s(), deadlines[soonest] - time.monotonic()))
             ready, _ = ray.wait(list(self.under_way), num_returns=1, timeout=wait_s, fetch_local=False)
             if ready:
                 return self._answer(ready[0])
@@ -99,6 +99,7 @@ class Calls(Generic[T]):
                 kind, reason = "node", "it moves together with the other one of its pair"
             return Answer(tag, member, None, self._failure(member, kind, reason))
         self.team.started.add(member)
+        self.team.unseated.discard(member)
         return Answer(tag, member, value, None)
 
     def _patience_s(self, member: Member) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,10 +29,19 @@ from hsee_ray.storage import Storage
 STAGE = "checkpoint"
 
 
-def save_checkpoint(rounds: Rounds, storage: Storage, uri: str, keep: int, progress: Progress, spread: bool) -> None:
+def save_checkpoint(
+    rounds: Rounds,
+    storage: Storage,
+    uri: str,
+    keep: int,
+    progress: Progress,
+    spread: bool,
+    check_owner: Callable[[], None],
+) -> None:
     """Writes the state after the last whole round. It counts when everything else is there: the manifest is last.
 
-    `spread`: every model's actor writes its own file; else the aggregator writes all of them.
+    `spread`: every model's actor writes its own file; else the aggregator writes all of them. `check_owner` raises when
+    the run is another process's by then.
     """
     state = rounds.whole
     number = state.round_number
@@ -54,6 +64,7 @@ def save_checkpoint(rounds: Rounds, storage: Storage, uri: str, keep: int, progr
         return {**made, AVERAGES_FILE: (AGGREGATOR, write_averages)} if keys else made
 
     files: dict[str, FileEntry] = rounds.all_of(calls, number, STAGE)
+    check_owner()
     progress.round_number = number
     progress.ledger = state.ledger
     progress.trained = tuple(sorted(state.trained))

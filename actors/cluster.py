@@ -16,7 +16,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
-from actors.capacity import TOLERANCE, Growth, Request, assess
+from actors.capacity import Growth, Request, assess, take_gpus
 from actors.keeper import kept_processes
 from actors.node_types import read_growth
 from actors.whereabouts import living_nodes, may_grow
@@ -126,14 +126,11 @@ def local_resources(requests: Sequence[Request]) -> dict[str, float]:
                 totals[name] = totals.get(name, 0.0) + amount
     gpus: list[float] = []
     for amount in sorted((request.resources.get("GPU", 0.0) for request in requests), reverse=True):
-        whole = int(amount)
-        gpus.extend([0.0] * whole)
-        if amount > whole:
-            fits = next((i for i, free in enumerate(gpus) if free + TOLERANCE > amount - whole), None)
-            if fits is None:
-                gpus.append(1.0)
-                fits = len(gpus) - 1
-            gpus[fits] -= amount - whole
+        left = take_gpus(gpus, amount)
+        gpus += [] if left is not None else [1.0] * math.ceil(amount)
+        taken = take_gpus(gpus, amount)
+        assert taken is not None, "there are enough now"
+        gpus = taken + [0.0] * (len(gpus) - len(taken))
     return {**{name: math.ceil(amount) for name, amount in totals.items()}, "GPU": float(len(gpus))}
 
 
@@ -147,7 +144,10 @@ def check_room(config: ClusterConfig, requests: Sequence[Request], tell: Tell) -
 
 
 def growth_of(config: ClusterConfig) -> Growth:
-    """What the autoscaler of the cluster can add: as its file says, or unknown where there is none."""
-    if config.node_types is not None:
-        return read_growth(Path(config.node_types))
-    return Growth(known=not may_grow())
+    """What the autoscaler of the connected cluster can add: as its file says, or unknown without one.
+
+    Nothing where there is no autoscaler, whatever a file says.
+    """
+    if not may_grow():
+        return Growth()
+    return Growth(known=False) if config.node_types is None else read_growth(Path(config.node_types))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.capacity import Growth, Node, Verdict, assess
-from actors.cluster import address_of, connected, growth_of, local_resources
+from actors.capacity import Growth, Node, Verdict, assess, has_text
+from actors.cluster import Tell, address_of, connected, growth_of, local_resources
+from actors.node_report import SHM, NodeReport, look_at_node
 from actors.node_types import read_growth
-from actors.origin import difference, versions
+from actors.origin import REMEDY, difference, versions
 from actors.placement import requests
 from actors.whereabouts import living_nodes, node_ids, submission_id
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
@@ -27,10 +27,10 @@ from hsee_ray.config import Config, DataConfig
 from hsee_ray.errors import ResourceError, UserError
 from hsee_ray.fleet import Fleet, build_fleet
 from hsee_ray.home import RunHome, run_place
+from hsee_ray.setup import Setup
 from hsee_ray.storage import Storage, is_uri
 
 PATIENCE_S = 60.0
-SHM = "/dev/shm"
 SPILLS_AT = 0.8
 """Share of an object store above which Ray writes to disk."""
 IMAGE_SHAPES = {"digits": (8, 1), "cifar10": (32, 3), "cifar100": (32, 3), "stl10": (96, 3), "synthetic": (16, 3)}
@@ -54,24 +54,14 @@ class Diagnosis:
 
     where: str
     """What it was held against."""
+    has: str
+    """What is there, and what could come."""
     verdicts: list[Verdict]
     checks: list[Check]
 
     @property
     def hopeless(self) -> bool:
         return any(v.never is not None for v in self.verdicts) or any(c.finding == "bad" for c in self.checks)
-
-
-@dataclass(frozen=True)
-class NodeReport:
-    """What a node says of itself."""
-
-    versions: Mapping[str, str]
-    reads: bool
-    """It reads what the driver has written."""
-    writes: str | None
-    """Why it cannot write to the storage."""
-    shm_bytes: int
 
 
 def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
@@ -88,41 +78,31 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
         config = config.model_copy(update={"cluster": named})
     address, growth = address_of(config.cluster), config.cluster.node_types
     if address is None and growth is not None:
-        verdicts = assess(asked, [], read_growth(Path(growth)))
-        return Diagnosis(f"{growth}, with no node there yet", verdicts, [_own_storage(_storage_uri(config))])
+        can_add = read_growth(Path(growth))
+        nodes = [] if can_add.head is None else [can_add.head]
+        storage = _own_storage(_storage_uri(config))
+        verdicts = assess(asked, nodes, can_add)
+        return Diagnosis(f"{growth}, with its head alone", has_text(nodes, can_add), verdicts, [storage])
     if address is None:
         here = [replace(request, label_selector={}) for request in asked]
-        room = {**local_resources(here), "memory": math.inf}
+        room = {**local_resources(here), "memory": float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))}
         return Diagnosis(
             "a Ray of its own on this machine, with just what it asks for",
+            has_text([Node(room, room)], Growth()),
             assess(here, [Node(room, room)], Growth()),
             [_own_storage(_storage_uri(config))],
         )
     with connected(config.cluster, [], lambda who, text: None):
-        return Diagnosis(
-            f"the cluster at {address}",
-            assess(asked, living_nodes(), growth_of(config.cluster)),
-            [
-                _authentication(),
-                *node_checks(_storage_uri(config)),
-                _store_check(_expected_bytes(config, fleet, backbone)),
-            ],
-        )
-
-
-def look_at_node(uri: str, probe: str, own: str) -> NodeReport:
-    """Run on a node: reads the driver's file in the storage, and writes one of its own."""
-    storage = Storage.at(uri)
-    try:
-        reads = storage.read(probe) == probe.encode()
-    except OSError:
-        reads = False
-    writes = None
-    try:
-        storage.write(own, own.encode())
-    except OSError as error:
-        writes = str(error).splitlines()[0]
-    return NodeReport(versions(), reads, writes, shutil.disk_usage(SHM).total if os.path.isdir(SHM) else 0)
+        nodes, can_add = living_nodes(), growth_of(config.cluster)
+        verdicts = assess(asked, nodes, can_add)
+        shapes = feature_shapes(backbone, _image_shape(config.data))
+        waits = any(verdict.waits for verdict in verdicts)
+        checks = [
+            _authentication(),
+            *node_checks(_storage_uri(config)),
+            _store_check(_expected_bytes(config, fleet, shapes, backbone), waits),
+        ]
+        return Diagnosis(f"the cluster at {address}", has_text(nodes, can_add), verdicts, checks)
 
 
 def node_checks(uri: str) -> list[Check]:
@@ -142,40 +122,52 @@ def node_checks(uri: str) -> list[Check]:
     finally:
         for name in (probe, *own.values()):
             storage.remove_file(name)
-    checks = [Check("node", "bad", f"{names[node]} does not answer ({why})") for node, why in silent.items()]
+    still = node_ids()
+    checks = [
+        Check("node", "bad", f"{names[node]} does not answer ({why})") for node, why in silent.items() if node in still
+    ]
     checks += _storage_checks(uri, reports, unseen, names)
     checks += _version_checks(reports, names)
     checks += _shm_checks(reports, names)
     return checks
 
 
-def check_nodes(home: RunHome) -> None:
-    """Raises ResourceError when a node of the connected cluster cannot take part in a run that lives there.
+def check_nodes(setup: Setup, home: RunHome, tell: Tell) -> None:
+    """Tells of what would slow a run down on the connected cluster, or leave it open to others.
 
-    A node that comes later is looked at by the actors that start on it.
+    A node that comes later is looked at by the actors that start on it. Raises ResourceError when a node cannot take
+    part in a run that lives there.
     """
-    for check in node_checks(home.uri):
+    asked, growth = requests(setup.config, setup.fleet), growth_of(setup.config.cluster)
+    waits = any(verdict.waits for verdict in assess(asked, living_nodes(), growth))
+    backbone = build_backbone(setup.config.model, setup.files.image_shape, setup.n_classes, setup.config.seed)
+    expected = _expected_bytes(setup.config, setup.fleet, setup.feature_shapes, backbone)
+    for check in [_authentication(), *node_checks(home.uri), _store_check(expected, waits)]:
         if check.finding == "bad":
             raise ResourceError(check.text)
+        if check.finding == "slow":
+            tell(check.what, check.text)
 
 
-def _store_check(expected_bytes: int) -> Check:
-    """The object stores of the connected cluster against what a run is expected to keep in them."""
+def _store_check(expected_bytes: int, waits: bool) -> Check:
+    """The object stores of the connected cluster against what a run is expected to keep in them.
+
+    `waits`: nodes are still to come, and bring stores of their own.
+    """
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     total = sum(node["Resources"].get("object_store_memory", 0.0) for node in nodes if node["Alive"])
     text = f"about {_mib(expected_bytes)} for features and states, in {_mib(total)} of object stores"
-    if expected_bytes <= SPILLS_AT * total:
+    if waits or expected_bytes <= SPILLS_AT * total:
         return Check("object store", "well", text)
     return Check("object store", "slow", f"{text}: Ray writes to disk then; lower pipeline.max_in_flight, or add nodes")
 
 
-def _expected_bytes(config: Config, fleet: Fleet, backbone: Backbone) -> int:
+def _expected_bytes(config: Config, fleet: Fleet, shapes: Sequence[tuple[int, ...]], backbone: Backbone) -> int:
     """What a run keeps in the object stores at most, beside images: features on their way, and states.
 
     Of every model there are a state before the round, one after it, and one that is being made, each with the
     optimiser's share: one more copy of the parameters for SGD's momentum, two for AdamW's moments.
     """
-    shapes = feature_shapes(backbone, _image_shape(config.data))
     ahead = sorted((4 * math.prod(shapes[spec.cut - 1]) * spec.batch_size for spec in fleet.clients), reverse=True)
     at_once = config.cluster.concurrent or os.cpu_count() or 1
     features = sum(ahead[:at_once]) * config.pipeline.max_in_flight
@@ -257,15 +249,14 @@ def _reads(storage: Storage, name: str) -> bool:
 def _storage_checks(
     uri: str, reports: Mapping[str, NodeReport], unseen: Sequence[str], names: Mapping[str, str]
 ) -> Iterator[Check]:
-    remedy = "keep runs where every node can: --set storage.uri=s3://... or a directory that all nodes share"
     bad = False
     for node, report in reports.items():
         if report.writes is not None:
             bad = True
-            yield Check("storage", "bad", f"node {names[node]} cannot write to {uri} ({report.writes}); {remedy}")
+            yield Check("storage", "bad", f"node {names[node]} cannot write to {uri} ({report.writes}); {REMEDY}")
         elif not report.reads or node in unseen:
             bad = True
-            yield Check("storage", "bad", f"node {names[node]} does not see what others write to {uri}; {remedy}")
+            yield Check("storage", "bad", f"node {names[node]} does not see what others write to {uri}; {REMEDY}")
     if not bad:
         yield Check("storage", "well", f"{uri} is written to and read on {_nodes(len(reports))}")
 

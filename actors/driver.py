@@ -17,14 +17,14 @@ from actors.placement import requests
 from actors.recovery import Event
 from actors.session import CHECKPOINTS_DIR, SILENT, Listener, Session
 from hsee_ray.calibration import CALIBRATION_FILE
-from hsee_ray.checkpoint import Manifest, Progress, changed_keys, newest_checkpoint
+from hsee_ray.checkpoint import Manifest, Progress, changed_keys, committed_rounds, newest_checkpoint
 from hsee_ray.config import Config
 from hsee_ray.config_files import dump_config
-from hsee_ray.errors import ConfigError, Interrupted, RunError, UserError
+from hsee_ray.errors import ConfigError, Interrupted, RunError, TakenOverError, UserError
 from hsee_ray.home import OWNER_FILE, RunHome
 from hsee_ray.run import CONFIG_FILE, SUMMARY_FILE, Run, load_begun, load_run
 from hsee_ray.setup import Setup, prepare_run
-from hsee_ray.storage import Storage, write_whole
+from hsee_ray.storage import write_whole
 
 ERROR_FILE = "error.log"
 LOCK_FILE = ".lock"
@@ -46,6 +46,9 @@ def run(config: Config, place: Path | str, listener: Listener = SILENT, stop: St
     home.check_free()
     setup = prepare_run(config)
     with connected(config.cluster, requests(config, setup.fleet), _teller(listener)) as local, _locked(home.local):
+        if not local:
+            check_nodes(setup, home, _teller(listener))
+        home.claim()
         return _run(setup, home, listener, stop or StopRequest(), None, local)
 
 
@@ -58,23 +61,30 @@ def resume(
     run_dir = home.local
     begun, config = load_begun(run_dir), load_begun(run_dir, overrides)
     with _locked(run_dir):
+        if begun.storage.uri != config.storage.uri:
+            raise ConfigError("storage.uri cannot be changed on resume; copy the run there, and resume the copy")
         _check_changes(begun.model_dump(mode="json"), config)
         if (run_dir / SUMMARY_FILE).is_file():
             finished = load_run(run_dir)
             if finished.summary["rounds"] == config.training.rounds:
                 listener.happened(Event(config.training.rounds, "resume", "run", "has finished, nothing is left to do"))
                 return finished
-        damaged: list[str] = []
-        found = _newest_checkpoint(Storage.at(home.place(CHECKPOINTS_DIR)), damaged)
-        number = 0 if found is None else found[0].round_number
-        for reason in damaged:
-            listener.happened(Event(number, "resume", "checkpoint", f"{reason}; not used"))
-        if found is not None:
-            _check_changes(found[1].config, config)
-            _check_rounds(found[1], config)
+        newest, found = _newest_checkpoint(home, listener)
+        _check_progress(found, config)
         setup = prepare_run(config)
         with connected(config.cluster, requests(config, setup.fleet), _teller(listener)) as local:
+            if not local:
+                check_nodes(setup, home, _teller(listener))
+            home.claim()
+            # Whoever trained it until now may have come further in the meantime.
+            home.fetch()
+            if committed_rounds(home.storage(CHECKPOINTS_DIR))[:1] != newest:
+                _, found = _newest_checkpoint(home, listener)
+                _check_progress(found, config)
             return _run(setup, home, listener, stop or StopRequest(), found, local)
+
+
+Resumed = tuple[Manifest, Progress] | None
 
 
 def _teller(listener: Listener) -> Tell:
@@ -82,12 +92,22 @@ def _teller(listener: Listener) -> Tell:
     return lambda who, text: listener.happened(Event(0, "start", who, text))
 
 
-def _newest_checkpoint(storage: Storage, damaged: list[str]) -> tuple[Manifest, Progress] | None:
-    """Raises UserError when the storage cannot be reached."""
+def _newest_checkpoint(home: RunHome, listener: Listener) -> tuple[list[int], Resumed]:
+    """The round of the newest checkpoint, if there is one, and the newest whole one; tells of those that are damaged.
+
+    Raises UserError when the storage cannot be reached.
+    """
+    storage = home.storage(CHECKPOINTS_DIR)
+    damaged: list[str] = []
     try:
-        return newest_checkpoint(storage, damaged)
+        newest = committed_rounds(storage)[:1]
+        found = newest_checkpoint(storage, damaged)
     except OSError as error:
         raise UserError(f"{storage.root}: checkpoints cannot be read there ({str(error).splitlines()[0]})") from None
+    for reason in damaged:
+        number = 0 if found is None else found[0].round_number
+        listener.happened(Event(number, "resume", "checkpoint", f"{reason}; not used"))
+    return newest, found
 
 
 def _is_free(run_dir: Path) -> bool:
@@ -116,8 +136,15 @@ def _check_changes(begun: Mapping[str, Any], config: Config) -> None:
         )
 
 
-def _check_rounds(progress: Progress, config: Config) -> None:
-    """Raises ConfigError when the run cannot end after so many rounds: the last round always aggregates."""
+def _check_progress(found: Resumed, config: Config) -> None:
+    """Raises ConfigError when the run was trained otherwise, or cannot end after so many rounds.
+
+    The last round always aggregates, so rounds that are trained cannot be cut off.
+    """
+    if found is None:
+        return
+    progress = found[1]
+    _check_changes(progress.config, config)
     wanted, trained = config.training.rounds, progress.round_number
     planned = progress.config["training"]["rounds"]
     if wanted < trained or (wanted == trained and planned != wanted):
@@ -129,14 +156,11 @@ def _run(
     home: RunHome,
     listener: Listener,
     stop: StopRequest,
-    resumed: tuple[Manifest, Progress] | None,
+    resumed: Resumed,
     local: bool,
 ) -> Run:
     """Trains in a directory that is this process's own, on a Ray that is connected."""
     run_dir = home.local
-    home.claim()
-    if not local:
-        check_nodes(home)
     write_whole(run_dir / CONFIG_FILE, dump_config(setup.config).encode())
     # A calibration is one of weights that are about to change.
     for name in (SUMMARY_FILE, ERROR_FILE, CALIBRATION_FILE):
@@ -154,11 +178,14 @@ def _run(
         raise
     except Exception as error:
         # Whatever it was, the reader of the run directory must find it; it is raised again.
-        with suppress(OSError, RunError):  # a full disk may be what it is about, or that the run is another's now
+        where = f"the traceback is in {home.shown}/{ERROR_FILE}"
+        try:
             write_whole(run_dir / ERROR_FILE, traceback.format_exc().encode())
             home.send_all()
+        except (OSError, TakenOverError):  # a full disk may be what it is about, or that the run is another's now
+            where = "no traceback could be left there"
         reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        raise RunError(f"{reason}; the traceback is in {home.shown}/{ERROR_FILE}") from error
+        raise RunError(f"{reason}; {where}") from error
     return load_run(run_dir)
 
 

@@ -43,6 +43,12 @@ class StopRequest:
     def asked(self) -> bool:
         return self.signal_number is not None
 
+    def left_s(self) -> float:
+        """Seconds until `check` raises; without end before it has been asked."""
+        if not (self._listening and self.asked):
+            return math.inf
+        return max(0.0, self._asked_at + self._grace_s - time.monotonic())
+
     def check(self) -> None:
         """Raises GraceOver when the run has been asked to stop and its time is over."""
         if self._listening and self.asked and time.monotonic() > self._asked_at + self._grace_s:

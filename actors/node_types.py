@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from actors.capacity import Growth, NodeType
+from actors.capacity import Growth, Node, NodeType
 from hsee_ray.errors import ConfigError
 
 REMEDY = "give cluster.node_types the cluster.yaml of `ray up`, or a KubeRay RayJob or RayCluster"
@@ -31,7 +31,7 @@ class _Cluster(BaseModel):
 def read_growth(path: Path) -> Growth:
     """What the autoscaler can add to the cluster of a file: `cluster.yaml` of `ray up`, a RayJob or a RayCluster.
 
-    The head is none of it: it is there already. Raises ConfigError when the file cannot be read, or is neither kind.
+    The head is no type: it is there already. Raises ConfigError when the file cannot be read, or is neither kind.
     """
     for document in _documents(path):
         if document.get("kind") in ("RayJob", "RayCluster"):
@@ -90,8 +90,10 @@ def _growth(path: Path, document: dict[str, Any]) -> Growth:
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {key} is wrong or missing ({first['msg']}); {REMEDY}") from None
     types = []
+    head: Node | None = None
     for name, node_type in cluster.available_node_types.items():
         if name == cluster.head_node_type:
+            head = Node(node_type.resources, node_type.resources, node_type.labels)
             continue
         if "CPU" not in node_type.resources:
             # The launcher would ask the cloud how many there are; who reads the file cannot know.
@@ -100,4 +102,4 @@ def _growth(path: Path, document: dict[str, Any]) -> Growth:
             )
         most = cluster.max_workers if node_type.max_workers is None else node_type.max_workers
         types.append(NodeType(name, node_type.resources, node_type.labels, most))
-    return Growth(tuple(types), cluster.max_workers)
+    return Growth(tuple(types), cluster.max_workers, head)

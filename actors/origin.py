@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,12 @@ from hsee_ray.errors import RunError
 from hsee_ray.home import OWNER_FILE
 from hsee_ray.storage import Storage
 
+REMEDY = (
+    "keep runs where every node can reach them: storage.uri=s3://... or a directory that all nodes share; a run that "
+    "is elsewhere is copied there and resumed"
+)
+TRIES, PAUSE_S = 3, 1.0
+"""A store that does not answer is asked again."""
 PACKAGES = ("ray", "torch", "numpy", "hsee-ray")
 """What decides the bits of a run, beside Python."""
 
@@ -53,15 +60,19 @@ class Origin:
         other = difference(self.versions, versions())
         if other is not None:
             raise RunError(f"node {node} has {other}; install on it what the driver has")
-        if self.home is not None and not self._sees_home():
-            raise RunError(
-                f"node {node} does not see {self.home}; keep runs where every node can reach them: "
-                "--set storage.uri=s3://... or a directory that all nodes share"
-            )
+        if self.home is not None and (why := self._why_unseen(Storage.at(self.home))) is not None:
+            raise RunError(f"node {node} does not see {self.home} ({why}); {REMEDY}")
 
-    def _sees_home(self) -> bool:
-        assert self.home is not None
-        try:
-            return Storage.at(self.home).read(OWNER_FILE).decode() == self.token
-        except OSError:
-            return False
+    def _why_unseen(self, storage: Storage) -> str | None:
+        """Why the run's owner cannot be read here as this driver; None when it can be."""
+        for left in reversed(range(TRIES)):
+            try:
+                found = storage.read(OWNER_FILE).decode()
+                return None if found == self.token else "another run is there"
+            except FileNotFoundError:
+                return "nothing is there"
+            except OSError as error:
+                if not left:
+                    return str(error).splitlines()[0]
+                time.sleep(PAUSE_S)
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Set
 from functools import partial
 from typing import Any, TypeVar
 
@@ -70,7 +70,7 @@ class Rounds:
         """As it was after the last whole round."""
         self.missing: set[int] = set()
         """Clients that have no place on the cluster."""
-        self.attendance = Attendance(team, recovery.tell, self._hold_states)
+        self.attendance = Attendance(team, recovery.tell, self._hold_states, self.is_missing)
 
     def run_round(self, round_number: int) -> RoundReport:
         begin = time.perf_counter()
@@ -143,9 +143,9 @@ class Rounds:
         units, averages = tuple(recipe.loads), recipe.loads.values()
         return model, partial(self.team.submit, model, "write_shard", uri, name, units, recipe.snapshot, *averages)
 
-    def is_missing(self, model: ModelId) -> bool:
-        """Whether a model's actor has no place."""
-        return model.side == "client" and model.number in self.missing
+    def is_missing(self, member: Member) -> bool:
+        """Whether an actor is left out because it has no place."""
+        return not isinstance(member, str) and member.side == "client" and member.number in self.missing
 
     def _for_another(self, method: str, recipe: Recipe, *args: Any) -> Callable[[], ObjectRef[Any]]:
         def call() -> ObjectRef[Any]:
@@ -161,11 +161,13 @@ class Rounds:
         """A new set of calls under way."""
         return Calls(self.team, self.attendance, round_number, stage, self.stop)
 
-    def _hold_states(self) -> None:
-        """Copies whatever states are made of to the aggregator's node, before one goes that they are on."""
+    def _hold_states(self, leaving: Set[str]) -> None:
+        """Copies the states that are on these nodes only to the aggregator's, while they are still there."""
         refs = {ref for state in (self.state, self.whole) for ref in state.references}
-        if refs:
-            self.team.actors[AGGREGATOR].hold.remote(*refs)
+        where = ray.experimental.get_object_locations(list(refs)) if refs else {}
+        only_there = [ref for ref, found in where.items() if found["node_ids"] and leaving >= set(found["node_ids"])]
+        if only_there:
+            self.team.actors[AGGREGATOR].hold.remote(*only_there)
 
     def all_of(self, calls: Callable[[], Mapping[K, MemberCall]], round_number: int, stage: str) -> dict[K, Any]:
         """As `all`, of calls that are made anew for those whom a client that was left out could not answer."""
@@ -187,12 +189,13 @@ class Rounds:
                 self.recovery.answered(answer.member, round_number, stage)
                 answers[answer.tag] = answer.value
                 continue
-            failed = answer.member
-            under_way.forget(lambda member, _, failed=failed: member == failed)  # type: ignore[misc]
-            if self.replace(failed, answer.failure):
-                for key, (member, call) in calls.items():
-                    if member == failed and key not in answers:
-                        under_way.add(call(), member, key)
+            kept = self.replace(answer.member, answer.failure)
+            # One that has moved along is as new as the one that failed.
+            anew = {answer.member, *self.team.unseated}
+            under_way.forget(lambda member, _, anew=anew: member in anew)  # type: ignore[misc]
+            for key, (member, call) in calls.items():
+                if member in anew and key not in answers and (kept or member != answer.member):
+                    under_way.add(call(), member, key)
         return answers
 
     def _train(self, round_number: int) -> tuple[dict[int, TrainReport], dict[int, TrainReport]]:

@@ -17,13 +17,12 @@ from actors.recipe import RunState
 from actors.recovery import Event, Recovery, StateLost
 from actors.rounds import Rounds
 from hsee_ray.checkpoint import Manifest, Progress, newest_checkpoint, remove_newer
-from hsee_ray.errors import Interrupted, RunError
+from hsee_ray.errors import Interrupted, RunError, TakenOverError
 from hsee_ray.home import RunHome
 from hsee_ray.record import Record
 from hsee_ray.reports import RoundReport
 from hsee_ray.run import MODELS_DIR, SUMMARY_FILE
 from hsee_ray.setup import Setup
-from hsee_ray.storage import Storage
 from hsee_ray.summary import DataSummary, build_summary, write_summary
 from hsee_ray.weights import weights_sha256
 
@@ -62,7 +61,7 @@ class Session:
         self.listener = listener
         self.stop = stop
         self.uri = home.place(CHECKPOINTS_DIR)
-        self.storage = Storage.at(self.uri)
+        self.storage = home.storage(CHECKPOINTS_DIR)
         rows, origin = (None, None) if local else (RowRefs.put(setup), Origin(versions(), home.uri, home.token))
         self.team = Team(setup, ray.put(setup), rows, origin)
         listener.assembled(self.team)
@@ -129,13 +128,15 @@ class Session:
                     if self.meters is not None:
                         self.meters.update(report, self.recovery.replaced)
                     self.listener.finished_round(report)
-                    self._send(number)
                     if self.stop.asked:
                         break
+                    self._send(number)
                     if number % every == 0 or number == last:
                         self._checkpoint()
         except GraceOver:
             self._end_early(spread=False)
+        except TakenOverError:
+            raise
         except RunError as error:
             self._save_what_there_is(error)
             raise
@@ -175,7 +176,15 @@ class Session:
         self.record.cut()
         # First: a checkpoint counts on the record of its rounds.
         self.home.send_all()
-        save_checkpoint(self.rounds, self.storage, self.uri, self.config.checkpoint.keep, self.progress, spread)
+        save_checkpoint(
+            self.rounds,
+            self.storage,
+            self.uri,
+            self.config.checkpoint.keep,
+            self.progress,
+            spread,
+            self.home.check_owner,
+        )
 
     def _finish(self) -> None:
         digest = weights_sha256(self.rounds.save(self.home.place(MODELS_DIR)))

@@ -23,7 +23,8 @@ def process_of(actor: ActorHandle[Any]) -> int | None:
 
 def placed_actors(actors: Mapping[Any, ActorHandle[Any]]) -> set[Any]:
     """Those of the actors that have a process on some node."""
-    table: dict[str, dict[str, Any]] = ray._private.state.actors()
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    table: dict[str, dict[str, Any]] = ray._private.state.actors(job_id=job)
     return {name for name, actor in actors.items() if table.get(actor._actor_id.hex(), {}).get("Pid")}
 
 
@@ -45,9 +46,10 @@ def living_nodes() -> list[Node]:
 
 
 def node_ids() -> dict[str, str]:
-    """Living nodes: id -> address."""
+    """Living nodes that stay: id -> address."""
+    draining = draining_nodes()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["Alive"]}
+    return {n["NodeID"]: n["NodeManagerAddress"] for n in nodes if n["Alive"] and n["NodeID"] not in draining}
 
 
 def may_grow() -> bool:

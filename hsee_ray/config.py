@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+_LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LABEL_KEY = re.compile(rf"([a-z0-9.-]+/)?{_LABEL_WORD}")
+_LABEL_SELECTOR = re.compile(rf"!?({_LABEL_WORD}|in\({_LABEL_WORD}(, *{_LABEL_WORD})*\))")
 
 
 class _Model(BaseModel):
@@ -90,6 +95,16 @@ class ResourcesConfig(_Model):
     def _whole_gpus_above_one(self) -> ResourcesConfig:
         if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
             raise ValueError(f"num_gpus is {self.num_gpus}: Ray takes a fraction up to 1, or a whole number")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_that_ray_reads(self) -> ResourcesConfig:
+        for key, wanted in self.label_selector.items():
+            if not _LABEL_KEY.fullmatch(key) or not _LABEL_SELECTOR.fullmatch(wanted):
+                raise ValueError(
+                    f"label_selector has {key}: {wanted!r}; a key is letters, digits, -, _ and ., perhaps after a "
+                    "prefix and /, and a value such a word, !word, in(word,word) or !in(word,word)"
+                )
         return self
 
     @model_validator(mode="after")
@@ -257,6 +272,8 @@ class Config(_Model):
             raise ValueError(f"tiers: {', '.join(twice)} is given more than once; give each tier a name of its own")
         if "overall" in names:
             raise ValueError("tiers: `overall` is the name of the mean over all clients; call the tier something else")
+        for name in {"servers", "aggregator"}.intersection(names):
+            raise ValueError(f"tiers: `{name}` is what the run itself calls actors; call the tier something else")
         return self
 
     @model_validator(mode="after")
@@ -264,6 +281,11 @@ class Config(_Model):
         if self.cluster.placement == "colocate" and self.training.strategy == "sequential":
             raise ValueError(
                 "cluster.placement is 'colocate', and sequential has one server for all clients: use pack or spread"
+            )
+        if self.cluster.placement == "colocate" and self.failures.on_lost_client == "drop":
+            raise ValueError(
+                "failures.on_lost_client is 'drop', and with placement=colocate a client without a place leaves "
+                "its server without one: use wait, or another placement"
             )
         return self
 

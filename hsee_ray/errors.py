@@ -30,6 +30,10 @@ class RunError(HseeError):
     """A run that had started and then failed."""
 
 
+class TakenOverError(RunError):
+    """Another process goes on with the run; this one must not touch it any more."""
+
+
 class Interrupted(HseeError):
     """The run was asked to stop, and has; everything up to its last whole round is in a checkpoint."""
 

@@ -16,11 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from hsee_ray.config import Config
-from hsee_ray.errors import ConfigError, RunError, UserError
+from hsee_ray.errors import ConfigError, TakenOverError, UserError
 from hsee_ray.run import CONFIG_FILE, SUMMARY_FILE
 from hsee_ray.storage import Storage, is_uri, join
 
 OWNER_FILE = ".owner"
+PATIENCE_S = 300.0
+"""Longest time in which the files of a round are sent."""
 SENT_DIRS = ("", "metrics", "tensorboard")
 """Directories of a run whose files are sent; what lies deeper is none of them."""
 
@@ -30,6 +32,8 @@ class RunHome:
 
     def __init__(self, place: str | Path) -> None:
         """`place` is a directory, or a URI such as s3://bucket/runs/name. Raises UserError for an unknown URI."""
+        if not is_uri(str(place)) and ":/" in str(place):
+            raise UserError(f"{place}: is no directory, and a URI has two slashes; write it as s3://bucket/runs/name")
         self.remote = Storage.at(str(place)) if is_uri(str(place)) else None
         if self.remote is None:
             self.local = Path(place)
@@ -37,7 +41,7 @@ class RunHome:
         else:
             self.local = Path(tempfile.mkdtemp(prefix="hsee-ray-"))
             atexit.register(shutil.rmtree, self.local, ignore_errors=True)
-            self.uri = str(place).rstrip("/")
+            self.uri = join(str(place))
         self.token = uuid.uuid4().hex
         """Names this process's turn at the run."""
         self._sent: dict[str, tuple[int, int]] = {}
@@ -48,7 +52,7 @@ class RunHome:
     @property
     def name(self) -> str:
         """What the run is called."""
-        return self.uri.rpartition("/")[2]
+        return self.uri.partition("?")[0].rpartition("/")[2]
 
     @property
     def shown(self) -> str:
@@ -58,6 +62,10 @@ class RunHome:
     def place(self, *names: str) -> str:
         """A place in the run, for actors on any node."""
         return join(self.uri, *names)
+
+    def storage(self, *names: str) -> Storage:
+        """The storage at a place in the run."""
+        return Storage.at(self.place(*names))
 
     def check_free(self) -> None:
         """Raises ConfigError when there is a run at the URI already, UserError when it cannot be reached."""
@@ -75,6 +83,9 @@ class RunHome:
             raise UserError(
                 f"{self.uri}: holds no run that could be resumed (it has no {CONFIG_FILE}); start one there"
             )
+        for name in self._sent:
+            (self.local / name).unlink(missing_ok=True)
+        self._sent.clear()
         for directory in SENT_DIRS:
             for file in self.remote.files(directory):
                 name = f"{directory}/{file}" if directory else file
@@ -85,29 +96,41 @@ class RunHome:
                     self._sent[name] = _stamp(path)
 
     def claim(self) -> None:
-        """Makes the run this process's own: one that still trains it elsewhere ends when it next sends something."""
-        Storage.at(self.uri).write(OWNER_FILE, self.token.encode())
+        """Makes the run this process's own: one that still trains it elsewhere ends before it writes any more.
+
+        Raises UserError when nothing can be written there.
+        """
+        try:
+            Storage.at(self.uri).write(OWNER_FILE, self.token.encode())
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self.uri}: cannot be written to ({reason}); name another place, or get the right"
+            ) from None
 
     def check_owner(self) -> None:
-        """Raises RunError when another process has taken the run over."""
+        """Raises TakenOverError when another process has taken the run over."""
         if Storage.at(self.uri).read(OWNER_FILE).decode() != self.token:
-            raise RunError(f"{self.uri}: another process has taken this run over, and goes on with it")
+            raise TakenOverError(f"{self.shown}: another process has taken this run over, and goes on with it")
 
     def send(self) -> str | None:
         """Sends what has changed, in the background; gives what went wrong with what was sent before, if anything.
 
-        What could not be sent is sent again the next time.
+        What could not be sent, or is still being sent, is left to the next time. Raises TakenOverError.
         """
         if self._sender is None:
+            self.check_owner()
+            return None
+        if self._sending is not None and not self._sending.done():
             return None
         trouble = self._trouble()
-        contents = self._changed()
-        self._sending = self._sender.submit(self._send, *contents)
+        self._sending = self._sender.submit(self._send, *self._changed())
         return trouble
 
     def send_all(self) -> None:
-        """Sends what has changed and waits until it is there. Raises OSError when it cannot be."""
+        """Sends what has changed and waits until it is there. Raises OSError when it cannot be, or TakenOverError."""
         if self._sender is None:
+            self.check_owner()
             return
         self._trouble()
         self._send(*self._changed())
@@ -121,10 +144,10 @@ class RunHome:
             ) from None
 
     def _trouble(self) -> str | None:
-        """What went wrong with what was last sent, when it is known."""
+        """What went wrong with what was last sent; waits until it is known."""
         if self._sending is None:
             return None
-        error = self._sending.exception()
+        error = self._sending.exception(timeout=PATIENCE_S)
         self._sending = None
         if isinstance(error, OSError):
             return str(error).splitlines()[0]
@@ -163,9 +186,18 @@ def run_place(config: Config, name: str, submitted: bool) -> str:
     """Where a new run of this name lives: below `storage.uri`, else $HSEE_STORAGE, else on this machine.
 
     `submitted`: as a job of Ray's, whose working directory goes when the job ends; then it is the home directory.
+    Raises ConfigError for a storage in that directory.
     """
-    local = str(Path.home() / "hsee-ray" / "runs") if submitted else "runs"
-    return join(config.storage.uri or os.environ.get("HSEE_STORAGE") or local, name)
+    named = config.storage.uri or os.environ.get("HSEE_STORAGE")
+    storage = named or (str(Path.home() / "hsee-ray" / "runs") if submitted else "runs")
+    if not is_uri(storage):
+        storage = os.path.expanduser(storage)
+        if submitted and not os.path.isabs(storage):
+            raise ConfigError(
+                f"storage.uri is {storage!r}: lies in the job's working directory, which Ray removes; give a URI or an "
+                "absolute path"
+            )
+    return join(storage, name) if name else storage
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -47,8 +47,9 @@ def is_uri(place: str) -> bool:
 
 
 def join(place: str, *names: str) -> str:
-    """A place below another one, URI or path."""
-    return "/".join([place.rstrip("/"), *names])
+    """A place below another one, URI or path. What follows a URI's `?` (region, endpoint) stays at the end."""
+    root, mark, query = place.partition("?") if is_uri(place) else (place, "", "")
+    return "/".join([root.rstrip("/"), *names]) + mark + query
 
 
 class Storage:

@@ -33,7 +33,7 @@ def _diagnose_and_print(options: argparse.Namespace) -> int:
     from hsee_ray.tables import align
 
     found = diagnose(config, options.cluster_yaml)
-    print(f"{options.config} on {found.where}\n")
+    print(f"{options.config} on {found.where}\n{found.has}\n")
     rows = [[v.tier, str(v.actors), v.asks, str(v)] for v in found.verdicts]
     print(align([["tier", "actors", "each asks for", "verdict"], *rows]))
     print()

@@ -86,7 +86,7 @@ GPU = "tiers.0.resources.num_gpus=0.5"
     ("overrides", "code", "told"),
     [
         ([], 0, "1 CPU  fits"),
-        ([GPU, "cluster.node_types=FOLDER/cluster.yaml"], 0, "waits for 1 more node of type gpu"),
+        ([GPU, "cluster.node_types=FOLDER/cluster.yaml"], 2, "no node has any GPU"),  # it has no autoscaler
         ([GPU], 2, "no node has any GPU"),
         (["tiers.0.resources.num_cpus=64"], 2, "no node has 64 CPU (the most is 4 CPU)"),
         (["tiers.0.resources.memory=9000000000000"], 2, "no node has 8.38e+03 GiB memory (the most is"),
@@ -97,7 +97,7 @@ GPU = "tiers.0.resources.num_gpus=0.5"
         (["storage.uri=/proc/no/such"], 2, "BAD      storage: /proc/no/such cannot be written to"),
         (["storage.uri=nowhere://bucket"], 2, "nowhere://bucket: is no storage that can be reached"),
     ],
-    ids=["fits", "waits", "gpu", "cpu", "memory", "custom", "label", "accelerator", "total", "no storage", "no kind"],
+    ids=["fits", "static", "gpu", "cpu", "memory", "custom", "label", "accelerator", "total", "storage", "kind"],
 )  # fmt: skip
 def test_the_verdict_on_a_cluster(
     overrides: list[str], code: int, told: str, nodes: Callable[[bool], Nodes], start: Start, tmp_path: Path

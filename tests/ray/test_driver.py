@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 import actors.calls
 import actors.session
-from actors.doctor import NodeReport
 from actors.driver import run
+from actors.node_report import NodeReport
 from actors.placement import AGGREGATOR, RowRefs, Team
 from actors.presence import Presence
 from hsee_ray.aggregation import ModelId, plan_aggregation

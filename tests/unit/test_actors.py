@@ -315,7 +315,9 @@ def test_other_software_than_the_drivers_is_refused() -> None:
 def test_a_run_that_a_node_does_not_see_is_refused(tmp_path: Path) -> None:
     home = RunHome(tmp_path)
     origin = Origin(versions(), home.uri, home.token)
-    with pytest.raises(RunError, match=f"node 10.0.0.7 does not see {tmp_path}; keep runs where every node"):
+    with pytest.raises(
+        RunError, match=f"node 10.0.0.7 does not see {tmp_path} .nothing is there.; keep runs where every node"
+    ):
         origin.check("10.0.0.7")
     home.claim()
     origin.check("10.0.0.7")

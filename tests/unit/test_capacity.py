@@ -123,7 +123,7 @@ def test_memory_of_a_type_that_does_not_say_it_is_not_held_against_it() -> None:
 
 def test_what_others_use_is_waited_for_when_nothing_can_come() -> None:
     busy = Node({"CPU": 4}, {"CPU": 1}, {})
-    assert str(only([ask(CPU=1)] * 3, [busy])) == "waits for what others use now (2 of 3)"
+    assert str(only([ask(CPU=1)] * 3, [busy])) == "waits for room that others take now (2 of 3)"
     assert str(only([ask(CPU=1, sensor=1)], [busy], can_add(SENSOR))) == "waits for 1 more node of type sensor"
 
 
@@ -172,22 +172,66 @@ def test_each_of_it_somewhere_and_never_together() -> None:
 def test_two_fractions_of_a_gpu_that_do_not_fit_on_one() -> None:
     wanted = [ask(GPU=0.75), ask(GPU=0.75)]
     assert str(only(wanted, [node(GPU=1), node(GPU=1)])) == "fits"
-    assert "finds no room beside the others" in never(wanted, [node(GPU=1)])
+    assert str(only(wanted, [node(GPU=2)])) == "fits"
+    assert "which ask for 1.5 GPU where it could be" in never(wanted, [node(GPU=1)])
+    thirds = [ask(GPU=0.6)] * 3
+    assert str(only(thirds, [node(GPU=2)])) == "waits for room that others take now (1 of 3)"
+    assert str(only([ask(GPU=2), ask(GPU=0.5)], [node(GPU=2)])).startswith(
+        "can never fit: client of tier sensor (0.5 GPU)"
+    )
 
 
 def test_a_type_of_which_no_more_may_come() -> None:
     told = never([ask(GPU=1)] * 2, [node(CPU=0)], can_add(GPU))
     assert told == (
-        "the run asks for 2 GPU in 2 actors, and client of tier sensor (1 GPU) finds no room beside the others (nodes: "
-        "nothing, and up to 1 of type gpu); lower tiers.sensor.resources or the number of clients, or add nodes"
+        "client of tier sensor (1 GPU) finds no room beside the others of 2 actors, which ask for 2 GPU where it could "
+        "be (nodes: 1 with nothing, could come: 1 of type gpu (4 CPU, 1 GPU)); lower tiers.sensor.resources or the "
+        "number of clients, or add nodes"
     )
 
 
 def test_nodes_of_a_type_that_are_there_count_against_its_limit() -> None:
-    full = Node({"CPU": 4.0, "GPU": 1.0, "memory": 1e9, "node:10.0.0.1": 1.0}, {"CPU": 4.0, "GPU": 0.0}, {})
+    full = Node({"CPU": 4.0, "GPU": 1.0, "memory": 1e9, "node:10.0.0.1": 1.0}, {"CPU": 4.0, "GPU": 0.0}, {"zone": "a"})
     verdict = only([ask(GPU=1)], [full], can_add(GPU))
-    assert str(verdict) == "waits for what others use now (1 of 1)"
+    assert str(verdict) == "waits for room that others take now (1 of 1)"
 
 
 def test_the_limit_of_all_nodes_together() -> None:
-    assert "up to 3 of type sensor" in never([ask(CPU=2, sensor=2)] * 2, [], can_add(SENSOR, most=1))
+    assert "could come: 3 of type sensor" in never([ask(CPU=2, sensor=2)] * 2, [], can_add(SENSOR, most=1))
+
+
+# What a rule of thumb must not get wrong
+
+
+def test_what_others_use_is_not_reckoned_twice_with_what_can_come() -> None:
+    busy = Node({"CPU": 4}, {"CPU": 0}, {})
+    one_more = can_add(NodeType("plain", {"CPU": 4}, {}, most=2), most=2)
+    verdict = only([ask(CPU=1)] * 8, [busy], one_more)
+    assert verdict.never is None
+    assert str(verdict) == "waits for 1 more node of type plain, room that others take now (4 of 8)"
+
+
+def test_who_needs_no_label_leaves_the_labelled_node_to_those_who_do() -> None:
+    nodes = [node({"zone": "h"}, CPU=1, memory=1e9), node(CPU=1, memory=1e9)]
+    asked = [ask("sensor", CPU=1, memory=1e6), ask("hub", CPU=1, labels={"zone": "h"})]
+    assert [str(verdict) for verdict in assess(asked, nodes, Growth())] == ["fits", "fits"]
+
+
+def test_a_packing_that_is_not_found_is_not_called_impossible() -> None:
+    assert only([ask(CPU=2), ask(CPU=1.5), ask(CPU=1.5)], [node(CPU=3), node(CPU=2)]).never is None
+
+
+def test_tiers_that_share_a_node_that_must_come_both_wait_for_it() -> None:
+    big = NodeType("big", {"CPU": 4}, {}, most=1)
+    asked = [ask("sensor", CPU=1), ask("servers", CPU=1)]
+    assert [str(v) for v in assess(asked, [], can_add(big))] == ["waits for 1 more node of type big"] * 2
+
+
+def test_types_of_equal_size_are_told_apart_by_their_gpu() -> None:
+    t4 = NodeType("t4", {"CPU": 4, "GPU": 1, "accelerator_type:T4": 1}, {}, most=1)
+    a10 = NodeType("a10", {"CPU": 4, "GPU": 1, "accelerator_type:A10G": 1}, {}, most=1)
+    there = Node(a10.resources, {"CPU": 0, "GPU": 0}, {})
+    verdict = only([ask(GPU=1, **{"accelerator_type:T4": 0.001})], [there], can_add(t4, a10))
+    assert str(verdict) == "waits for 1 more node of type t4"
+    verdict = only([ask(GPU=1, **{"accelerator_type:A10G": 0.001})], [there], can_add(t4, a10))
+    assert str(verdict) == "waits for room that others take now (1 of 1)"

@@ -265,12 +265,15 @@ def test_a_type_without_a_limit_of_its_own_has_that_of_all(tmp_path: Path) -> No
             NodeType("many", {"CPU": 8, "GPU": 1}, {}, most=5),
         ),
         most_nodes=5,
+        head=Node({"CPU": 0}, {"CPU": 0}),
     )
 
 
 def test_a_raycluster_is_found_among_documents(tmp_path: Path) -> None:
     assert read_growth(written(tmp_path, RAYCLUSTER)) == Growth(
-        types=(NodeType("few", {"CPU": 2, "memory": 2**30}, {}, most=2),), most_nodes=2
+        types=(NodeType("few", {"CPU": 2, "memory": 2**30}, {}, most=2),),
+        most_nodes=2,
+        head=Node({"CPU": 0}, {"CPU": 0}),
     )
 
 

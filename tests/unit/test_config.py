@@ -273,3 +273,33 @@ def test_a_bad_value_in_a_file_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("tiers: [{name: a, clients: 0, cut: stem}]", encoding="utf-8")
     assert file_message(path) == f"{path}: tiers.0.clients is 0: should be greater than or equal to 1"
+
+
+@pytest.mark.parametrize("selector", ["a b", "in(a", "!", "in()", "-a"])
+def test_a_label_selector_that_ray_cannot_read(selector: str) -> None:
+    tier = {"name": "a", "clients": 1, "cut": 1, "resources": {"label_selector": {"zone": selector}}}
+    with pytest.raises(ConfigError, match=r"label_selector has zone: "):
+        load_config({"tiers": [tier]})
+
+
+@pytest.mark.parametrize("selector", ["a", "!a", "in(a,b)", "!in(a, b)", "eu-west.1_x"])
+def test_a_label_selector_that_ray_can_read(selector: str) -> None:
+    tier = {"name": "a", "clients": 1, "cut": 1, "resources": {"label_selector": {"hsee.io/zone": selector}}}
+    assert load_config({"tiers": [tier]}).tiers[0].resources.label_selector == {"hsee.io/zone": selector}
+
+
+@pytest.mark.parametrize("name", ["servers", "aggregator"])
+def test_a_tier_is_not_called_like_the_runs_own_actors(name: str) -> None:
+    with pytest.raises(ConfigError, match="is what the run itself calls actors"):
+        load_config({"tiers": [{"name": name, "clients": 1, "cut": 1}]})
+
+
+def test_a_dropped_client_cannot_leave_its_server_behind() -> None:
+    with pytest.raises(ConfigError, match="use wait, or another placement"):
+        load_config(
+            {
+                "tiers": [{"name": "a", "clients": 1, "cut": 1}],
+                "cluster": {"placement": "colocate"},
+                "failures": {"on_lost_client": "drop"},
+            }
+        )

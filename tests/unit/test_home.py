@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from hsee_ray.config_files import load_config
 from hsee_ray.errors import ConfigError, RunError, UserError
 from hsee_ray.home import RunHome, run_place
-from hsee_ray.storage import Storage
+from hsee_ray.storage import Storage, join
 
 CONFIG = load_config({"tiers": [{"name": "sensor", "clients": 1, "cut": "stem"}]})
 
@@ -40,6 +42,16 @@ def write(home: RunHome, **files: str) -> None:
         path.write_text(content)
 
 
+def told(home: RunHome) -> str:
+    """What `send` says when the one before has come to its end."""
+    for _ in range(200):
+        trouble = home.send()
+        if trouble is not None:
+            return trouble
+        time.sleep(0.01)
+    raise AssertionError("nothing was told")
+
+
 def names(kept: Path) -> set[str]:
     return {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()} - {".owner"}
 
@@ -48,9 +60,9 @@ def test_a_directory_is_worked_in_directly(tmp_path: Path) -> None:
     home = RunHome(tmp_path / "run")
     assert (home.local, home.uri, home.shown) == (tmp_path / "run", str(tmp_path / "run"), str(tmp_path / "run"))
     assert home.place("checkpoints") == f"{tmp_path}/run/checkpoints"
-    home.claim()
     home.check_free()
     home.fetch()
+    home.claim()
     assert home.send() is None
     home.send_all()
 
@@ -94,7 +106,7 @@ def test_what_could_not_be_sent_is_told_and_sent_the_next_time(
     with monkeypatch.context() as broken:
         broken.setattr(Storage, "write", lambda *_: (_ for _ in ()).throw(OSError("no route to the bucket")))
         assert home.send() is None
-        assert home.send() == "no route to the bucket"
+        assert told(home) == "no route to the bucket"
         with pytest.raises(OSError, match="no route"):
             home.send_all()
     assert names(kept) == set()
@@ -125,7 +137,7 @@ def test_the_newest_process_owns_the_run(uri: str) -> None:
     write(first, tensorboard__e="late")
     first.send()
     with pytest.raises(RunError, match="another process has taken this run over"):
-        first.send()
+        told(first)
     with pytest.raises(RunError, match="another process has taken this run over"):
         first.send_all()
     second.send_all()
@@ -135,6 +147,44 @@ def test_a_new_run_does_not_begin_where_one_is(uri: str) -> None:
     begun(uri).send_all()
     with pytest.raises(ConfigError, match=f"holds a run already; continue that with --resume {uri}"):
         RunHome(uri).check_free()
+
+
+def test_a_directory_has_one_owner_too(tmp_path: Path) -> None:
+    first, second = RunHome(tmp_path), RunHome(tmp_path)
+    first.claim()
+    first.send()
+    second.claim()
+    for send in (first.send, first.send_all, first.check_owner):
+        with pytest.raises(RunError, match="another process has taken this run over"):
+            send()
+    second.send_all()
+
+
+def test_a_slow_storage_holds_no_round_up(uri: str, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = begun(uri, tensorboard__e="round 1")
+    going_on = threading.Event()
+    write_now = Storage.write
+    monkeypatch.setattr(
+        Storage, "write", lambda storage, name, content: going_on.wait(30) and write_now(storage, name, content)
+    )
+    assert home.send() is None
+    write(home, tensorboard__e="round 1 and 2")
+    assert home.send() is None, "it does not wait"
+    assert names(kept) == set()
+    going_on.set()
+    home.send_all()
+    assert (kept / "tensorboard" / "e").read_text() == "round 1 and 2"
+
+
+def test_what_a_uri_says_of_its_store_stays_at_its_end() -> None:
+    assert join("s3://bucket/runs?region=eu-1", "night-1", "final") == "s3://bucket/runs/night-1/final?region=eu-1"
+    assert join("s3://bucket/runs/", "night-1") == "s3://bucket/runs/night-1"
+    assert join("/mnt/what?", "a") == "/mnt/what?/a"
+
+
+def test_a_uri_with_one_slash_is_no_directory() -> None:
+    with pytest.raises(UserError, match="a URI has two slashes"):
+        RunHome(Path("s3://bucket/night"))
 
 
 def test_there_is_no_run_to_resume(uri: str) -> None:
@@ -153,5 +203,9 @@ def test_the_storage_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HSEE_STORAGE", raising=False)
     assert run_place(CONFIG, "a", submitted=False) == "runs/a"
     assert run_place(CONFIG, "a", submitted=True) == f"{Path.home()}/hsee-ray/runs/a"
+    monkeypatch.setenv("HSEE_STORAGE", "mine")
+    assert run_place(CONFIG, "a", submitted=False) == "mine/a"
+    with pytest.raises(ConfigError, match="lies in the job's working directory, which Ray removes"):
+        run_place(CONFIG, "a", submitted=True)
     monkeypatch.setenv("HSEE_STORAGE", "s3://bucket/runs/")
     assert run_place(CONFIG, "a", submitted=True) == "s3://bucket/runs/a"

@@ -34,7 +34,7 @@ class Aggregator:
         return presence_here("cpu")
 
     def hold(self, *objects: Any) -> None:
-        """Has them copied to this node: then they outlive the one that they are on."""
+        """Has them copied to this node, where they are found when the one that they were on is gone."""
 
     def average(
         self, groups: tuple[tuple[Copy, ...], ...], sources: tuple[ModelId, ...], *snapshots: Sealed[Snapshot]

@@ -39,22 +39,22 @@ def main(config_file: str, run_dir: str) -> None:
             features.append((work.client, ref))
         return submit(stage, work, ref, report)
 
-    def trained(samples: int) -> None:
-        """A piece of training is done: the oldest features have been where they were to go."""
-        client, ref = features.pop(0)
-        where = ray.experimental.get_object_locations([ref])[ref]["node_ids"]
-        paths.add((client, tuple(sorted(names[node] for node in where))))
-
     TrainingStage.server_call = recorded  # type: ignore[method-assign]
     where: dict[str, str] = {}
 
     def finished_round(report: Any) -> None:
+        """All features of the round have been where they were to go."""
+        found = ray.experimental.get_object_locations([ref for _, ref in features])
+        paths.update(
+            (client, tuple(sorted(names[node] for node in found[ref]["node_ids"]))) for client, ref in features
+        )
+        features.clear()
         team = teams[0]
-        found = ray.get([team.presences[member] for member in team.models], timeout=60)
-        where.update({team.label(member): names[one.node_id] for member, one in zip(team.models, found, strict=True)})
+        present = ray.get([team.presences[member] for member in team.models], timeout=60)
+        where.update({team.label(member): names[one.node_id] for member, one in zip(team.models, present, strict=True)})
 
     try:
-        listener = Listener(assembled=teams.append, trained=trained, finished_round=finished_round)
+        listener = Listener(assembled=teams.append, finished_round=finished_round)
         finished = run(load_config(config_file), Path(run_dir), listener)
         digest = finished.summary["weights_sha256"]
         print(json.dumps({"digest": digest, "where": where, "paths": sorted(paths)}))

@@ -89,7 +89,7 @@ class Attendance:
         placed = placed_actors(self.team.actors)
         waiting = self.waiting
         starting = sum(member in placed for member in waiting)
-        pending = Counter(self._group(member) for member in waiting if member not in placed)
+        pending = Counter(self._group(m) for m in waiting if m not in placed and not isinstance(m, str))
         of = Counter(self._group(member) for member in self.team.actors)
         text = f"{len(self.present)} of {len(self.team.actors)} actors are here, {starting} starting"
         listed = ", ".join(f"{n} of {of[group]} {group[0]} ({group[1]})" for group, n in pending.items())

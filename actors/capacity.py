@@ -356,7 +356,7 @@ def _why_never(
     asked = "; ".join(text(request) for request in bundle)
     together = " together on one node" if len(bundle) > 1 else ""
     if not any(place.has_room(bundle) for place in places):
-        return f"{who} asks for {asked}{together}, and {_nearest(bundle, places)}; lower {keys}, or add such a node"
+        return f"{who} asks for {asked}{together}, and {_nearest(bundle, places)}; change {keys}, or add such a node"
     return (
         f"{who} ({asked}) finds no room beside the others of {len(requests)} actors, which ask for "
         f"{', '.join(_amount(name, amount) for name, amount in short.items())} where it could be "

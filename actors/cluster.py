@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +18,7 @@ from ray.exceptions import AuthenticationError
 from actors.capacity import Growth, Request, assess, take_gpus
 from actors.keeper import kept_processes
 from actors.node_types import read_growth
-from actors.whereabouts import living_nodes, may_grow
+from actors.whereabouts import knock, living_nodes, may_grow
 from hsee_ray.config import ClusterConfig
 from hsee_ray.errors import ResourceError
 
@@ -47,7 +46,7 @@ def connected(config: ClusterConfig, requests: Sequence[Request], tell: Tell) ->
         if address is None:
             config = config.model_copy(update={"node_types": None})
             requests = [replace(request, label_selector={}) for request in requests]
-        start(address, requests)
+        start(address, requests, "cluster.address" if config.address else "$RAY_ADDRESS")
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own in its place
         try:
@@ -62,8 +61,11 @@ def address_of(config: ClusterConfig) -> str | None:
     return config.address or os.environ.get("RAY_ADDRESS")
 
 
-def start(address: str | None, requests: Sequence[Request]) -> None:
-    """Connects to a cluster, or starts a local Ray that can hold the requests. Raises ResourceError."""
+def start(address: str | None, requests: Sequence[Request], named_by: str) -> None:
+    """Connects to a cluster that `named_by` names, or starts a local Ray that can hold the requests.
+
+    Raises ResourceError.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Results of calls that were given up are dropped with their errors; the one that matters is raised.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
@@ -72,7 +74,7 @@ def start(address: str | None, requests: Sequence[Request]) -> None:
     if address is None:
         _start_local(local_resources(requests))
     else:
-        _join(address)
+        _join(address, named_by)
 
 
 def _mute_obituaries() -> None:
@@ -92,29 +94,23 @@ def _start_local(resources: dict[str, float]) -> None:
     )
 
 
-def _join(address: str) -> None:
+def _join(address: str, named_by: str) -> None:
     try:
-        _knock(address)
+        _, colon, port = address.rpartition(":")
+        if colon and port.isdigit() and "://" not in address:
+            knock(address, KNOCK_S)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except AuthenticationError as error:
-        reason = str(error).splitlines()[0]
+    except (PermissionError, AuthenticationError) as error:
         raise ResourceError(
-            f"cluster.address is {address!r}: the cluster asks for another token ({reason}); put the one that it was "
-            "started with into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            f"{named_by} is {address!r}: the cluster asks for a token; export RAY_AUTH_MODE=token, and put the token "
+            "of the cluster into ~/.ray/auth_token or RAY_AUTH_TOKEN"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ResourceError(
-            f"cluster.address is {address!r}: no Ray cluster answers there ({reason}); "
-            "start one, set cluster.address=null for a local one, or give RAY_AUTH_TOKEN the token that it asks for"
+            f"{named_by} is {address!r}: no Ray cluster answers there ({reason}); give HOST:PORT of its head, usually "
+            "port 6379 (8265 is for jobs), or start one"
         ) from error
-
-
-def _knock(address: str) -> None:
-    """Raises OSError when nobody listens at HOST:PORT: Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "://" not in address:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 def local_resources(requests: Sequence[Request]) -> dict[str, float]:

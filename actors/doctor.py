@@ -80,9 +80,9 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
     if address is None and growth is not None:
         can_add = read_growth(Path(growth))
         nodes = [] if can_add.head is None else [can_add.head]
-        storage = _own_storage(_storage_uri(config))
         verdicts = assess(asked, nodes, can_add)
-        return Diagnosis(f"{growth}, with its head alone", has_text(nodes, can_add), verdicts, [storage])
+        where = f"{growth}, with its head alone"
+        return Diagnosis(where, has_text(nodes, can_add), verdicts, [_unedited(Path(growth)), *_named_storage(config)])
     if address is None:
         here = [replace(request, label_selector={}) for request in asked]
         room = {**local_resources(here), "memory": float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))}
@@ -200,6 +200,22 @@ def _own_storage(uri: str) -> Check:
     except (OSError, UserError) as error:
         return Check("storage", "bad", _unwritable(uri, error))
     return Check("storage", "well" if sees else "bad", f"{uri} is written to and read on this machine")
+
+
+def _named_storage(config: Config) -> list[Check]:
+    """A look at the storage of a run on a cluster that is not there yet, if it is known here."""
+    if config.storage.uri is None and "HSEE_STORAGE" not in os.environ:
+        return []
+    return [_own_storage(_storage_uri(config))]
+
+
+def _unedited(file: Path) -> Check:
+    """Whether somebody has gone through a file that was shipped with names to be filled in."""
+    left = [number for number, line in enumerate(file.read_text().splitlines(), 1) if "change-me" in line.lower()]
+    if not left:
+        return Check("file", "well", f"{file} has no name left to fill in")
+    lines = ", ".join(map(str, left))
+    return Check("file", "slow", f"{file} still says CHANGE-ME (line {lines}): fill in your own before it goes up")
 
 
 def _unwritable(uri: str, error: Exception) -> str:

@@ -7,12 +7,33 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import grpc
 import ray
 import ray._private.state
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.actor import ActorHandle
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from actors.capacity import Node
+
+
+def knock(address: str, timeout_s: float) -> None:
+    """Asks whether a Ray cluster answers at HOST:PORT: joining one that does not, Ray would try for minutes.
+
+    Raises ConnectionError, or PermissionError when it asks for another token.
+    """
+    channel = init_grpc_channel(address)
+    try:
+        alive = NodeInfoGcsServiceStub(channel).CheckAlive  # type: ignore[no-untyped-call]
+        alive(CheckAliveRequest(), timeout=timeout_s, wait_for_ready=True)
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise PermissionError(error.details()) from None
+        raise ConnectionError(f"nothing within {timeout_s:g} s") from None
+    finally:
+        channel.close()
 
 
 def process_of(actor: ActorHandle[Any]) -> int | None:

@@ -32,8 +32,7 @@ class RunHome:
 
     def __init__(self, place: str | Path) -> None:
         """`place` is a directory, or a URI such as s3://bucket/runs/name. Raises UserError for an unknown URI."""
-        if not is_uri(str(place)) and ":/" in str(place):
-            raise UserError(f"{place}: is no directory, and a URI has two slashes; write it as s3://bucket/runs/name")
+        _check_slashes(str(place))
         self.remote = Storage.at(str(place)) if is_uri(str(place)) else None
         if self.remote is None:
             self.local = Path(place)
@@ -190,6 +189,7 @@ def run_place(config: Config, name: str, submitted: bool) -> str:
     """
     named = config.storage.uri or os.environ.get("HSEE_STORAGE")
     storage = named or (str(Path.home() / "hsee-ray" / "runs") if submitted else "runs")
+    _check_slashes(storage)
     if not is_uri(storage):
         storage = os.path.expanduser(storage)
         if submitted and not os.path.isabs(storage):
@@ -198,6 +198,12 @@ def run_place(config: Config, name: str, submitted: bool) -> str:
                 "absolute path"
             )
     return join(storage, name) if name else storage
+
+
+def _check_slashes(place: str) -> None:
+    """Raises UserError for a URI that would be taken for a directory."""
+    if not is_uri(place) and ":/" in place:
+        raise UserError(f"{place}: is no directory, and a URI has two slashes: s3://bucket/runs")
 
 
 def _stamp(path: Path) -> tuple[int, int]:

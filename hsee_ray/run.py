@@ -194,6 +194,8 @@ def load_run(path: str | Path) -> Run:
     Raises UserError when it is no run directory or the run has not finished, DataError when its summary is
     damaged.
     """
+    if ":/" in str(path):
+        raise UserError(f"{path}: is a URI; copy the run into a directory first, and give that")
     path = Path(path)
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path}: is no run directory (it has no {CONFIG_FILE}); give the directory of a run")

@@ -34,9 +34,12 @@ def _diagnose_and_print(options: argparse.Namespace) -> int:
 
     found = diagnose(config, options.cluster_yaml)
     print(f"{options.config} on {found.where}\n{found.has}\n")
-    rows = [[v.tier, str(v.actors), v.asks, str(v)] for v in found.verdicts]
+    rows = [[v.tier, str(v.actors), v.asks, str(v) if v.never is None else "can never fit"] for v in found.verdicts]
     print(align([["tier", "actors", "each asks for", "verdict"], *rows]))
     print()
+    for verdict in found.verdicts:
+        if verdict.never is not None:
+            print(f"{MARKS['bad']:<8} {verdict.tier}: {verdict.never}")
     for check in found.checks:
         print(f"{MARKS[check.finding]:<8} {check.what}: {check.text}")
     if found.hopeless:

@@ -146,7 +146,7 @@ def never(requests: list[Request], nodes: list[Node], growth: Growth | None = No
 
 def test_a_resource_of_which_no_node_has_enough() -> None:
     assert never([ask(CPU=8)], [node(CPU=2)], can_add(SENSOR, GPU)) == (
-        "client of tier sensor asks for 8 CPU, and no node has 8 CPU (the most is 4 CPU); lower "
+        "client of tier sensor asks for 8 CPU, and no node has 8 CPU (the most is 4 CPU); change "
         "tiers.sensor.resources, or add such a node"
     )
 

@@ -20,6 +20,7 @@ from actors.recovery import Event
 from actors.whereabouts import draining_nodes, placed_actors
 
 LOOK_S = 1.0
+GLANCE_S = 0.02
 TELL_S = 10.0
 """Seconds between two lines about who waits."""
 
@@ -106,7 +107,8 @@ class Attendance:
         unknown = {ref: member for member, ref in refs.items() if member not in self._asked}
         if not unknown:
             return
-        ready, _ = ray.wait(list(unknown), num_returns=len(unknown), timeout=0)
+        # Without a moment's patience Ray overlooks answers that are there.
+        ready, _ = ray.wait(list(unknown), num_returns=len(unknown), timeout=GLANCE_S)
         for ref in ready:
             member = unknown[ref]
             try:

@@ -365,7 +365,7 @@ def _why_never(
 
 
 def has_text(nodes: Sequence[Node], growth: Growth) -> str:
-    """What there is and what could come, one line: `nodes: 2 of 4 CPU; could come: 3 of type gpu (8 CPU, 1 GPU)`."""
+    """What there is and what could come, one line: `nodes: 2 with 4 CPU, could come: 3 of type gpu (1 GPU)`."""
     kinds = Counter(", ".join([*_amounts(node.total), *_labels(node.labels)]) or "nothing" for node in nodes)
     there = "; ".join(f"{count} with {kind}" for kind, count in kinds.items()) or "none"
     types = "; ".join(f"{t.most} of type {t.name} ({', '.join(_amounts(t.resources))})" for t in growth.types)

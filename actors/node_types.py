@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from actors.capacity import Growth, Node, NodeType
+from hsee_ray.config_files import read_text
 from hsee_ray.errors import ConfigError
 
 REMEDY = "give cluster.node_types the cluster.yaml of `ray up`, or a KubeRay RayJob or RayCluster"
@@ -42,12 +43,7 @@ def read_growth(path: Path) -> Growth:
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not a text file; {REMEDY}") from None
+    text = read_text(path, REMEDY)
     try:
         return [document for document in yaml.safe_load_all(text) if isinstance(document, dict)]
     except yaml.YAMLError as error:

@@ -192,8 +192,7 @@ class Team:
     def _create(self, member: Member) -> None:
         place = self._place(member)
         if isinstance(member, str):
-            arguments: tuple[Any, ...] = (self.setup.config.training, self.origin)
-            actor = _actor(Aggregator, place, *arguments)
+            actor = _actor(Aggregator, place, self.setup.config.training, self.origin)
         elif member.side == "server":
             served = self.served if self.shared_server else (member.number,)
             actor = _actor(ServerActor, place, self.setup_ref, served, self.origin)

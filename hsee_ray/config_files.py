@@ -44,13 +44,18 @@ def _plain_copy(value: Any) -> Any:
     return value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_text(path: Path, remedy: str) -> str:
+    """Content of a text file. Raises ConfigError, which ends in the remedy, when it cannot be read or is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a YAML file with --config") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not a text file; give a YAML file with --config") from None
+        raise ConfigError(f"{path}: is not a text file; {remedy}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_text(path, "give a YAML file with --config")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from actors.origin import Origin
 from actors.presence import Presence, presence_here
+from actors.recipe import Takes
 from actors.sealed import Sealed, seal
-from actors.shards import as_now, read_snapshot, write_shard, write_snapshot
+from actors.shards import as_now, picked, read_snapshot, write_shard, write_snapshot
 from hsee_ray.aggregation import Copy, ModelId, average_units
 from hsee_ray.checkpoint import FileEntry
 from hsee_ray.config import TrainingConfig
 from hsee_ray.snapshot import Snapshot
-from hsee_ray.state import UnitState, named_tensors
+from hsee_ray.state import ModelState, named_tensors
 from hsee_ray.weights import write_model
 
 
@@ -37,43 +39,37 @@ class Aggregator:
         """Has them copied to this node, where they are found when the one that they were on is gone."""
 
     def average(
-        self, groups: tuple[tuple[Copy, ...], ...], sources: tuple[ModelId, ...], *snapshots: Sealed[Snapshot]
-    ) -> tuple[Sealed[UnitState] | None, ...]:
-        """One average for every group of copies, and nothing for the driver to wait for.
+        self, groups: Mapping[str, tuple[Copy, ...]], sources: tuple[ModelId, ...], *snapshots: Sealed[Snapshot]
+    ) -> tuple[Sealed[ModelState], None]:
+        """The average of every group of copies by its key, and nothing for the driver to wait for.
 
         `snapshots` are those of `sources`.
         """
         by_model = {model: snapshot.payload.units for model, snapshot in zip(sources, snapshots, strict=True)}
-        averages = [
-            seal(
-                average_units(
-                    [by_model[copy.model][copy.unit] for copy in copies],
-                    [copy.weight for copy in copies],
-                    statistics=self.statistics,
-                    optimizer=self.optimizer,
-                )
+        averages = {
+            key: average_units(
+                [by_model[copy.model][copy.unit] for copy in copies],
+                [copy.weight for copy in copies],
+                statistics=self.statistics,
+                optimizer=self.optimizer,
             )
-            for copies in groups
-        ]
-        return (*averages, None)
+            for key, copies in groups.items()
+        }
+        return seal(averages), None
 
-    def write_averages(self, uri: str, name: str, keys: tuple[str, ...], *averages: Sealed[UnitState]) -> FileEntry:
+    def write_averages(self, uri: str, name: str, takes: Takes, *averages: Sealed[ModelState]) -> FileEntry:
         """Writes the newest averages, by key, as one file of a checkpoint."""
-        by_key = {key: average.payload for key, average in zip(keys, averages, strict=True)}
-        return write_snapshot(uri, name, Snapshot(by_key))
+        return write_snapshot(uri, name, Snapshot(picked(takes, averages)))
 
-    def read_averages(
-        self, uri: str, name: str, entry: FileEntry, keys: tuple[str, ...]
-    ) -> tuple[Sealed[UnitState] | None, ...]:
-        """Averages of a checkpoint in the order of the keys, by reference, and nothing for the driver to wait for."""
-        units = read_snapshot(uri, name, entry).units
-        return (*(seal(units[key]) for key in keys), None)
+    def read_averages(self, uri: str, name: str, entry: FileEntry) -> tuple[Sealed[ModelState], None]:
+        """Averages of a checkpoint by key, by reference, and nothing for the driver to wait for."""
+        return seal(read_snapshot(uri, name, entry).units), None
 
     def write_shard(
-        self, uri: str, name: str, units: tuple[str, ...], snapshot: Sealed[Snapshot], *averages: Sealed[UnitState]
+        self, uri: str, name: str, snapshot: Sealed[Snapshot], takes: Takes, *averages: Sealed[ModelState]
     ) -> FileEntry:
         """Writes a model's file of a checkpoint when its own actor cannot."""
-        return write_shard(uri, name, units, snapshot, averages, self.reset)
+        return write_shard(uri, name, snapshot, takes, averages, self.reset)
 
     def read_shard(self, uri: str, name: str, entry: FileEntry) -> tuple[Sealed[Snapshot], None]:
         """A model's file of a checkpoint, by reference, when its own actor cannot read it."""
@@ -83,10 +79,10 @@ class Aggregator:
         self,
         directory: str,
         stem: str,
-        units: tuple[str, ...],
         snapshot: Sealed[Snapshot],
-        *averages: Sealed[UnitState],
+        takes: Takes,
+        *averages: Sealed[ModelState],
     ) -> tuple[str, ...]:
         """Writes a client's final file when the client cannot; returns its digest lines."""
-        state = as_now(units, snapshot, averages, self.reset)
+        state = as_now(snapshot, takes, averages, self.reset)
         return write_model(directory, stem, named_tensors(state.units))

@@ -59,6 +59,7 @@ class Attendance:
             return
         self._next_look = now + LOOK_S
         self._take_arrivals(round_number)
+        self.team.start_more(len(self.present))
         self._take_leavings(round_number)
         if self.waiting and now >= self._next_tell:
             self._next_tell = now + TELL_S
@@ -70,7 +71,7 @@ class Attendance:
     @property
     def waiting(self) -> list[Member]:
         """Actors that the run needs and of which no word has come yet."""
-        return [member for member in self.team.actors if member not in self.present and not self.is_missing(member)]
+        return [member for member in self.team.members() if member not in self.present and not self.is_missing(member)]
 
     @property
     def leaving(self) -> set[Member]:
@@ -90,9 +91,10 @@ class Attendance:
         placed = placed_actors(self.team.actors)
         waiting = self.waiting
         starting = sum(member in placed for member in waiting)
-        pending = Counter(self._group(m) for m in waiting if m not in placed and not isinstance(m, str))
-        of = Counter(self._group(member) for member in self.team.actors)
-        text = f"{len(self.present)} of {len(self.team.actors)} actors are here, {starting} starting"
+        asked = self.team.actors.keys() - placed
+        pending = Counter(self._group(m) for m in waiting if m in asked and not isinstance(m, str))
+        of = Counter(self._group(member) for member in self.team.members())
+        text = f"{len(self.present)} of {len(self.team.members())} actors are here, {starting} starting"
         listed = ", ".join(f"{n} of {of[group]} {group[0]} ({group[1]})" for group, n in pending.items())
         return f"{text}; waiting for a place: {listed}" if listed else text
 

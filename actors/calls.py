@@ -63,6 +63,10 @@ class Calls(Generic[T]):
         self.under_way[ref] = (member, tag)
         self.since.setdefault(member, time.monotonic())
 
+    def owes(self, member: Member) -> bool:
+        """Whether an actor has not answered everything."""
+        return member in self.since
+
     def forget(self, unwanted: Callable[[Member, T], bool]) -> None:
         """Whatever these calls still give is dropped: the work is done anew."""
         self.under_way = {ref: call for ref, call in self.under_way.items() if not unwanted(*call)}
@@ -74,7 +78,7 @@ class Calls(Generic[T]):
         while True:
             self.stop.check()
             self.attendance.look(self.round_number)
-            for member in self.attendance.leaving & self.since.keys():
+            for member in self._on_leaving_nodes():
                 return self._given_up(member, "drained", "its node is about to go")
             deadlines = {member: since + self._patience_s(member) for member, since in self.since.items()}
             soonest = min(deadlines, key=deadlines.__getitem__)
@@ -95,17 +99,25 @@ class Calls(Generic[T]):
             value = ray.get(ref, timeout=self.team.setup.config.failures.step_timeout_s)
         except RayError as error:
             kind, reason = diagnosis(error)
-            if kind == "died" and member in self.team.unseated:
+            if kind == "died" and self.team.seat_of(member) in self.team.uprooted:
                 kind, reason = "node", "it moves together with the other one of its pair"
             return Answer(tag, member, None, self._failure(member, kind, reason))
-        self.team.started.add(member)
-        self.team.unseated.discard(member)
+        self.team.started.add(self.team.seat_of(member))
+        self.team.uprooted.discard(self.team.seat_of(member))
         return Answer(tag, member, value, None)
+
+    def _on_leaving_nodes(self) -> list[Member]:
+        """Who owes an answer on a node that is about to go."""
+        leaving = self.attendance.leaving
+        return [member for member in self.since if self.team.seat_of(member) in leaving] if leaving else []
+
+    def _has_started(self, member: Member) -> bool:
+        return self.team.seat_of(member) in self.team.started
 
     def _patience_s(self, member: Member) -> float:
         """How long an actor may take for its next answer; the first one also waits for its place and its start."""
         config = self.team.setup.config
-        if member in self.team.started:
+        if self._has_started(member):
             return config.failures.step_timeout_s
         placement_s = config.cluster.placement_timeout_s
         return placement_s + config.failures.step_timeout_s if member in self.placed else placement_s
@@ -113,9 +125,9 @@ class Calls(Generic[T]):
     def _no_answer(self, member: Member) -> Answer[T] | None:
         """What became of a call that has no answer in time; None when its actor has a place and may go on starting."""
         patience_s = self._patience_s(member)
-        if member in self.team.started or member in self.placed:
+        if self._has_started(member) or member in self.placed:
             return self._given_up(member, "hung", f"no answer within {patience_s:g} s")
-        if self.attendance.has_place(member):
+        if self.attendance.has_place(self.team.seat_of(member)):
             self.placed.add(member)
             return None
         reason = f"no node has had room for it within {patience_s:g} s (cluster.placement_timeout_s)"

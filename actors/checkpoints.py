@@ -1,4 +1,4 @@
-"""Checkpoints of a run over actors: each writes and reads its own shard, the driver only what is no tensor."""
+"""Checkpoints of a run over actors: these write and read the shards of models, the driver only what is no tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ray import ObjectRef
 
 from actors.placement import AGGREGATOR, Member
-from actors.recipe import Recipe, RunState
+from actors.recipe import Average, Recipe, RunState, taken
 from actors.rounds import MemberCall, Rounds
 from hsee_ray.aggregation import ModelId
 from hsee_ray.checkpoint import (
@@ -40,8 +40,8 @@ def save_checkpoint(
 ) -> None:
     """Writes the state after the last whole round. It counts when everything else is there: the manifest is last.
 
-    `spread`: every model's actor writes its own file; else the aggregator writes all of them. `check_owner` raises when
-    the run is another process's by then.
+    `spread`: every model's file is written by an actor of its tier; else the aggregator writes all of them.
+    `check_owner` raises when the run is another process's by then.
     """
     state = rounds.whole
     number = state.round_number
@@ -49,10 +49,11 @@ def save_checkpoint(
         return
     directory = directory_of(number)
     keys = tuple(state.averages)
+    takes, averages = taken(state.averages)
 
     def write_averages() -> ObjectRef[Any]:
-        write: Any = rounds.team.actors[AGGREGATOR].write_averages
-        ref: ObjectRef[Any] = write.remote(uri, f"{directory}/{AVERAGES_FILE}", keys, *state.averages.values())
+        write: Any = rounds.team.actor(AGGREGATOR).write_averages
+        ref: ObjectRef[Any] = write.remote(uri, f"{directory}/{AVERAGES_FILE}", takes, *averages)
         return ref
 
     def calls() -> dict[str, MemberCall]:
@@ -75,26 +76,25 @@ def save_checkpoint(
 
 
 def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress) -> RunState:
-    """The state of a checkpoint: every shard is read by its model's actor."""
+    """The state of a checkpoint: every shard is read in an actor of its model's tier."""
     directory = directory_of(manifest.round_number)
     snapshots: dict[ModelId, ObjectRef[Any]] = {}
-    averages: list[ObjectRef[Any]] = []
+    averages: dict[str, Average] = {}
 
     def reader(model: ModelId) -> Member:
-        return AGGREGATOR if rounds.is_missing(model) else model
+        return AGGREGATOR if rounds.is_missing(model) else rounds.neighbour(model)
 
     def read_shard(model: ModelId) -> ObjectRef[Any]:
         file = manifest.shards[model]
-        read: Any = rounds.team.actors[reader(model)].read_shard.options(num_returns=2)
+        actor = rounds.team.actor(rounds.team.seat_of(reader(model)))
+        read: Any = actor.read_shard.options(num_returns=2)
         snapshots[model], nothing = read.remote(uri, f"{directory}/{file}", manifest.files[file])
         return nothing
 
     def read_averages() -> ObjectRef[Any]:
-        read: Any = rounds.team.actors[AGGREGATOR].read_averages.options(num_returns=len(progress.averages) + 1)
-        entry = manifest.files[AVERAGES_FILE]
-        results = read.remote(uri, f"{directory}/{AVERAGES_FILE}", entry, progress.averages)
-        averages[:] = results[:-1]
-        nothing: ObjectRef[Any] = results[-1]
+        read: Any = rounds.team.actor(AGGREGATOR).read_averages.options(num_returns=2)
+        ref, nothing = read.remote(uri, f"{directory}/{AVERAGES_FILE}", manifest.files[AVERAGES_FILE])
+        averages.update({key: Average(ref, key) for key in progress.averages})
         return nothing
 
     def calls() -> dict[Member, MemberCall]:
@@ -107,7 +107,7 @@ def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress)
     return RunState(
         round_number=manifest.round_number,
         recipes={model: Recipe(snapshot) for model, snapshot in snapshots.items()},
-        averages=dict(zip(progress.averages, averages, strict=True)),
+        averages=averages,
         ledger=progress.ledger,
         trained=set(progress.trained),
     )

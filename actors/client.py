@@ -11,17 +11,19 @@ from actors.model_actor import ModelActor
 from actors.origin import Origin
 from actors.sealed import Sealed, seal
 from hsee_ray.answers import ExitAnswers, Part
+from hsee_ray.backbones import Backbone
 from hsee_ray.client import Client, ClientData, Samples
 from hsee_ray.exits import Gate
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.setup import Setup, build_client, mapped_client_data
+from hsee_ray.snapshot import Snapshot
 from hsee_ray.state import named_tensors
 from hsee_ray.weights import write_model
 from hsee_ray.wire import Packet
 
 
 class ClientActor(ModelActor):
-    """One client of the fleet in its own process."""
+    """One client of the fleet at a time, in a process of its own."""
 
     side: Client
 
@@ -30,34 +32,34 @@ class ClientActor(ModelActor):
         setup: Setup,
         number: int,
         origin: Origin | None = None,
-        train: Samples | None = None,
-        test: Samples | None = None,
-        calibration: Samples | None = None,
+        **samples: Samples,
     ) -> None:
-        """`origin` is what it must find here; without images it maps them from this machine's image files."""
-        self.setup = setup
-        self.number = number
+        """`origin` is what it must find here; `samples` are as `client_data` takes them."""
         self.device = prepare_process(setup.config.training, setup.fleet.clients[number].resources, origin)
-        if train is None or test is None or calibration is None:
-            self.data = mapped_client_data(setup, number)
-        else:
-            self.data = ClientData(train, test, calibration, setup.files.class_names, setup.mean_C, setup.std_C)
-        super().__init__()
+        self.data = client_data(setup, number, **samples)
+        super().__init__(setup, number)
 
     def __repr__(self) -> str:
         """What Ray's dashboard calls it."""
         spec = self.setup.fleet.clients[self.number]
         return f"client {spec.label} ({spec.tier})"
 
-    def build(self) -> Client:
-        return build_client(self.setup, self.number, self.data, self.device)
+    def build(self, backbone: Backbone) -> Client:
+        return build_client(self.setup, self.number, self.data, self.device, backbone)
+
+    def move_in(self, number: int, **data: Samples) -> None:
+        super().move_in(number)
+        self.data = client_data(self.setup, number, **data)
 
     def train(
-        self, round_number: int, first: int, last: int, after: object = None
-    ) -> tuple[Sealed[Packet], TrainReport]:
-        """Steps first..last-1 of a round: their features for the server, and the report for the driver."""
+        self, round_number: int, first: int, last: int, record: bool, after: object = None
+    ) -> tuple[Sealed[Packet], Sealed[Snapshot] | None, TrainReport]:
+        """Steps first..last-1 of a round: their features for the server, and the report for the driver.
+
+        Between them the state after the steps, if it is to be recorded.
+        """
         packet, report = self.side.train(round_number, first, last)
-        return seal(packet), report
+        return seal(packet), self.recorded(record), report
 
     def evaluate(self, first: int, last: int, after: object = None) -> tuple[Sealed[Packet], EvaluationReport | None]:
         """Test samples first..last-1: features for the server, or this client's own report at cut L."""
@@ -74,6 +76,19 @@ class ClientActor(ModelActor):
     def save(self, directory: str, after: object = None) -> tuple[str, ...]:
         """Writes the model file; returns its digest lines."""
         return write_model(directory, self.side.spec.client_file, named_tensors(self.side.model.state()))
+
+
+def client_data(
+    setup: Setup,
+    number: int,
+    train: Samples | None = None,
+    test: Samples | None = None,
+    calibration: Samples | None = None,
+) -> ClientData:
+    """A client's data over images that it is given; without any, mapped from this machine's image files."""
+    if train is None or test is None or calibration is None:
+        return mapped_client_data(setup, number)
+    return ClientData(train, test, calibration, setup.files.class_names, setup.mean_C, setup.std_C)
 
 
 def own_rows(samples: Samples) -> Samples:

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -18,11 +18,16 @@ from ray.exceptions import AuthenticationError
 from actors.capacity import Growth, Request, assess, take_gpus
 from actors.keeper import kept_processes
 from actors.node_types import read_growth
-from actors.whereabouts import knock, living_nodes, may_grow
-from hsee_ray.config import ClusterConfig
+from actors.placement import requests
+from actors.seats import SERVERS, Seating, decide_seating
+from actors.whereabouts import free_memory, knock, living_nodes, may_grow
+from hsee_ray.config import ClusterConfig, Config
 from hsee_ray.errors import ResourceError
+from hsee_ray.fleet import Fleet
 
 KNOCK_S = 10.0
+LOCAL_SHARE = 0.6
+"""Share of this machine's free memory for actors; the rest is for the object store and for what they compute."""
 
 Tell = Callable[[str, str], None]
 """Takes who something is about, and what."""
@@ -54,6 +59,59 @@ def connected(config: ClusterConfig, requests: Sequence[Request], tell: Tell) ->
             yield address is None
         finally:
             ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a run computes."""
+
+    local: bool
+    """On a Ray of this run's own, where every actor sees this machine's files."""
+    seating: Seating
+    at_once: int
+    """Clients that compute at the same time."""
+    cores: int | None = None
+    """Of the one machine that all actors share; None: Ray has given each its own."""
+
+    @property
+    def at_a_time(self) -> int | None:
+        """How many actors start at a time: one for every core, which is busy loading torch; None: all."""
+        return None if self.cores is None else max(2, self.cores)
+
+
+@contextmanager
+def seated(config: Config, fleet: Fleet, tell: Tell) -> Iterator[Site]:
+    """Connects to Ray for the length of the block, and decides how many actors the models of a run share.
+
+    Tells of tiers that must wait for nodes. Raises ResourceError as `connected` does.
+    """
+    if ray.is_initialized() or address_of(config.cluster) is not None:
+        with connected(config.cluster, [], tell):
+            site = joined_site(config, fleet)
+            check_room(config.cluster, requests(config, fleet, site.seating), tell)
+            yield site
+        return
+    site = local_site(config, fleet)
+    with connected(config.cluster, requests(config, fleet, site.seating), tell):
+        yield site
+
+
+def local_site(config: Config, fleet: Fleet) -> Site:
+    """A run on a Ray of its own: as many clients at once as there are cores."""
+    cores = os.cpu_count() or 1
+    at_once = config.cluster.concurrent or cores
+    seating = decide_seating(config, fleet, int(LOCAL_SHARE * free_memory()), at_once)
+    return Site(True, seating, at_once, max(cores, at_once))
+
+
+def joined_site(config: Config, fleet: Fleet) -> Site:
+    """A run on the connected cluster: every client that has a seat computes, as Ray has given it room for that."""
+    nodes = living_nodes()
+    memory, cores = (sum(node.total.get(name, 0.0) for node in nodes) for name in ("memory", "CPU"))
+    at_once = config.cluster.concurrent
+    seating = decide_seating(config, fleet, None if may_grow() else int(memory), at_once or max(1, int(cores)))
+    clients = sum(count for pool, count in seating.seats.items() if pool != SERVERS)
+    return Site(False, seating, at_once or clients)
 
 
 def address_of(config: ClusterConfig) -> str | None:

@@ -8,6 +8,7 @@ import torch
 
 from actors.origin import Origin
 from actors.presence import presence_here
+from hsee_ray.allocator import keep_freed_memory
 from hsee_ray.config import ResourcesConfig, TrainingConfig
 from hsee_ray.errors import RunError
 
@@ -20,6 +21,7 @@ def prepare_process(training: TrainingConfig, resources: ResourcesConfig, origin
     if origin is not None:
         origin.check(presence_here("").node)
     torch.set_num_threads(training.threads)
+    keep_freed_memory()
     if resources.num_gpus == 0 and training.device != "cuda":
         # Ray shows every GPU to an actor that asked for none. torch looks for them when it first needs one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

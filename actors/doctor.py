@@ -16,11 +16,13 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.capacity import Growth, Node, Verdict, assess, has_text
-from actors.cluster import Tell, address_of, connected, growth_of, local_resources
+from actors.cluster import Site, Tell, address_of, connected, growth_of, joined_site, local_resources, local_site
 from actors.node_report import SHM, NodeReport, look_at_node
 from actors.node_types import read_growth
 from actors.origin import REMEDY, difference, versions
 from actors.placement import requests
+from actors.rounds import window_batches
+from actors.seats import decide_seating
 from actors.whereabouts import living_nodes, node_ids, submission_id
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
 from hsee_ray.config import Config, DataConfig
@@ -72,7 +74,6 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
     """
     backbone = build_backbone(config.model, _image_shape(config.data), 10, config.seed)
     fleet = build_fleet(config, tuple(backbone.units))
-    asked = requests(config, fleet)
     if cluster_yaml is not None:
         named = config.cluster.model_copy(update={"node_types": str(cluster_yaml)})
         config = config.model_copy(update={"cluster": named})
@@ -80,10 +81,11 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
     if address is None and growth is not None:
         can_add = read_growth(Path(growth))
         nodes = [] if can_add.head is None else [can_add.head]
-        verdicts = assess(asked, nodes, can_add)
+        verdicts = assess(requests(config, fleet, decide_seating(config, fleet, None, 1)), nodes, can_add)
         where = f"{growth}, with its head alone"
         return Diagnosis(where, has_text(nodes, can_add), verdicts, [_unedited(Path(growth)), *_named_storage(config)])
     if address is None:
+        asked = requests(config, fleet, local_site(config, fleet).seating)
         here = [replace(request, label_selector={}) for request in asked]
         room = {**local_resources(here), "memory": float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))}
         return Diagnosis(
@@ -93,14 +95,14 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
             [_own_storage(_storage_uri(config))],
         )
     with connected(config.cluster, [], lambda who, text: None):
-        nodes, can_add = living_nodes(), growth_of(config.cluster)
-        verdicts = assess(asked, nodes, can_add)
+        nodes, can_add, site = living_nodes(), growth_of(config.cluster), joined_site(config, fleet)
+        verdicts = assess(requests(config, fleet, site.seating), nodes, can_add)
         shapes = feature_shapes(backbone, _image_shape(config.data))
         waits = any(verdict.waits for verdict in verdicts)
         checks = [
             _authentication(),
             *node_checks(_storage_uri(config)),
-            _store_check(_expected_bytes(config, fleet, shapes, backbone), waits),
+            _store_check(_expected_bytes(config, fleet, site, shapes, backbone), waits),
         ]
         return Diagnosis(f"the cluster at {address}", has_text(nodes, can_add), verdicts, checks)
 
@@ -132,16 +134,16 @@ def node_checks(uri: str) -> list[Check]:
     return checks
 
 
-def check_nodes(setup: Setup, home: RunHome, tell: Tell) -> None:
+def check_nodes(setup: Setup, site: Site, home: RunHome, tell: Tell) -> None:
     """Tells of what would slow a run down on the connected cluster, or leave it open to others.
 
     A node that comes later is looked at by the actors that start on it. Raises ResourceError when a node cannot take
     part in a run that lives there.
     """
-    asked, growth = requests(setup.config, setup.fleet), growth_of(setup.config.cluster)
+    asked, growth = requests(setup.config, setup.fleet, site.seating), growth_of(setup.config.cluster)
     waits = any(verdict.waits for verdict in assess(asked, living_nodes(), growth))
     backbone = build_backbone(setup.config.model, setup.files.image_shape, setup.n_classes, setup.config.seed)
-    expected = _expected_bytes(setup.config, setup.fleet, setup.feature_shapes, backbone)
+    expected = _expected_bytes(setup.config, setup.fleet, site, setup.feature_shapes, backbone)
     for check in [_authentication(), *node_checks(home.uri), _store_check(expected, waits)]:
         if check.finding == "bad":
             raise ResourceError(check.text)
@@ -162,15 +164,17 @@ def _store_check(expected_bytes: int, waits: bool) -> Check:
     return Check("object store", "slow", f"{text}: Ray writes to disk then; lower pipeline.max_in_flight, or add nodes")
 
 
-def _expected_bytes(config: Config, fleet: Fleet, shapes: Sequence[tuple[int, ...]], backbone: Backbone) -> int:
+def _expected_bytes(
+    config: Config, fleet: Fleet, site: Site, shapes: Sequence[tuple[int, ...]], backbone: Backbone
+) -> int:
     """What a run keeps in the object stores at most, beside images: features on their way, and states.
 
     Of every model there are a state before the round, one after it, and one that is being made, each with the
     optimiser's share: one more copy of the parameters for SGD's momentum, two for AdamW's moments.
     """
-    ahead = sorted((4 * math.prod(shapes[spec.cut - 1]) * spec.batch_size for spec in fleet.clients), reverse=True)
-    at_once = config.cluster.concurrent or os.cpu_count() or 1
-    features = sum(ahead[:at_once]) * config.pipeline.max_in_flight
+    batches = [4 * math.prod(shapes[spec.cut - 1]) * spec.batch_size for spec in fleet.clients]
+    ahead = sorted((size * window_batches(config.pipeline, size) for size in batches), reverse=True)
+    features = sum(ahead[: site.at_once])
     weights = sum(4 * tensor.numel() for unit in backbone.units.values() for tensor in unit.parameters())
     copies = {"sgd": 2, "adamw": 3}[config.training.optimizer.name]
     return features + 3 * copies * weights * len(fleet.clients)

@@ -10,10 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from actors.cluster import Tell, connected
+from actors.cluster import Site, Tell, seated
 from actors.doctor import check_nodes
 from actors.interrupt import StopRequest
-from actors.placement import requests
 from actors.recovery import Event
 from actors.session import CHECKPOINTS_DIR, SILENT, Listener, Session
 from hsee_ray.calibration import CALIBRATION_FILE
@@ -45,11 +44,11 @@ def run(config: Config, place: Path | str, listener: Listener = SILENT, stop: St
         )
     home.check_free()
     setup = prepare_run(config)
-    with connected(config.cluster, requests(config, setup.fleet), _teller(listener)) as local, _locked(home.local):
-        if not local:
-            check_nodes(setup, home, _teller(listener))
+    with seated(config, setup.fleet, _teller(listener)) as site, _locked(home.local):
+        if not site.local:
+            check_nodes(setup, site, home, _teller(listener))
         home.claim()
-        return _run(setup, home, listener, stop or StopRequest(), None, local)
+        return _run(setup, home, listener, stop or StopRequest(), None, site)
 
 
 def resume(
@@ -72,16 +71,16 @@ def resume(
         newest, found = _newest_checkpoint(home, listener)
         _check_progress(found, config)
         setup = prepare_run(config)
-        with connected(config.cluster, requests(config, setup.fleet), _teller(listener)) as local:
-            if not local:
-                check_nodes(setup, home, _teller(listener))
+        with seated(config, setup.fleet, _teller(listener)) as site:
+            if not site.local:
+                check_nodes(setup, site, home, _teller(listener))
             home.claim()
             # Whoever trained it until now may have come further in the meantime.
             home.fetch()
             if committed_rounds(home.storage(CHECKPOINTS_DIR))[:1] != newest:
                 _, found = _newest_checkpoint(home, listener)
                 _check_progress(found, config)
-            return _run(setup, home, listener, stop or StopRequest(), found, local)
+            return _run(setup, home, listener, stop or StopRequest(), found, site)
 
 
 Resumed = tuple[Manifest, Progress] | None
@@ -157,17 +156,18 @@ def _run(
     listener: Listener,
     stop: StopRequest,
     resumed: Resumed,
-    local: bool,
+    site: Site,
 ) -> Run:
     """Trains in a directory that is this process's own, on a Ray that is connected."""
     run_dir = home.local
+    _teller(listener)("run", str(site.seating))
     write_whole(run_dir / CONFIG_FILE, dump_config(setup.config).encode())
     # A calibration is one of weights that are about to change.
     for name in (SUMMARY_FILE, ERROR_FILE, CALIBRATION_FILE):
         (run_dir / name).unlink(missing_ok=True)
     try:
         home.send_all()
-        session = Session(setup, home, listener, stop, local)
+        session = Session(setup, home, listener, stop, site)
         try:
             session.train(resumed)
         finally:

@@ -14,11 +14,11 @@ import ray
 from ray import ObjectRef
 
 from actors.calls import Calls
-from actors.cluster import connected
+from actors.cluster import seated
 from actors.interrupt import StopRequest
 from actors.origin import Origin, versions
-from actors.pipeline import Pipeline, Work
-from actors.placement import RowRefs, Team, requests
+from actors.pipeline import Work
+from actors.placement import RowRefs, Team
 from actors.recipe import Recipe, RunState
 from actors.recovery import Event, Recovery, StateLost
 from actors.rounds import EVALUATION_WINDOW, MemberCall, Rounds
@@ -82,7 +82,7 @@ def ask(rounds: Rounds, part: Part, gates: Gates, most: int | None = None) -> di
     stage = AnsweringStage(rounds, part, gates)
     rounds.tell_entered(stage.round_number, stage.name)
     calls: Calls[Any] = rounds.calls(stage.round_number, stage.name)
-    pipeline = Pipeline(works, stage, calls, rounds.concurrent, EVALUATION_WINDOW, rounds.team.shared_server)
+    pipeline = rounds.pipeline(works, stage, calls, EVALUATION_WINDOW)
     pieces: dict[int, dict[int, tuple[ExitAnswers, ServerAnswers | None]]] = {}
     for done in pipeline.run():
         pieces.setdefault(done.work.client, {})[done.work.first] = done.client_report, done.server_report
@@ -116,11 +116,14 @@ def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], N
     def waits(who: str, text: str) -> None:
         tell(Event(config.training.rounds, "start", who, text))
 
-    with connected(config.cluster, requests(config, setup.fleet), waits) as local:
-        rows, origin = (None, None) if local else (RowRefs.put(setup), Origin(versions(), None))
-        team = Team(setup, ray.put(setup), rows, origin)
+    with seated(config, setup.fleet, waits) as site:
+        if site.seating.shared:
+            waits("run", str(site.seating))
+        rows, origin = (None, None) if site.local else (RowRefs.put(setup), Origin(versions(), None))
+        team = Team(setup, ray.put(setup), site.seating, rows, origin, site.at_a_time)
         recovery = Recovery(team, History(), tell)
-        rounds = Rounds(setup, team, recovery, StopRequest(), lambda samples: None, lambda number, stage: None)
+        nothing = lambda *args: None  # noqa: E731
+        rounds = Rounds(setup, team, recovery, StopRequest(), nothing, nothing, site)
         try:
             _take_models(rounds, run)
             yield rounds
@@ -155,7 +158,7 @@ def _take_models(rounds: Rounds, run: Run) -> None:
     snapshots: dict[ModelId, ObjectRef[Any]] = {}
 
     def read(model: ModelId, path: Path) -> ObjectRef[Any]:
-        read_model: Any = rounds.team.actors[model].read_model.options(num_returns=2)
+        read_model: Any = rounds.team.actor(rounds.team.seat_of(model)).read_model.options(num_returns=2)
         nothing: ObjectRef[Any]
         snapshots[model], nothing = read_model.remote(str(path))
         return nothing

@@ -1,5 +1,8 @@
 """What client and server actors share: a model whose state goes out, comes back and is written by reference.
 
+Models of one pool take turns in an actor: `restore` puts another one there. It computes with the modules of the one
+before, so that nothing is built or allocated anew for it.
+
 Calls that build on the model's state take `after`, the result of the restore they follow: Ray fails such a call with
 that restore, so nothing ever runs on a state that was not put back. It is not used otherwise.
 """
@@ -13,12 +16,15 @@ from typing import Any, Protocol
 import torch
 
 from actors.presence import Presence, presence_here
+from actors.recipe import Takes
 from actors.sealed import Sealed, seal
-from actors.shards import read_snapshot, write_shard
+from actors.shards import picked, read_snapshot, write_shard
+from hsee_ray.backbones import Backbone
 from hsee_ray.checkpoint import FileEntry
 from hsee_ray.model import Model
+from hsee_ray.setup import Setup, build_network
 from hsee_ray.snapshot import Snapshot
-from hsee_ray.state import Arrays, UnitState
+from hsee_ray.state import Arrays, ModelState, read_unit, write_unit
 from hsee_ray.weights import read_model
 
 
@@ -33,36 +39,68 @@ class Side(Protocol):
 
 
 class ModelActor(ABC):
-    """An actor around one model."""
+    """An actor around one model at a time."""
 
     device: torch.device
 
-    def __init__(self) -> None:
-        self.side: Any = self.build()
+    def __init__(self, setup: Setup, number: int) -> None:
+        """`number` is that of the model's client."""
+        self.setup = setup
+        self.number = number
+        self._initial: tuple[Backbone, ModelState] | None = None
+        self.side: Any = self.build(build_network(setup.config, setup.files))
 
     @abstractmethod
-    def build(self) -> Side:
-        """The client or server as it is before the first round."""
+    def build(self, backbone: Backbone) -> Side:
+        """The client or server as it is before the first round, over the units of a network that is so, too."""
+
+    def move_in(self, number: int, **data: Any) -> None:
+        """The model of another client takes the seat."""
+        self.number = number
 
     def presence(self) -> Presence:
         """Where it is, and what it computes on."""
         return presence_here(self.device.type)
 
-    def snapshot(self, after: object = None) -> tuple[Sealed[Snapshot], None]:
-        """The state by reference, and nothing for the driver to wait for."""
-        return seal(self.side.snapshot()), None
+    def recorded(self, wanted: bool) -> Sealed[Snapshot] | None:
+        """The state after a piece of work, where it is wanted."""
+        return seal(self.side.snapshot()) if wanted else None
 
-    def load(self, units: tuple[str, ...], *averages: Sealed[UnitState], after: object = None) -> None:
-        """Takes the averages of these units."""
-        self.side.model.load({unit: average.payload for unit, average in zip(units, averages, strict=True)})
+    def load(self, takes: Takes, *averages: Sealed[ModelState], after: object = None) -> None:
+        """Takes averages by unit."""
+        self.side.model.load(picked(takes, averages))
 
-    def restore(self, units: tuple[str, ...], snapshot: Sealed[Snapshot] | None, *averages: Sealed[UnitState]) -> None:
-        """Goes back to a snapshot (None: to the beginning) and takes the averages that it took after it."""
-        if snapshot is None:
-            self.side = self.build()
-        else:
+    def restore(
+        self,
+        number: int,
+        snapshot: Sealed[Snapshot] | None,
+        takes: Takes,
+        *averages: Sealed[ModelState],
+        **data: Any,
+    ) -> None:
+        """Client `number`'s model goes back to a snapshot (None: to the beginning) and takes the averages since.
+
+        `data` is what a client computes on, where it cannot be mapped.
+        """
+        if number != self.number:
+            self.move_in(number, **data)
+            self.side = self.build(self._first_network())
+        elif snapshot is None:
+            self.side = self.build(self._first_network())
+        if snapshot is not None:
             self.side.restore(snapshot.payload)
-        self.load(units, *averages)
+        self.load(takes, *averages)
+
+    def _first_network(self) -> Backbone:
+        """The base network as it is before the first round: one for all who sit here, put back for each."""
+        if self._initial is None:
+            backbone = build_network(self.setup.config, self.setup.files)
+            self._initial = backbone, {name: read_unit(unit, None) for name, unit in backbone.units.items()}
+        backbone, states = self._initial
+        for name, unit in backbone.units.items():
+            write_unit(unit, None, states[name])
+            unit.zero_grad(set_to_none=True)
+        return backbone
 
     def read_model(self, path: str) -> tuple[Sealed[Snapshot], None]:
         """A final model file as a snapshot, by reference. Raises DataError when it is damaged or does not fit."""
@@ -73,14 +111,14 @@ class ModelActor(ABC):
         self,
         uri: str,
         name: str,
-        units: tuple[str, ...],
         snapshot: Sealed[Snapshot],
-        *averages: Sealed[UnitState],
+        takes: Takes,
+        *averages: Sealed[ModelState],
         after: object = None,
     ) -> FileEntry:
         """Writes a snapshot with the averages taken since as one file of a checkpoint."""
         reset = self.side.model.training.optimizer_state == "reset"
-        return write_shard(uri, name, units, snapshot, averages, reset)
+        return write_shard(uri, name, snapshot, takes, averages, reset)
 
     def read_shard(self, uri: str, name: str, entry: FileEntry) -> tuple[Sealed[Snapshot], None]:
         """A file of a checkpoint as a snapshot, by reference. Raises DataError when it is damaged."""

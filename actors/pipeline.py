@@ -6,15 +6,18 @@ which come first, and a client that dies leaves nothing half-done in a server's 
 
 Pieces belong to turns, and a server is given pieces of one turn at a time. When an actor fails, its turn is done anew
 from the beginning by everyone who has begun it; other turns go on.
+
+A client and its server hold seats from the first piece of their turn to its end, so that a turn that has begun never
+waits for one that has not. Where all clients are in one turn, each holds its seat while it computes.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ray import ObjectRef
 
@@ -23,10 +26,15 @@ from actors.placement import Member
 from hsee_ray.aggregation import ModelId
 from hsee_ray.failures import Failure
 
+Side = Literal["client", "server"]
+
+CALLS_AHEAD = 2
+"""Where clients share cores: one call computes, one more is there when it is done."""
+
 
 @dataclass(frozen=True)
 class Work:
-    """Steps or samples first..last-1 of one client, and who takes their features up; empty, it ends a turn."""
+    """Steps or samples first..last-1 of one client, and who takes their features up."""
 
     client: int
     server: int | None
@@ -35,10 +43,8 @@ class Work:
     last: int
     turn: int
     """What is repeated together after a failure."""
-
-    @property
-    def ends_turn(self) -> bool:
-        return self.first == self.last
+    records: frozenset[Side] = frozenset()
+    """Sides whose part in the turn is over with it: their states are recorded."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,15 @@ class TurnLost(Exception):
 
 class Stage(Protocol):
     """What the pipeline asks of those who do the work."""
+
+    def queue(self, work: Work) -> Hashable:
+        """Clients of one queue wait for the same seats."""
+
+    def seat(self, work: Work) -> bool:
+        """Has those who take part in a piece of work hold seats; False when there are none and it must wait."""
+
+    def leave(self, model: ModelId) -> None:
+        """The model has nothing to do for now, and holds its seat no longer."""
 
     def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
         """Submits the client's call; gives the references of its features and of its report."""
@@ -114,6 +129,9 @@ class Pipeline:
 
     With a shared server, a client whose own calls have returned makes room for the next one in the queue, which then
     computes ahead. With a server for each client, it makes room when its server is done.
+
+    Where all actors share the `cores` of one machine, clients wait while as many others have work: more processes than
+    cores slow each other down, and servers are not kept from what is there for them.
     """
 
     def __init__(
@@ -124,6 +142,7 @@ class Pipeline:
         concurrent: int,
         window: int,
         shared_server: bool,
+        cores: int | None = None,
     ) -> None:
         self.works = works
         self.stage = stage
@@ -131,6 +150,9 @@ class Pipeline:
         self.concurrent = concurrent
         self.window = window
         self.shared_server = shared_server
+        self.cores = cores
+        self.busy: Counter[Member] = Counter()
+        """Calls under way, by who owes them."""
         self.clients: dict[int, _Client] = {}
         self.server_queues: dict[int, deque[int]] = {}
         self.turns: dict[int, list[int]] = {}
@@ -139,10 +161,14 @@ class Pipeline:
             self.turns.setdefault(work.turn, []).append(index)
             if work.server is not None:
                 self.server_queues.setdefault(work.server, deque()).append(index)
-        self.ready: list[tuple[int, int]] = []
-        """Clients by the position of their next piece of work; a heap."""
+        self.one_turn = len(self.turns) < len(self.clients)
+        """Whether clients share a turn."""
+        self.ready: dict[Hashable, list[tuple[int, int]]] = {}
+        """By queue, clients by the position of their next piece of work; heaps."""
         self._line_up()
         self.active: set[int] = set()
+        self.seated: set[int] = set()
+        """Clients that hold their seats, and their server's."""
         self.pieces: dict[int, _Piece] = {}
         self.left = {turn: len(indices) for turn, indices in self.turns.items()}
         """Pieces of each turn that are not done."""
@@ -157,6 +183,7 @@ class Pipeline:
         while self.calls:
             answer = self.calls.next()
             if answer.failure is None:
+                self._count_down(answer.member)
                 self.stage.answered(answer.member)
                 finished = self._take(answer)
             else:
@@ -165,29 +192,63 @@ class Pipeline:
             self._submit_clients()
 
     def _line_up(self) -> None:
-        self.ready = [(client.todo[0], number) for number, client in self.clients.items() if client.todo]
-        heapq.heapify(self.ready)
+        self.ready = {}
+        for number, client in self.clients.items():
+            if client.todo:
+                queue = self.stage.queue(self.works[client.todo[0]])
+                self.ready.setdefault(queue, []).append((client.todo[0], number))
+        for each in self.ready.values():
+            heapq.heapify(each)
+
+    def _count_down(self, member: Member) -> None:
+        self.busy[member] -= 1
+        if not self.busy[member]:
+            del self.busy[member]
 
     def _submit_clients(self) -> None:
         """Submits what may start now, strictly by position: what a server needs next is never kept back."""
-        skipped: list[tuple[int, int]] = []
-        while self.ready:
-            position, number = self.ready[0]
+        skipped: list[tuple[Hashable, tuple[int, int]]] = []
+        waiting: set[Hashable] = set()
+        while open_queues := [queue for queue, each in self.ready.items() if each and queue not in waiting]:
+            queue = min(open_queues, key=lambda queue: self.ready[queue][0])
+            position, number = self.ready[queue][0]
             # Work that is done anew comes before everything that already waits for the server.
-            full = len(self.pieces) >= self.concurrent * self.window and position > min(self.pieces)
-            if full or (number not in self.active and len(self.active) >= self.concurrent):
+            if len(self.pieces) >= self.concurrent * self.window and position > min(self.pieces):
                 break
-            heapq.heappop(self.ready)
             client = self.clients[number]
-            if client.in_flight >= self.window:
-                skipped.append((position, number))
-                continue
-            self._submit(client.todo.popleft(), client)
-            self.active.add(number)
-            if client.todo:
-                heapq.heappush(self.ready, (client.todo[0], number))
-        for entry in skipped:
-            heapq.heappush(self.ready, entry)
+            if number not in self.active and len(self.active) >= self.concurrent:
+                waiting.add(queue)
+            elif client.in_flight >= self.window or self._should_wait(ModelId("client", number)):
+                skipped.append((queue, heapq.heappop(self.ready[queue])))
+            elif not self._seat(number, position):
+                waiting.add(queue)
+            else:
+                heapq.heappop(self.ready[queue])
+                self._submit(client.todo.popleft(), client)
+                self.active.add(number)
+                if client.todo:
+                    heapq.heappush(self.ready[queue], (client.todo[0], number))
+        for queue, entry in skipped:
+            heapq.heappush(self.ready[queue], entry)
+
+    def _should_wait(self, client: ModelId) -> bool:
+        """Whether a client would only take a core from somebody else."""
+        if self.cores is None:
+            return False
+        others = len(self.busy) - (client in self.busy)
+        return others >= self.cores or self.busy[client] >= CALLS_AHEAD
+
+    def _seat(self, number: int, index: int) -> bool:
+        if number not in self.seated and self.stage.seat(self.works[index]):
+            self.seated.add(number)
+        return number in self.seated
+
+    def _leave(self, work: Work) -> None:
+        """A client's share of a turn is over, or must wait: others may have its seat and its server's."""
+        self.seated.discard(work.client)
+        self.stage.leave(ModelId("client", work.client))
+        if work.server is not None and not self.shared_server:
+            self.stage.leave(ModelId("server", work.server))
 
     def _submit(self, index: int, client: _Client) -> None:
         work = self.works[index]
@@ -219,6 +280,7 @@ class Pipeline:
     def _expect(self, report: ObjectRef[Any], model: ModelId, call: _Call) -> None:
         self.begun.setdefault(self.works[call.index].turn, set()).add(model)
         self.calls.add(report, model, call)
+        self.busy[model] += 1
 
     def _take(self, answer: Answer[_Call]) -> list[int]:
         """Takes the result of a call; gives the pieces of work of which it was the last one."""
@@ -230,6 +292,8 @@ class Pipeline:
         self.clients[work.client].computing -= 1
         piece.client_report, piece.computed = answer.value, True
         self._make_room(work.client)
+        if self.one_turn and self.clients[work.client].computing == 0:
+            self._leave(work)
         return [index] if work.server is None else self._submit_server(work.server)
 
     def _finish(self, indices: list[int]) -> Iterator[Done]:
@@ -241,6 +305,8 @@ class Pipeline:
             self._make_room(work.client)
             self.left[work.turn] -= 1
             turn_done = self.left[work.turn] == 0
+            if turn_done and not self.one_turn:
+                self._leave(work)
             if turn_done and work.server is not None:
                 self.open_turn.pop(work.server)
                 indices += self._submit_server(work.server)
@@ -259,6 +325,9 @@ class Pipeline:
         kept = self.stage.replace(member, failure)
         for model in others:
             self.stage.restore(model)
+        if self.one_turn:
+            for index in self.turns[work.turn]:
+                self._leave(self.works[index])
         if not kept:
             self._leave_out(work)
         return [] if work.server is None else self._submit_server(work.server)
@@ -268,6 +337,8 @@ class Pipeline:
         indices = self.turns[turn]
         self.open_turn = {server: other for server, other in self.open_turn.items() if other != turn}
         self.calls.forget(lambda _, call: self.works[call.index].turn == turn)
+        for model in self.begun.get(turn, ()):
+            self.busy.pop(model, None)
         for index in indices:
             self.pieces.pop(index, None)
         self.left[turn] = len(indices)
@@ -286,6 +357,7 @@ class Pipeline:
         """Removes what a client has to do. Raises TurnLost when others are in its turn."""
         if any(self.works[index].client != work.client for index in self.turns[work.turn]):
             raise TurnLost
+        self._leave(work)
         self.clients[work.client].todo.clear()
         if work.server is not None:
             mine = set(self.turns[work.turn])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from actors.aggregator import Aggregator
 from actors.capacity import Request, text
 from actors.client import ClientActor, own_rows
 from actors.origin import Origin
-from actors.recipe import Recipe
+from actors.recipe import Recipe, taken
+from actors.seats import SERVERS, Seat, Seating, Seats, models_of, pool_of, seats_of
 from actors.server import ServerActor
 from hsee_ray.aggregation import ModelId
 from hsee_ray.config import Config, ResourcesConfig
@@ -24,39 +26,22 @@ from hsee_ray.fleet import ClientSpec, Fleet
 from hsee_ray.setup import Setup, mapped_client_data
 
 Member = ModelId | Literal["aggregator"]
-"""An actor of a run: that of a model, or the aggregator."""
+"""Who owes an answer: a model in its seat, or the aggregator. An actor bears the name of its seat."""
 AGGREGATOR: Literal["aggregator"] = "aggregator"
 
 
-SERVERS = "servers"
-"""What servers are called among the tiers of a run."""
-
-
-def requests(config: Config, fleet: Fleet) -> list[Request]:
+def requests(config: Config, fleet: Fleet, seating: Seating) -> list[Request]:
     """Every actor of a run and what it asks for, in the order in which they start: pairs that compute first, first.
 
     The aggregator asks for nothing.
     """
-    return [_request(config, spec, side) for spec, side in _models(config, fleet)]
+    return [_request(config, fleet, seat) for seat in seats_of(config, fleet, seating)]
 
 
-def _models(config: Config, fleet: Fleet) -> list[tuple[ClientSpec, Literal["client", "server"]]]:
-    """Every model that has an actor, with the client that it is of; the shared server is the first client's."""
-    shared = config.training.strategy == "sequential"
-    models: list[tuple[ClientSpec, Literal["client", "server"]]] = []
-    if shared and any(spec.has_server for spec in fleet.clients):
-        models.append((fleet.clients[0], "server"))
-    for spec in fleet.clients:
-        models.append((spec, "client"))
-        if spec.has_server and not shared:
-            models.append((spec, "server"))
-    return models
-
-
-def _request(config: Config, spec: ClientSpec, side: Literal["client", "server"]) -> Request:
-    strategy = config.training.strategy
+def _request(config: Config, fleet: Fleet, seat: Seat) -> Request:
+    strategy, spec = config.training.strategy, fleet.clients[seat.number]
     pair = spec.number if config.cluster.placement == "colocate" and spec.has_server else None
-    if side == "server":
+    if seat.side == "server":
         who = "the shared server" if strategy == "sequential" else f"the server of client {spec.label}"
         server = config.server.resources
         return Request(who, SERVERS, "server.resources", _logical(server), server.label_selector, pair)
@@ -84,52 +69,70 @@ class RowRefs:
             calibration={number: ray.put(own_rows(each.calibration)) for number, each in data.items()},
         )
 
-    def of(self, number: int) -> tuple[ObjectRef[Any], ...]:
-        """What a client actor takes: its training images, the test images, and those set aside."""
-        return self.train[number], self.test, self.calibration[number]
+    def of(self, model: ModelId) -> dict[str, ObjectRef[Any]]:
+        """What a client computes on: its training images, the test images, and those set aside. A server on none."""
+        if model.side == "server":
+            return {}
+        number = model.number
+        return {"train": self.train[number], "test": self.test, "calibration": self.calibration[number]}
 
 
 class Team:
-    """The actors of a run: one per client, one per server model (one for Sequential), one aggregator.
+    """The actors of a run: seats for clients and for servers (one server for Sequential), and one aggregator.
 
     An actor that has failed is replaced under the same name.
     """
 
-    def __init__(self, setup: Setup, setup_ref: ObjectRef[Setup], rows: RowRefs | None, origin: Origin | None) -> None:
-        """`origin` is what actors must find on their nodes; None on a Ray of the run's own, without labels."""
+    def __init__(
+        self,
+        setup: Setup,
+        setup_ref: ObjectRef[Setup],
+        seating: Seating,
+        rows: RowRefs | None,
+        origin: Origin | None,
+        at_a_time: int | None = None,
+    ) -> None:
+        """`origin` is what actors must find on their nodes; None on a Ray of the run's own, without labels.
+
+        So many actors start `at_a_time`, where they share one machine: the first ones are sooner there; None: all.
+        """
         self.setup = setup
         self.setup_ref = setup_ref
         self.rows = rows
         self.origin = origin
         self.shared_server = setup.config.training.strategy == "sequential"
-        self.served = tuple(spec.number for spec in setup.fleet.clients if spec.has_server)
-        self.requests: dict[Member, Request] = {
-            ModelId(side, 0 if side == "server" and self.shared_server else spec.number): _request(
-                setup.config, spec, side
-            )
-            for spec, side in _models(setup.config, setup.fleet)
-        }
+        self.seating = seating
+        self.models = models_of(setup.config, setup.fleet)
+        seats = seats_of(setup.config, setup.fleet, seating)
+        self.seats = Seats({model: pool_of(setup.fleet, model) for model in self.models}, seats)
+        self.requests: dict[Member, Request] = {seat: _request(setup.config, setup.fleet, seat) for seat in seats}
         self.started: set[Member] = set()
         """Actors that have answered a call; the others may still wait for a place."""
-        self.restored: dict[ModelId, ObjectRef[Any]] = {}
-        """Results of the last restores, on which later calls depend."""
-        self.unseated: set[Member] = set()
+        self.restored: dict[Seat, ObjectRef[Any]] = {}
+        """Results of the last restores in each seat, on which later calls depend."""
+        self.uprooted: set[Member] = set()
         """Actors that were created anew because the other one of their pair had to move: old calls of theirs fail."""
         self.actors: dict[Member, ActorHandle[Any]] = {}
         self.presences: dict[Member, ObjectRef[Any]] = {}
         """Where every actor is, to be known when it has started."""
         self._groups: dict[int, PlacementGroup] = {}
         """Places for a client and its server on one node, by client."""
-        for member in self.members():
-            self._create(member)
+        self.at_a_time = at_a_time or len(self.requests) + 1
+        self._to_start = deque(self.members())
+        self.start_more(0)
 
     def members(self) -> list[Member]:
         """All actors in the order in which they start: pairs that compute first, first."""
         return [*self.requests, AGGREGATOR]
 
-    @property
-    def models(self) -> list[ModelId]:
-        return [member for member in self.actors if not isinstance(member, str)]
+    def seat_of(self, member: Member) -> Member:
+        """The actor that a model sits in; the aggregator's is its own. Raises KeyError for one without a seat."""
+        if isinstance(member, str):
+            return member
+        seat = self.seats.of(member)
+        if seat is None:
+            raise KeyError(member)
+        return seat
 
     def server_of(self, spec: ClientSpec) -> int | None:
         """Which server takes up a client's features; None at cut L."""
@@ -138,34 +141,61 @@ class Team:
         return 0 if self.shared_server else spec.number
 
     def submit(self, model: ModelId, method: str, *args: Any, num_returns: int = 1) -> Any:
-        """Calls a model's actor; the call fails if the model's last restore has failed."""
-        call = getattr(self.actors[model], method).options(num_returns=num_returns)
-        return call.remote(*args, after=self.restored.get(model))
+        """Calls the actor in which a model sits; the call fails if the last restore there has failed."""
+        seat = self.seat_of(model)
+        assert not isinstance(seat, str)
+        call = getattr(self.actor(seat), method).options(num_returns=num_returns)
+        return call.remote(*args, after=self.restored.get(seat))
+
+    def actor(self, member: Member) -> ActorHandle[Any]:
+        """The actor of a seat, or the aggregator; created now where its start has not been asked for."""
+        if member not in self.actors:
+            self._to_start.remove(member)
+            self._create(member)
+        return self.actors[member]
+
+    def start_more(self, present: int) -> None:
+        """Creates the next actors, when so many are there."""
+        while self._to_start and len(self.actors) - present < self.at_a_time:
+            self._create(self._to_start.popleft())
+
+    def seat(self, recipes: Mapping[ModelId, Recipe]) -> bool:
+        """Has models hold seats, each in the state of its recipe; False, and nothing done, when one must wait."""
+        if not all(self.seats.can_take(model) for model in recipes):
+            return False
+        for model, recipe in recipes.items():
+            if self.seats.take(model, self.started):
+                self.restore(model, recipe)
+        return True
 
     def restore(self, model: ModelId, recipe: Recipe) -> None:
-        """Has a model go back to a state before whatever is submitted next."""
-        units, averages = tuple(recipe.loads), recipe.loads.values()
-        self.restored[model] = self.actors[model].restore.remote(units, recipe.snapshot, *averages)
+        """Has a model that sits go back to a state before whatever is submitted next; one that does not, does later."""
+        seat = self.seats.of(model)
+        if seat is None:
+            return
+        rows = {} if self.rows is None or not self.seats.takes_turns(model) else self.rows.of(model)
+        takes, averages = taken(recipe.loads)
+        self.restored[seat] = self.actor(seat).restore.remote(model.number, recipe.snapshot, takes, *averages, **rows)
 
-    def replace(self, member: Member, elsewhere: bool = False) -> list[Member]:
-        """Ends what is left of an actor and creates it anew, in its first state; gives all that are created anew.
+    def replace(self, member: Member, elsewhere: bool = False) -> list[Seat]:
+        """Ends what is left of a member's actor and creates it anew; gives the seats that are created anew.
 
         `elsewhere`: its node is about to go. A pair then gets another common place, and the other one moves along.
         """
-        moving = [member]
+        moving = [self.seat_of(member)]
         if elsewhere and not isinstance(member, str) and member.number in self._groups:
             remove_placement_group(self._groups.pop(member.number))
             other = ModelId("client" if member.side == "server" else "server", member.number)
             moving.append(other)
-        self.unseated.discard(member)
-        self.unseated.update(moving[1:])
+        self.uprooted.discard(moving[0])
+        self.uprooted.update(moving[1:])
         for each in moving:
-            ray.kill(self.actors[each], no_restart=True)
+            ray.kill(self.actor(each), no_restart=True)
             self.started.discard(each)
             if not isinstance(each, str):
                 self.restored.pop(each, None)
             self._create(each)
-        return moving
+        return [each for each in moving if not isinstance(each, str)]
 
     def release(self) -> None:
         """Gives places back that outlive their actors."""
@@ -174,8 +204,8 @@ class Team:
         self._groups.clear()
 
     def tier(self, member: Member) -> str:
-        """The tier of an actor, as in what the run asks for."""
-        return AGGREGATOR if isinstance(member, str) else self.requests[member].tier
+        """The tier of an actor or a model, as in what the run asks for."""
+        return AGGREGATOR if isinstance(member, str) else self.seats.pool(member)
 
     def label(self, member: Member) -> str:
         """`client 003`, `server 003`, `shared server`, `aggregator`."""
@@ -193,12 +223,10 @@ class Team:
         place = self._place(member)
         if isinstance(member, str):
             actor = _actor(Aggregator, place, self.setup.config.training, self.origin)
-        elif member.side == "server":
-            served = self.served if self.shared_server else (member.number,)
-            actor = _actor(ServerActor, place, self.setup_ref, served, self.origin)
         else:
-            rows = () if self.rows is None else self.rows.of(member.number)
-            actor = _actor(ClientActor, place, self.setup_ref, member.number, self.origin, *rows)
+            actor_class = ServerActor if member.side == "server" else ClientActor
+            rows = {} if self.rows is None else self.rows.of(member)
+            actor = _actor(actor_class, place, self.setup_ref, member.number, self.origin, **rows)
         self.actors[member] = actor
         self.presences[member] = actor.presence.remote()
 
@@ -236,10 +264,10 @@ class Team:
         return self._groups[number]
 
 
-def _actor(actor_class: type[Any], place: Mapping[str, Any], *args: Any) -> ActorHandle[Any]:
+def _actor(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> ActorHandle[Any]:
     # Ray restarts nothing and repeats nothing: at most once is what training needs.
     remote_class: Any = ray.remote(actor_class)
-    handle: ActorHandle[Any] = remote_class.options(**place, max_restarts=0, max_task_retries=0).remote(*args)
+    handle: ActorHandle[Any] = remote_class.options(**place, max_restarts=0, max_task_retries=0).remote(*args, **kwargs)
     return handle
 
 

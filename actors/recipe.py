@@ -10,6 +10,24 @@ from ray import ObjectRef
 
 from hsee_ray.aggregation import Ledger, ModelId
 
+Takes = Mapping[str, tuple[int, str]]
+"""By unit: which of the objects beside it holds the unit's average, and under which key."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """One unit's average."""
+
+    ref: ObjectRef[Any]
+    """All averages of one aggregation."""
+    key: str
+
+
+def taken(loads: Mapping[str, Average]) -> tuple[Takes, list[ObjectRef[Any]]]:
+    """Averages by unit as an actor is told of them: where each is, and the objects."""
+    refs = list(dict.fromkeys(average.ref for average in loads.values()))
+    return {unit: (refs.index(average.ref), average.key) for unit, average in loads.items()}, refs
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -17,15 +35,15 @@ class Recipe:
 
     snapshot: ObjectRef[Any] | None = None
     """None is the state before the first round."""
-    loads: Mapping[str, ObjectRef[Any]] = field(default_factory=dict)
+    loads: Mapping[str, Average] = field(default_factory=dict)
     """By unit."""
 
     @property
     def references(self) -> set[ObjectRef[Any]]:
         own = () if self.snapshot is None else (self.snapshot,)
-        return {*own, *self.loads.values()}
+        return {*own, *(average.ref for average in self.loads.values())}
 
-    def taking(self, averages: Mapping[str, ObjectRef[Any]]) -> Recipe:
+    def taking(self, averages: Mapping[str, Average]) -> Recipe:
         return replace(self, loads={**self.loads, **averages})
 
 
@@ -37,7 +55,7 @@ class RunState:
     """The last whole round."""
     recipes: dict[ModelId, Recipe] = field(default_factory=dict)
     """Of models that are no longer as they were initialised."""
-    averages: dict[str, ObjectRef[Any]] = field(default_factory=dict)
+    averages: dict[str, Average] = field(default_factory=dict)
     """The newest, by key."""
     ledger: Ledger = field(default_factory=Ledger)
     trained: set[int] = field(default_factory=set)
@@ -47,7 +65,7 @@ class RunState:
     def references(self) -> set[ObjectRef[Any]]:
         """Everything that the state is made of."""
         of_models = {ref for recipe in self.recipes.values() for ref in recipe.references}
-        return of_models | set(self.averages.values())
+        return of_models | {average.ref for average in self.averages.values()}
 
     def recipe(self, model: ModelId) -> Recipe:
         return self.recipes.get(model, Recipe())

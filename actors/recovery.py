@@ -66,10 +66,11 @@ class Recovery:
         self.tell(Event(failure.round_number, failure.stage, failure.who, said))
         if decision.action is Action.GO_BACK:
             raise StateLost(failure)
-        for moved in self.team.replace(member, elsewhere=failure.kind == "drained"):
-            self.replaced[self.team.tier(moved)] += 1
-            if not isinstance(moved, str):
-                self.team.restore(moved, state.recipe(moved))
+        self.replaced[self.team.tier(member)] += 1
+        for seat in self.team.replace(member, elsewhere=failure.kind == "drained"):
+            sitter = self.team.seats.sitter(seat)
+            self.replaced[self.team.tier(sitter)] += sitter != member
+            self.team.restore(sitter, state.recipe(sitter))
         if decision.action is Action.DROP:
             self.noticed.pop(member, None)
             raise Dropped

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Set
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,13 +13,15 @@ from ray import ObjectRef
 
 from actors.attendance import Attendance
 from actors.calls import Calls
+from actors.cluster import Site
 from actors.interrupt import StopRequest
-from actors.pipeline import Done, Pipeline, TurnLost, Work
+from actors.pipeline import Done, Pipeline, Stage, TurnLost, Work
 from actors.placement import AGGREGATOR, Member, Team
-from actors.recipe import Recipe, RunState
+from actors.recipe import Average, Recipe, RunState, taken
 from actors.recovery import Dropped, Event, Recovery
-from actors.stages import EvaluationStage, TrainingStage, with_ends
+from actors.stages import EvaluationStage, TrainingStage, with_records
 from hsee_ray.aggregation import ModelId, plan_aggregation
+from hsee_ray.config import PipelineConfig
 from hsee_ray.failures import Failure
 from hsee_ray.reports import EvaluationReport, RoundReport, TrainReport
 from hsee_ray.schedule import (
@@ -44,6 +46,11 @@ MemberCall = tuple[Member, Callable[[], "ObjectRef[Any]"]]
 """An actor, and what submits a call to it: a second time, too, when it has been replaced."""
 
 
+def window_batches(pipeline: PipelineConfig, batch_bytes: int) -> int:
+    """How many batches of features a client may be ahead of its server, at least one."""
+    return max(1, min(pipeline.max_in_flight, (pipeline.max_in_flight_mib << 20) // batch_bytes))
+
+
 class Rounds:
     """A run in progress: its actors, and how the state of every model can be made again."""
 
@@ -55,6 +62,7 @@ class Rounds:
         stop: StopRequest,
         trained: Callable[[int], None],
         entered: Callable[[int, str], None],
+        site: Site,
     ) -> None:
         """`trained` is told of every piece of training that is done, in samples; `entered` of every stage."""
         self.setup = setup
@@ -64,13 +72,15 @@ class Rounds:
         self.stop = stop
         self.tell_trained = trained
         self.tell_entered = entered
-        self.concurrent = setup.config.cluster.concurrent or os.cpu_count() or 1
+        self.site = site
+        self.one_turn = team.shared_server and setup.config.training.turn == "batch"
+        """Whether all clients share one turn at the server."""
         self.state = RunState()
         self.whole = RunState()
         """As it was after the last whole round."""
         self.missing: set[int] = set()
         """Clients that have no place on the cluster."""
-        self.attendance = Attendance(team, recovery.tell, self._hold_states, self.is_missing)
+        self.attendance = Attendance(team, recovery.tell, self._hold_states, self._does_without)
 
     def run_round(self, round_number: int) -> RoundReport:
         begin = time.perf_counter()
@@ -113,7 +123,7 @@ class Rounds:
             self.team.restore(model, self.state.recipe(model))
 
     def save(self, directory: str) -> list[str]:
-        """Every actor writes its model file; returns the digest lines of all of them."""
+        """Every model's file is written in its actor; returns the digest lines of all of them."""
 
         def calls() -> dict[ModelId, MemberCall]:
             made: dict[ModelId, MemberCall] = {}
@@ -137,22 +147,33 @@ class Rounds:
         return "server" if self.team.shared_server else spec.server_file
 
     def write_shard(self, model: ModelId, recipe: Recipe, uri: str, name: str, spread: bool) -> MemberCall:
-        """The call that writes a model's file of a checkpoint: its own actor's, or the aggregator's."""
+        """The call that writes a model's file of a checkpoint: in an actor of its tier, or in the aggregator."""
         if not spread or self.is_missing(model):
             return AGGREGATOR, self._for_another("write_shard", recipe, uri, name)
-        units, averages = tuple(recipe.loads), recipe.loads.values()
-        return model, partial(self.team.submit, model, "write_shard", uri, name, units, recipe.snapshot, *averages)
+        takes, averages = taken(recipe.loads)
+        writer = self.neighbour(model)
+        return writer, partial(self.team.submit, writer, "write_shard", uri, name, recipe.snapshot, takes, *averages)
 
-    def is_missing(self, member: Member) -> bool:
-        """Whether an actor is left out because it has no place."""
-        return not isinstance(member, str) and member.side == "client" and member.number in self.missing
+    def neighbour(self, model: ModelId) -> ModelId:
+        """Who sits in an actor of the model's tier, for what can be done in any of them; itself where it sits."""
+        seats = self.team.seats.of_pool(model)
+        if self.team.seats.of(model) is not None:
+            return model
+        return self.team.seats.sitter(seats[model.number % len(seats)])
+
+    def is_missing(self, model: ModelId) -> bool:
+        """Whether a client is left out because it has no place."""
+        return model.side == "client" and model.number in self.missing
+
+    def _does_without(self, member: Member) -> bool:
+        """Whether an actor is that of a client that is left out."""
+        return not isinstance(member, str) and self.is_missing(self.team.seats.sitter(member))
 
     def _for_another(self, method: str, recipe: Recipe, *args: Any) -> Callable[[], ObjectRef[Any]]:
         def call() -> ObjectRef[Any]:
-            method_of_actor = getattr(self.team.actors[AGGREGATOR], method)
-            ref: ObjectRef[Any] = method_of_actor.remote(
-                *args, tuple(recipe.loads), recipe.snapshot, *recipe.loads.values()
-            )
+            method_of_actor = getattr(self.team.actor(AGGREGATOR), method)
+            takes, averages = taken(recipe.loads)
+            ref: ObjectRef[Any] = method_of_actor.remote(*args, recipe.snapshot, takes, *averages)
             return ref
 
         return call
@@ -161,13 +182,18 @@ class Rounds:
         """A new set of calls under way."""
         return Calls(self.team, self.attendance, round_number, stage, self.stop)
 
+    def pipeline(self, works: Sequence[Work], stage: Stage, calls: Calls[Any], window: int) -> Pipeline:
+        """Work for the clients and servers of this run, each client at most `window` pieces ahead."""
+        shared, at_once, cores = self.team.shared_server, self.site.at_once, self.site.cores
+        return Pipeline(works, stage, calls, at_once, window, shared, cores)
+
     def _hold_states(self, leaving: Set[str]) -> None:
         """Copies the states that are on these nodes only to the aggregator's, while they are still there."""
         refs = {ref for state in (self.state, self.whole) for ref in state.references}
         where = ray.experimental.get_object_locations(list(refs)) if refs else {}
         only_there = [ref for ref, found in where.items() if found["node_ids"] and leaving >= set(found["node_ids"])]
         if only_there:
-            self.team.actors[AGGREGATOR].hold.remote(*only_there)
+            self.team.actor(AGGREGATOR).hold.remote(*only_there)
 
     def all_of(self, calls: Callable[[], Mapping[K, MemberCall]], round_number: int, stage: str) -> dict[K, Any]:
         """As `all`, of calls that are made anew for those whom a client that was left out could not answer."""
@@ -177,33 +203,46 @@ class Rounds:
         return answers
 
     def all(self, calls: Mapping[K, MemberCall], round_number: int, stage: str) -> dict[K, Any]:
-        """The answers to calls of actors. An actor that fails is replaced and called again."""
+        """The answers to calls of actors. An actor that fails is replaced and called again.
+
+        Models that take turns are called when they have a seat.
+        """
         self.tell_entered(round_number, stage)
+        self.team.seats.rise()
         under_way: Calls[K] = self.calls(round_number, stage)
         answers: dict[K, Any] = {}
-        for key, (member, call) in calls.items():
-            under_way.add(call(), member, key)
-        while under_way:
+        waiting = deque(calls)
+        while waiting or under_way:
+            while waiting and self._seat(calls[waiting[0]][0]):
+                member, call = calls[waiting[0]]
+                under_way.add(call(), member, waiting.popleft())
             answer = under_way.next()
             if answer.failure is None:
                 self.recovery.answered(answer.member, round_number, stage)
                 answers[answer.tag] = answer.value
+                if not isinstance(answer.member, str) and not under_way.owes(answer.member):
+                    self.team.seats.leave(answer.member)
                 continue
             kept = self.replace(answer.member, answer.failure)
             # One that has moved along is as new as the one that failed.
-            anew = {answer.member, *self.team.unseated}
+            anew = {answer.member, *self.team.uprooted}
             under_way.forget(lambda member, _, anew=anew: member in anew)  # type: ignore[misc]
-            for key, (member, call) in calls.items():
-                if member in anew and key not in answers and (kept or member != answer.member):
-                    under_way.add(call(), member, key)
+            if not kept:
+                anew.discard(answer.member)
+                waiting = deque(key for key in waiting if calls[key][0] != answer.member)
+            again = (key for key, (member, _) in calls.items() if member in anew and key not in answers)
+            waiting = deque(dict.fromkeys([*again, *waiting]))
         return answers
+
+    def _seat(self, member: Member) -> bool:
+        return isinstance(member, str) or self.team.seat({member: self.state.recipe(member)})
 
     def _train(self, round_number: int) -> tuple[dict[int, TrainReport], dict[int, TrainReport]]:
         self.tell_entered(round_number, "train")
         works, window = self._training_works(round_number)
         stage = TrainingStage(self, round_number)
         calls: Calls[Any] = self.calls(round_number, "train")
-        pipeline = Pipeline(works, stage, calls, self.concurrent, window, self.team.shared_server)
+        pipeline = self.pipeline(works, stage, calls, window)
         parts: dict[int, dict[int, Done]] = {}
         turns: dict[int, list[Work]] = {}
         for work in works:
@@ -211,11 +250,10 @@ class Rounds:
         finished: set[int] = set()
         for done in pipeline.run():
             work = done.work
-            if not work.ends_turn:
-                of_client = parts.setdefault(work.client, {})
-                if work.first not in of_client:
-                    self.tell_trained(done.client_report.samples)
-                of_client[work.first] = done
+            of_client = parts.setdefault(work.client, {})
+            if work.first not in of_client:
+                self.tell_trained(done.client_report.samples)
+            of_client[work.first] = done
             if done.turn_done:
                 stage.commit(turns[work.turn])
                 finished.update(work.client for work in turns[work.turn])
@@ -235,8 +273,7 @@ class Rounds:
         n_steps = {
             n: len(round_batches(training, self.setup.local_samples[n], fleet.clients[n].batch_size)) for n in queue
         }
-        one_turn = self.team.shared_server and training.turn == "batch"
-        together = 1 if one_turn else max(1, min((self._steps_per_message(n) for n in queue), default=1))
+        together = 1 if self.one_turn else max(1, min((self._steps_per_message(n) for n in queue), default=1))
         pieces = {number: -(-steps // together) for number, steps in n_steps.items()}
         works = [
             Work(
@@ -244,16 +281,20 @@ class Rounds:
                 server=self.team.server_of(fleet.clients[number]),
                 first=piece * together,
                 last=min((piece + 1) * together, n_steps[number]),
-                turn=0 if one_turn else number,
+                turn=0 if self.one_turn else number,
             )
             for number, piece in ordered_steps(queue, pieces, training.turn)
         ]
-        return with_ends(works), max(1, self.config.pipeline.max_in_flight // together)
+        batches = window_batches(self.config.pipeline, max(map(self._batch_bytes, queue), default=1))
+        return with_records(works), max(1, batches // together)
 
     def _steps_per_message(self, number: int) -> int:
-        spec = self.setup.fleet.clients[number]
-        batch_bytes = spec.batch_size * self.setup.feature_bytes(spec.cut)
+        batch_bytes = self._batch_bytes(number)
         return min(-(-MESSAGE_BYTES // batch_bytes), max(1, self.config.pipeline.max_in_flight // 2))
+
+    def _batch_bytes(self, number: int) -> int:
+        spec = self.setup.fleet.clients[number]
+        return spec.batch_size * self.setup.feature_bytes(spec.cut)
 
     def _evaluate(self, round_number: int) -> dict[int, EvaluationReport]:
         self.tell_entered(round_number, "evaluate")
@@ -266,7 +307,7 @@ class Rounds:
         ]
         calls: Calls[Any] = self.calls(round_number, "evaluate")
         stage = EvaluationStage(self, round_number)
-        pipeline = Pipeline(works, stage, calls, self.concurrent, EVALUATION_WINDOW, self.team.shared_server)
+        pipeline = self.pipeline(works, stage, calls, EVALUATION_WINDOW)
         parts: dict[int, dict[int, EvaluationReport]] = {}
         for done in pipeline.run():
             parts.setdefault(done.work.client, {})[done.work.first] = done.server_report or done.client_report
@@ -279,31 +320,31 @@ class Rounds:
     def _aggregate(self, round_number: int) -> None:
         state = self.state
         plan = plan_aggregation(self.config, self.setup.fleet, state.trained, self.setup.local_samples)
-        keys = list(plan.copies)
-        if keys:
-            groups = tuple(plan.copies[key] for key in keys)
+        if plan.copies:
             snapshots = [state.recipe(model).snapshot for model in plan.sources]
-            averages: list[ObjectRef[Any]] = []
+            averages: dict[str, Average] = {}
 
             def call() -> ObjectRef[Any]:
-                average: Any = self.team.actors[AGGREGATOR].average.options(num_returns=len(keys) + 1)
-                results = average.remote(groups, plan.sources, *snapshots)
-                averages[:] = results[:-1]
-                return results[-1]
+                average: Any = self.team.actor(AGGREGATOR).average.options(num_returns=2)
+                ref, nothing = average.remote(plan.copies, plan.sources, *snapshots)
+                averages.update({key: Average(ref, key) for key in plan.copies})
+                return nothing
 
             self.all({AGGREGATOR: (AGGREGATOR, call)}, round_number, "aggregate")
-            state.averages.update(zip(keys, averages, strict=True))
+            state.averages.update(averages)
             self._load(plan.takes, round_number, "aggregate")
         state.ledger.record(plan, round_number)
         state.trained.clear()
 
     def _load(self, takes: Mapping[ModelId, Mapping[str, str]], round_number: int, stage: str) -> None:
-        """Hands averages to the models that take them, and waits until all have."""
+        """Hands averages to the models that take them, and waits until all have that sit; others do when they sit."""
         calls: dict[ModelId, MemberCall] = {}
         for model, units in takes.items():
             averages = {unit: self.state.averages[key] for unit, key in units.items()}
             self.state.recipes[model] = self.state.recipe(model).taking(averages)
-            calls[model] = model, partial(self.team.submit, model, "load", tuple(averages), *averages.values())
+            if self.team.seats.of(model) is not None:
+                where, refs = taken(averages)
+                calls[model] = model, partial(self.team.submit, model, "load", where, *refs)
         if calls:
             self.all(calls, round_number, stage)
 
@@ -323,8 +364,10 @@ class Rounds:
 
     def _take_back_in(self, round_number: int) -> None:
         """Clients that have found a place since they were left out take part again."""
+        if self.missing:
+            self.attendance.look(round_number, at_once=True)
         for number in sorted(self.missing):
             client = ModelId("client", number)
-            if ray.wait([self.team.restored[client]], timeout=0, fetch_local=False)[0]:
+            if any(seat in self.attendance.present for seat in self.team.seats.of_pool(client)):
                 self.missing.discard(number)
                 self.recovery.tell(Event(round_number, "start", self.team.label(client), "takes part again"))

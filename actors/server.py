@@ -7,36 +7,44 @@ from actors.model_actor import ModelActor
 from actors.origin import Origin
 from actors.sealed import Sealed
 from hsee_ray.answers import ServerAnswers
+from hsee_ray.backbones import Backbone
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.server import Server
-from hsee_ray.setup import Setup, build_server
+from hsee_ray.setup import Setup, build_server, served_by_one
+from hsee_ray.snapshot import Snapshot
 from hsee_ray.weights import write_model
 from hsee_ray.wire import Packet
 
 
 class ServerActor(ModelActor):
-    """The server of one client, or the shared server of Sequential, in its own process."""
+    """The server of one client at a time, or the shared server of Sequential, in a process of its own."""
 
     side: Server
 
-    def __init__(self, setup: Setup, served: tuple[int, ...], origin: Origin | None = None) -> None:
-        self.setup = setup
-        self.served = served
+    def __init__(self, setup: Setup, number: int, origin: Origin | None = None) -> None:
         self.device = prepare_process(setup.config.training, setup.config.server.resources, origin)
-        super().__init__()
+        super().__init__(setup, number)
 
     def __repr__(self) -> str:
         """What Ray's dashboard calls it."""
         if self.setup.config.training.strategy == "sequential":
             return "shared server"
-        return f"server {self.setup.fleet.clients[self.served[0]].label}"
+        return f"server {self.setup.fleet.clients[self.number].label}"
 
-    def build(self) -> Server:
-        return build_server(self.setup, self.served, self.device)
+    def build(self, backbone: Backbone) -> Server:
+        shared = self.setup.config.training.strategy == "sequential"
+        served = served_by_one(self.setup) if shared else (self.number,)
+        return build_server(self.setup, served, self.device, backbone)
 
-    def train(self, client: int, round_number: int, packet: Sealed[Packet], after: object = None) -> TrainReport:
-        """One step per batch of the packet, in the order in which packets were submitted."""
-        return self.side.train(client, round_number, packet.payload)
+    def train(
+        self, client: int, round_number: int, packet: Sealed[Packet], record: bool, after: object = None
+    ) -> tuple[Sealed[Snapshot] | None, TrainReport]:
+        """One step per batch of the packet, in the order in which packets were submitted.
+
+        Before the report the state after the steps, if it is to be recorded.
+        """
+        report = self.side.train(client, round_number, packet.payload)
+        return self.recorded(record), report
 
     def evaluate(self, client: int, packet: Sealed[Packet], after: object = None) -> EvaluationReport:
         """Client and server answers to one batch of test samples."""

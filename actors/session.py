@@ -9,6 +9,7 @@ from typing import NoReturn
 import ray
 
 from actors.checkpoints import load_state, save_checkpoint
+from actors.cluster import Site
 from actors.interrupt import GraceOver, StopRequest
 from actors.meters import Meters
 from actors.origin import Origin, versions
@@ -52,8 +53,7 @@ SILENT = Listener()
 class Session:
     """One process's part of a run: from its first round, or from a checkpoint, to its end."""
 
-    def __init__(self, setup: Setup, home: RunHome, listener: Listener, stop: StopRequest, local: bool) -> None:
-        """`local`: on a Ray of this run's own, where every actor sees this machine's files."""
+    def __init__(self, setup: Setup, home: RunHome, listener: Listener, stop: StopRequest, site: Site) -> None:
         self.setup = setup
         self.config = setup.config
         self.home = home
@@ -62,14 +62,14 @@ class Session:
         self.stop = stop
         self.uri = home.place(CHECKPOINTS_DIR)
         self.storage = home.storage(CHECKPOINTS_DIR)
-        rows, origin = (None, None) if local else (RowRefs.put(setup), Origin(versions(), home.uri, home.token))
-        self.team = Team(setup, ray.put(setup), rows, origin)
+        rows, origin = (None, None) if site.local else (RowRefs.put(setup), Origin(versions(), home.uri, home.token))
+        self.team = Team(setup, ray.put(setup), site.seating, rows, origin, site.at_a_time)
         listener.assembled(self.team)
         self.progress = Progress(setup.config.model_dump(mode="json"))
         self.recovery = Recovery(self.team, self.progress.history, listener.happened)
         # Nobody looks at the metrics of a Ray that ends with the run.
-        self.meters = None if local else Meters(home.name, setup.fleet)
-        self.rounds = Rounds(setup, self.team, self.recovery, stop, listener.trained, listener.entered)
+        self.meters = None if site.local else Meters(home.name, setup.fleet)
+        self.rounds = Rounds(setup, self.team, self.recovery, stop, listener.trained, listener.entered, site)
 
     def train(self, resumed: tuple[Manifest, Progress] | None) -> None:
         """All rounds that are left, and the final files."""

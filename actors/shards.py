@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from actors.recipe import Takes
 from actors.sealed import Sealed
 from hsee_ray.checkpoint import FileEntry, check_content, entry_of
 from hsee_ray.snapshot import Snapshot, from_bytes, to_bytes, with_averages
-from hsee_ray.state import UnitState
+from hsee_ray.state import ModelState
 from hsee_ray.storage import Storage
 
 
 def write_shard(
     uri: str,
     name: str,
-    units: Sequence[str],
     snapshot: Sealed[Snapshot],
-    averages: Sequence[Sealed[UnitState]],
+    takes: Takes,
+    averages: Sequence[Sealed[ModelState]],
     reset_optimizer: bool,
 ) -> FileEntry:
-    """Writes a snapshot with the averages that its model has taken since, `averages` for `units`."""
-    return write_snapshot(uri, name, as_now(units, snapshot, averages, reset_optimizer))
+    """Writes a snapshot with the averages that its model has taken since."""
+    return write_snapshot(uri, name, as_now(snapshot, takes, averages, reset_optimizer))
 
 
 def as_now(
-    units: Sequence[str], snapshot: Sealed[Snapshot], averages: Sequence[Sealed[UnitState]], reset_optimizer: bool
+    snapshot: Sealed[Snapshot], takes: Takes, averages: Sequence[Sealed[ModelState]], reset_optimizer: bool
 ) -> Snapshot:
-    """A model's state as it is with the averages that it has taken since the snapshot, `averages` for `units`."""
-    taken = {unit: average.payload for unit, average in zip(units, averages, strict=True)}
-    return with_averages(snapshot.payload, taken, reset_optimizer)
+    """A model's state as it is with the averages that it has taken since the snapshot."""
+    return with_averages(snapshot.payload, picked(takes, averages), reset_optimizer)
+
+
+def picked(takes: Takes, averages: Sequence[Sealed[ModelState]]) -> ModelState:
+    """The averages that a model takes, by unit, out of objects that hold those of whole aggregations."""
+    return {unit: averages[index].payload[key] for unit, (index, key) in takes.items()}
 
 
 def write_snapshot(uri: str, name: str, snapshot: Snapshot) -> FileEntry:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ray import ObjectRef
 
-from actors.pipeline import Work
+from actors.pipeline import Side, Work
 from actors.placement import Member
 from actors.recipe import Recipe
 from hsee_ray.aggregation import ModelId
@@ -17,26 +18,26 @@ if TYPE_CHECKING:
     from actors.rounds import Rounds
 
 
-def with_ends(works: Iterable[Work]) -> list[Work]:
-    """The same work with a piece at the end of every client's share of a turn, in which states are recorded.
+def models_of(work: Work) -> list[ModelId]:
+    """Who takes part in a piece of work."""
+    client = ModelId("client", work.client)
+    return [client] if work.server is None else [client, ModelId("server", work.server)]
 
-    A server's state is recorded once, when its turn is over.
-    """
-    ordered: list[Work] = []
-    by_turn: dict[int, list[Work]] = {}
-    for work in works:
-        by_turn.setdefault(work.turn, []).append(work)
-    for turn, pieces in by_turn.items():
-        ordered.extend(pieces)
-        clients = dict.fromkeys(piece.client for piece in pieces)
-        servers = {piece.client: piece.server for piece in pieces if piece.server is not None}
-        last = max(servers, default=None)
-        ordered.extend(Work(number, servers[number] if number == last else None, 0, 0, turn) for number in clients)
-    return ordered
+
+def with_records(works: Sequence[Work]) -> list[Work]:
+    """The same work; what is the last of a turn for a client, or for a server, records their states."""
+    of_client = {(work.turn, work.client): index for index, work in enumerate(works)}
+    of_server = {(work.turn, work.server): index for index, work in enumerate(works) if work.server is not None}
+    ends: dict[int, set[Side]] = {}
+    for index in of_client.values():
+        ends.setdefault(index, set()).add("client")
+    for index in of_server.values():
+        ends.setdefault(index, set()).add("server")
+    return [replace(work, records=frozenset(ends.get(index, ()))) for index, work in enumerate(works)]
 
 
 class RoundStage:
-    """What training and evaluation have in common: failures are handled by the run's recovery."""
+    """What training and evaluation have in common: seats are the team's, failures are handled by its recovery."""
 
     name: str
 
@@ -44,6 +45,16 @@ class RoundStage:
         self.rounds = rounds
         self.team = rounds.team
         self.round_number = round_number
+        self.team.seats.rise()
+
+    def queue(self, work: Work) -> str:
+        return self.team.seats.pool(ModelId("client", work.client))
+
+    def seat(self, work: Work) -> bool:
+        return self.team.seat({model: self.rounds.state.recipe(model) for model in models_of(work)})
+
+    def leave(self, model: ModelId) -> None:
+        self.team.seats.leave(model)
 
     def replace(self, member: Member, failure: Failure) -> bool:
         return self.rounds.replace(member, failure)
@@ -56,42 +67,64 @@ class RoundStage:
 
 
 class TrainingStage(RoundStage):
-    """Steps on both sides of the cut; at the end of a turn, snapshots of both."""
+    """Steps on both sides of the cut; with the last ones of a turn, the states of both."""
 
     name = "train"
 
     def __init__(self, rounds: Rounds, round_number: int) -> None:
         super().__init__(rounds, round_number)
-        self.snapshots: dict[tuple[Work, ModelId], ObjectRef[Any]] = {}
+        self.recorded: dict[tuple[int, ModelId], ObjectRef[Any]] = {}
+        """By turn: states at its end, until it is over for everyone in it."""
+        self.midway: dict[ModelId, Recipe] = {}
+        """Clients that have left their seat in the middle of a turn."""
+
+    def seat(self, work: Work) -> bool:
+        recipes = {model: self.midway.get(model, self.rounds.state.recipe(model)) for model in models_of(work)}
+        return self.team.seat(recipes)
+
+    def replace(self, member: Member, failure: Failure) -> bool:
+        self._forget(member)
+        return super().replace(member, failure)
+
+    def restore(self, model: ModelId) -> None:
+        self._forget(model)
+        super().restore(model)
+
+    def _forget(self, member: Member) -> None:
+        """The turn is done anew from its beginning."""
+        if not isinstance(member, str):
+            self.midway.pop(member, None)
 
     def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
         client = ModelId("client", work.client)
-        if work.ends_turn:
-            snapshot, nothing = self.team.submit(client, "snapshot", num_returns=2)
-            self.snapshots[work, client] = snapshot
-            return snapshot, nothing
-        features, report = self.team.submit(client, "train", self.round_number, work.first, work.last, num_returns=2)
+        # In one turn of many, another one may need the seat before it is over.
+        may_leave = self.rounds.one_turn and self.team.seats.takes_turns(client)
+        record = may_leave or "client" in work.records
+        steps = self.round_number, work.first, work.last
+        features, state, report = self.team.submit(client, "train", *steps, record, num_returns=3)
+        if may_leave:
+            self.midway[client] = Recipe(state)
+        if "client" in work.records:
+            self.recorded[work.turn, client] = state
         return features, report
 
     def server_call(self, work: Work, features: ObjectRef[Any], client_report: Any) -> ObjectRef[Any]:
         assert work.server is not None
-        server = ModelId("server", work.server)
+        server, record = ModelId("server", work.server), "server" in work.records
         report: ObjectRef[Any]
-        if work.ends_turn:
-            self.snapshots[work, server], report = self.team.submit(server, "snapshot", num_returns=2)
-        else:
-            report = self.team.submit(server, "train", work.client, self.round_number, features)
+        steps = work.client, self.round_number, features
+        state, report = self.team.submit(server, "train", *steps, record, num_returns=2)
+        if record:
+            self.recorded[work.turn, server] = state
         return report
 
     def commit(self, works: Iterable[Work]) -> None:
         """The turn is over: from now on its models go back to its end."""
         for work in works:
-            if work.ends_turn:
-                models = [ModelId("client", work.client)]
-                if work.server is not None:
-                    models.append(ModelId("server", work.server))
-                for model in models:
-                    self.rounds.state.recipes[model] = Recipe(self.snapshots.pop((work, model)))
+            for model in models_of(work):
+                if model.side in work.records:
+                    self.rounds.state.recipes[model] = Recipe(self.recorded.pop((work.turn, model)))
+                    self.midway.pop(model, None)
 
 
 class EvaluationStage(RoundStage):

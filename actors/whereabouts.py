@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import ray
 import ray._private.state
+import ray._private.utils
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.actor import ActorHandle
@@ -84,6 +85,12 @@ def may_grow() -> bool:
     status = gcs.internal_kv_get(b"__autoscaling_status", None)
     types: Iterable[str] = json.loads(status).get("autoscaler_report", {}).get("active_nodes", ()) if status else ()
     return any(not name.startswith("node_") for name in types)
+
+
+def free_memory() -> int:
+    """Bytes of memory that this machine, or the container that this is in, has left."""
+    utils: Any = ray._private.utils
+    return max(0, int(utils.get_system_memory() - utils.get_used_memory()))
 
 
 def submission_id() -> str | None:

@@ -230,7 +230,7 @@ def changed_keys(trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> Itera
 
 _FREE = re.compile(
     r"training\.rounds|data\.(root|cache)|evaluation\.every|"
-    r"(tiers\.\d+|server)\.resources(\..*)?|(cluster|pipeline|storage|checkpoint|failures)\..*"
+    r"(tiers\.\d+|server)\.(seats|resources(\..*)?)|(cluster|pipeline|storage|checkpoint|failures)\..*"
 )
 """Keys that decide how long, how fast and where a run goes, and nothing of what it has computed."""
 

@@ -123,10 +123,12 @@ class TierConfig(_Model):
     clients: int = Field(ge=1)
     cut: Annotated[str | int, Field(union_mode="left_to_right")]
     batch_size: int | None = Field(None, ge=2)
+    seats: int | None = Field(None, ge=1)
     resources: ResourcesConfig = ResourcesConfig()
 
 
 class ServerConfig(_Model):
+    seats: int | None = Field(None, ge=1)
     resources: ResourcesConfig = ResourcesConfig()
 
 
@@ -211,6 +213,7 @@ class PipelineConfig(_Model):
     """How far a client may run ahead of its server."""
 
     max_in_flight: int = Field(8, ge=1)
+    max_in_flight_mib: int = Field(256, ge=1)
 
 
 class ClusterConfig(_Model):
@@ -281,6 +284,13 @@ class Config(_Model):
         if self.cluster.placement == "colocate" and self.training.strategy == "sequential":
             raise ValueError(
                 "cluster.placement is 'colocate', and sequential has one server for all clients: use pack or spread"
+            )
+        if self.cluster.placement == "colocate" and (
+            self.server.seats is not None or any(tier.seats is not None for tier in self.tiers)
+        ):
+            raise ValueError(
+                "cluster.placement is 'colocate', which keeps every client beside its own server, and in seats they "
+                "take turns: leave seats out, or use pack or spread"
             )
         if self.cluster.placement == "colocate" and self.failures.on_lost_client == "drop":
             raise ValueError(

@@ -99,16 +99,19 @@ def build_network(config: Config, files: DatasetFiles) -> Backbone:
     return backbone
 
 
-def build_client(setup: Setup, number: int, data: ClientData, device: torch.device) -> Client:
+def build_client(
+    setup: Setup, number: int, data: ClientData, device: torch.device, backbone: Backbone | None = None
+) -> Client:
+    """A client over the units of `backbone`, which it takes for itself; over a new one without it."""
     spec = setup.fleet.clients[number]
-    backbone = build_network(setup.config, setup.files)
+    backbone = backbone or build_network(setup.config, setup.files)
     return Client(setup.config, spec, backbone, setup.feature_shapes[spec.cut - 1], data, device)
 
 
-def build_server(setup: Setup, served: Sequence[int], device: torch.device) -> Server:
-    """A server for these clients; all must have a cut below L."""
+def build_server(setup: Setup, served: Sequence[int], device: torch.device, backbone: Backbone | None = None) -> Server:
+    """A server for these clients over the units of `backbone`, or of a new one; all must have a cut below L."""
     specs = [setup.fleet.clients[number] for number in served]
-    return Server(setup.config, specs, build_network(setup.config, setup.files), setup.n_classes, device)
+    return Server(setup.config, specs, backbone or build_network(setup.config, setup.files), setup.n_classes, device)
 
 
 def mapped_client_data(setup: Setup, number: int) -> ClientData:

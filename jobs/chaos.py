@@ -127,7 +127,10 @@ class Killer:
         rng = generator(self.seed, "victim", blow.round_number, len(self.hits))
         for _ in range(100):
             member = members[int(rng.integers(len(members)))]
-            pid = process_of(self.team.actors[member])
+            if not isinstance(member, str) and self.team.seats.of(member) is None:
+                continue  # it does not sit anywhere just now
+            actor = self.team.actors.get(self.team.seat_of(member))
+            pid = None if actor is None else process_of(actor)
             who = self.team.label(member)
             still_down = any(hit.who == who and hit.back_after_s is None for hit in self.hits)
             if pid is not None and not still_down:

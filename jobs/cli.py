@@ -10,7 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "train a configuration",
     "chaos": "train while actors are killed, and compare the weights",
-    "bench": "measure what snapshots cost, or how fast a server answers",
+    "bench": "measure speed, overhead, scale, start-up, snapshots and serving, on this machine",
     "doctor": "see whether a cluster can give a run what it asks for",
     "compare": "one table over several finished runs",
     "calibrate": "choose when exits are sure enough",

@@ -35,8 +35,7 @@ def main(config_file: str, run_dir: str) -> None:
     submit = TrainingStage.server_call
 
     def recorded(stage: TrainingStage, work: Work, ref: ObjectRef[Any], report: Any) -> ObjectRef[Any]:
-        if not work.ends_turn:
-            features.append((work.client, ref))
+        features.append((work.client, ref))
         return submit(stage, work, ref, report)
 
     TrainingStage.server_call = recorded  # type: ignore[method-assign]

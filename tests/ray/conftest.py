@@ -36,13 +36,13 @@ class WarmActors:
         self.idle: dict[type, list[Any]] = {}
         self.busy: list[tuple[type, Any]] = []
 
-    def hand_out(self, actor_class: type, place: Any, *args: Any) -> Any:
+    def hand_out(self, actor_class: type, place: Any, *args: Any, **kwargs: Any) -> Any:
         idle = self.idle.setdefault(actor_class, [])
         if idle:
             handle = idle.pop()
-            handle.__ray_call__.remote(_initialise, *args)
+            handle.__ray_call__.remote(_initialise, *args, **kwargs)
         else:
-            handle = self.create(actor_class, place, *args)
+            handle = self.create(actor_class, place, *args, **kwargs)
         self.busy.append((actor_class, handle))
         return handle
 
@@ -54,8 +54,8 @@ class WarmActors:
         self.busy.clear()
 
 
-def _initialise(actor: Any, *args: Any) -> None:
-    actor.__init__(*args)
+def _initialise(actor: Any, *args: Any, **kwargs: Any) -> None:
+    actor.__init__(*args, **kwargs)
 
 
 @pytest.fixture(scope="package")

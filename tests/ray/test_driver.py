@@ -19,6 +19,7 @@ from actors.driver import run
 from actors.node_report import NodeReport
 from actors.placement import AGGREGATOR, RowRefs, Team
 from actors.presence import Presence
+from actors.seats import decide_seating
 from hsee_ray.aggregation import ModelId, plan_aggregation
 from hsee_ray.checkpoint import FileEntry
 from hsee_ray.config_files import load_config
@@ -42,20 +43,20 @@ def in_a_store(ref: Any) -> bool:
 
 
 def test_no_tensor_passes_through_the_driver(setup: Setup) -> None:
-    team = Team(setup, ray.put(setup), None, None)
+    team = Team(setup, ray.put(setup), decide_seating(setup.config, setup.fleet, None, 1), None, None)
     client = ModelId("client", 0)
-    features, train_report = team.submit(client, "train", 1, 0, 1, num_returns=2)
-    snapshots = {model: team.submit(model, "snapshot", num_returns=2)[0] for model in team.models}
-    plan = plan_aggregation(setup.config, setup.fleet, range(3), setup.local_samples)
-    groups = tuple(plan.copies.values())
-    average = team.actors[AGGREGATOR].average.options(num_returns=len(groups) + 1)
-    *averages, nothing = average.remote(groups, plan.sources, *(snapshots[model] for model in plan.sources))
+    features, snapshot, train_report = team.submit(client, "train", 1, 0, 1, True, num_returns=3)
+    server = team.submit(ModelId("server", 0), "train", 0, 1, features, True, num_returns=2)
+    snapshots = {client: snapshot, ModelId("server", 0): server[0]}
+    plan = plan_aggregation(setup.config, setup.fleet, [0], setup.local_samples)
+    average = team.actor(AGGREGATOR).average.options(num_returns=2)
+    averages, nothing = average.remote(plan.copies, plan.sources, *(snapshots[model] for model in plan.sources))
 
     # 8 images of 4x8x8 floats: 8 KiB of features, far below what Ray would inline.
     assert sum(batch.feature_bytes for batch in ray.get(features).payload) == 8 * 4 * 8 * 8 * 4
     assert in_a_store(features)
     assert all(in_a_store(snapshot) for snapshot in snapshots.values())
-    assert all(in_a_store(average) for average in averages)
+    assert in_a_store(averages)
     assert not in_a_store(train_report) and not in_a_store(nothing)
 
 

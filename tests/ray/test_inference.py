@@ -59,6 +59,11 @@ def in_training(run: Run) -> Mapping[int, EvaluationReport]:
     return last.evaluation
 
 
+def unexpected(event: Event) -> None:
+    """Nothing happens but that actors start, which may take long enough for a line."""
+    assert event.stage == "start", event
+
+
 def between(answers: Answers, kind: Confidence = "entropy", temperature: float = 1.0) -> float:
     """A tau that parts these samples."""
     confidence_N = np.sort(Gate(kind, 1.0, temperature).confidence(answers.logits_NK))
@@ -76,7 +81,7 @@ def test_ends_are_exactly_the_exits_and_the_servers(run: Run, warm_actors: None,
 
     monkeypatch.setattr(Team, "submit", recorded)
     known = in_training(run)
-    with trained_actors(run, [], pytest.fail) as rounds:
+    with trained_actors(run, [], unexpected) as rounds:
         local = ask(rounds, "test", gates(NEVER_SENDS))
         assert ("server", "answer") not in called, "nothing is sent, so no server is even asked"
         sent = ask(rounds, "test", gates(SENDS_ALL))
@@ -93,7 +98,7 @@ def test_ends_are_exactly_the_exits_and_the_servers(run: Run, warm_actors: None,
 
 
 def test_servers_compute_only_what_was_unsure(run: Run, warm_actors: None) -> None:
-    with trained_actors(run, [], pytest.fail) as rounds:
+    with trained_actors(run, [], unexpected) as rounds:
         sent = ask(rounds, "test", gates(SENDS_ALL))
         tau = between(sent[HUB])
         some = ask(rounds, "test", gates(tau))
@@ -110,7 +115,7 @@ def test_servers_compute_only_what_was_unsure(run: Run, warm_actors: None) -> No
 
 
 def test_actors_are_those_that_a_reader_of_the_run_finds(run: Run, warm_actors: None) -> None:
-    with trained_actors(run, ["data.test_samples=8"], pytest.fail) as rounds:
+    with trained_actors(run, ["data.test_samples=8"], unexpected) as rounds:
         sent = ask(rounds, "test", gates(SENDS_ALL))
         samples = prepare_run(rounds.config)
     images = open_images(samples.files.test).images_NHWC[samples.test_indices]
@@ -148,7 +153,7 @@ def test_a_client_that_has_no_model_is_left_out(averaging: Run, warm_actors: Non
 
 
 def test_calibration_sees_only_what_was_set_aside(run: Run, warm_actors: None) -> None:
-    with trained_actors(run, [], pytest.fail) as rounds:
+    with trained_actors(run, [], unexpected) as rounds:
         found = calibrate(rounds, run, Target("offload", 0.5), "margin")
         aside = {number: part.calibration for number, part in enumerate(rounds.setup.parts)}
         plan = Plan("test", (0.2, 0.6), "margin", found)
@@ -188,13 +193,13 @@ def test_costs_are_counted_on_both_sides(averaging: Run) -> None:
 
 def test_targets_that_cannot_be_met_say_what_can(averaging: Run, warm_actors: None) -> None:
     reason = r"accuracy_drop<=-1 cannot be met .*sensor reaches -?\d.*nothing was stored"
-    with trained_actors(averaging, [], pytest.fail) as rounds, pytest.raises(UserError, match=reason):
+    with trained_actors(averaging, [], unexpected) as rounds, pytest.raises(UserError, match=reason):
         calibrate(rounds, averaging, Target("accuracy_drop", -1.0), "entropy")
 
 
 def test_nothing_set_aside(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
     run = train_run(tmp_path / "run", {**tiny, "data": {**tiny["data"], "calibration_fraction": 0.0}})
-    with trained_actors(run, [], pytest.fail) as rounds:
+    with trained_actors(run, [], unexpected) as rounds:
         with pytest.raises(ConfigError, match=r"sensor, hub: no samples are set aside .*calibration_fraction above 0"):
             calibrate(rounds, run, Target("offload", 0.5), "entropy")
         with pytest.raises(ConfigError, match="--split calibration: no client has samples"):
@@ -204,7 +209,7 @@ def test_nothing_set_aside(tiny: dict[str, Any], warm_actors: None, tmp_path: Pa
 
 
 def entered(run: Run, *overrides: str) -> Rounds:
-    with trained_actors(run, overrides, pytest.fail) as rounds:
+    with trained_actors(run, overrides, unexpected) as rounds:
         return rounds
 
 
@@ -252,7 +257,7 @@ def test_exported_bundles_decide_as_the_actors_do(
     kind: Confidence, averaging: Run, warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1,000 images through ONNX, the body that travels, and the served programs."""
-    with trained_actors(averaging, ["data.test_samples=1000"], pytest.fail) as rounds:
+    with trained_actors(averaging, ["data.test_samples=1000"], unexpected) as rounds:
         setup = rounds.setup
         sent = ask(rounds, "test", gates(SENDS_ALL))
         own = {number: Gate(kind, between(sent[number], kind, 1.5), 1.5) for number in range(3)}

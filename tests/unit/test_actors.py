@@ -74,7 +74,7 @@ def setup(cache: Path) -> Setup:
 
 
 def sensor(setup: Setup, number: int = 0) -> ClientActor:
-    return ClientActor(setup, number, None, None)
+    return ClientActor(setup, number)
 
 
 def state_of(actor: ModelActor) -> Sealed[ModelState]:
@@ -92,13 +92,13 @@ def assert_same_state(one: Sealed[ModelState], other: Sealed[ModelState]) -> Non
 
 
 def test_a_client_trains_and_its_server_learns_from_the_packet(setup: Setup) -> None:
-    client, server = sensor(setup), ServerActor(setup, (0,))
+    client, server = sensor(setup), ServerActor(setup, 0)
     before = named_tensors(state_of(client).payload), named_tensors(state_of(server).payload)
-    packet, report = client.train(1, 0, 2)
+    packet, _, report = client.train(1, 0, 2, False)
     assert [batch.features.shape for batch in packet.payload] == [(4, 8, 8, 4), (2, 8, 8, 4)]
     assert (report.samples, len(report.losses)) == (6, 2)
     assert report.sent_bytes == 6 * (FEATURE_BYTES + 8)
-    server_report = server.train(0, 1, packet)
+    _, server_report = server.train(0, 1, packet, False)
     assert (server_report.samples, len(server_report.losses), server_report.sent_bytes) == (6, 2, 0)
     after = named_tensors(state_of(client).payload), named_tensors(state_of(server).payload)
     for old, new in zip(before, after, strict=True):
@@ -109,9 +109,9 @@ def test_a_client_trains_and_its_server_learns_from_the_packet(setup: Setup) -> 
 
 def test_steps_in_one_call_or_in_two_are_the_same(setup: Setup) -> None:
     once, twice = sensor(setup), sensor(setup)
-    packet, report = once.train(1, 0, 2)
-    first, first_report = twice.train(1, 0, 1)
-    second, second_report = twice.train(1, 1, 2)
+    packet, _, report = once.train(1, 0, 2, False)
+    first, _, first_report = twice.train(1, 0, 1, False)
+    second, _, second_report = twice.train(1, 1, 2, False)
     assert first_report + second_report == report
     for one, other in zip(packet.payload, first.payload + second.payload, strict=True):
         np.testing.assert_array_equal(one.features, other.features)
@@ -124,13 +124,13 @@ def test_images_by_reference_or_mapped_are_the_same(setup: Setup) -> None:
     train, test, calibration = own_rows(data.train), own_rows(data.test), own_rows(data.calibration)
     assert train.images_NHWC.shape == (6, 8, 8, 1)
     np.testing.assert_array_equal(train.images_NHWC, data.train.images_NHWC[setup.parts[1].train])
-    by_reference, mapped = ClientActor(setup, 1, None, train, test, calibration), sensor(setup, 1)
-    assert by_reference.train(1, 0, 2)[1] == mapped.train(1, 0, 2)[1]
+    by_reference, mapped = ClientActor(setup, 1, train=train, test=test, calibration=calibration), sensor(setup, 1)
+    assert by_reference.train(1, 0, 2, False)[2] == mapped.train(1, 0, 2, False)[2]
     assert_same_state(state_of(by_reference), state_of(mapped))
 
 
 def test_evaluation_leaves_the_models_as_they_are_and_counts_both_sides(setup: Setup) -> None:
-    client, server = sensor(setup), ServerActor(setup, (0,))
+    client, server = sensor(setup), ServerActor(setup, 0)
     before = state_of(client), state_of(server)
     packet, nothing = client.evaluate(0, 10)
     assert nothing is None
@@ -156,7 +156,7 @@ def test_a_part_of_the_test_samples(setup: Setup) -> None:
 
 def test_a_client_with_the_whole_network_sends_nothing(setup: Setup) -> None:
     phone = sensor(setup, 2)
-    packet, report = phone.train(1, 0, 2)
+    packet, _, report = phone.train(1, 0, 2, False)
     assert packet.payload == ()
     assert (report.samples, report.sent_bytes) == (6, 0)
     packet, evaluation = phone.evaluate(0, 10)
@@ -172,7 +172,7 @@ def test_clients_start_from_one_network_and_one_head(setup: Setup) -> None:
     np.testing.assert_array_equal(
         first.payload["stem"].parameters["conv1.weight"], phone.payload["stem"].parameters["conv1.weight"]
     )
-    server = state_of(ServerActor(setup, (0,))).payload
+    server = state_of(ServerActor(setup, 0)).payload
     np.testing.assert_array_equal(server["head"].parameters["fc.weight"], phone.payload["head"].parameters["fc.weight"])
 
 
@@ -181,10 +181,10 @@ def test_clients_start_from_one_network_and_one_head(setup: Setup) -> None:
 
 def test_a_loaded_state_is_the_other_actors(setup: Setup) -> None:
     one, other = sensor(setup, 0), sensor(setup, 1)
-    one.train(1, 0, 2)
-    other.train(1, 0, 2)
+    one.train(1, 0, 2, False)
+    other.train(1, 0, 2, False)
     state = state_of(one)
-    other.load(("stem",), seal(state.payload["stem"]))
+    other.load({"stem": (0, "stem")}, state)
     np.testing.assert_array_equal(
         state_of(other).payload["stem"].statistics["bn1.running_mean"],
         state.payload["stem"].statistics["bn1.running_mean"],
@@ -192,30 +192,30 @@ def test_a_loaded_state_is_the_other_actors(setup: Setup) -> None:
     assert (
         state_of(other).payload["exit"].parameters["fc.weight"] != state.payload["exit"].parameters["fc.weight"]
     ).any()
-    other.load(tuple(state.payload), *(seal(unit) for unit in state.payload.values()))
+    other.load({unit: (0, unit) for unit in state.payload}, state)
     assert_same_state(state_of(other), state)
 
 
 def test_a_servers_state_can_be_loaded(setup: Setup) -> None:
-    one, other = ServerActor(setup, (0,)), ServerActor(setup, (1,))
-    one.train(0, 1, sensor(setup).train(1, 0, 2)[0])
+    one, other = ServerActor(setup, 0), ServerActor(setup, 1)
+    one.train(0, 1, sensor(setup).train(1, 0, 2, False)[0], False)
     state = state_of(one)
-    other.load(tuple(state.payload), *(seal(unit) for unit in state.payload.values()))
+    other.load({unit: (0, unit) for unit in state.payload}, state)
     assert_same_state(state_of(other), state)
 
 
 def test_reset_forgets_the_optimisers_state_of_what_is_loaded(cache: Path) -> None:
     client = sensor(prepared(cache, optimizer_state="reset"))
-    client.train(1, 0, 2)
+    client.train(1, 0, 2, False)
     stem = state_of(client).payload["stem"]
-    client.load(("stem",), seal(UnitState(stem.parameters, {}, {}, {})))
+    client.load({"stem": (0, "all/stem")}, seal({"all/stem": UnitState(stem.parameters, {}, {}, {})}))
     state = state_of(client).payload
     assert state["stem"].optimizer == {}
     assert set(state["exit"].optimizer) == {"fc.weight", "fc.bias"}
 
 
 def test_saved_files_hold_the_models(setup: Setup, tmp_path: Path) -> None:
-    client, server = sensor(setup), ServerActor(setup, (0,))
+    client, server = sensor(setup), ServerActor(setup, 0)
     client_lines = client.save(str(tmp_path))
     server_lines = server.save(str(tmp_path), "server-000")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["client-000.safetensors", "server-000.safetensors"]
@@ -225,9 +225,9 @@ def test_saved_files_hold_the_models(setup: Setup, tmp_path: Path) -> None:
 
 def test_a_shared_server_serves_both_sensors_in_their_own_statistics(cache: Path, tmp_path: Path) -> None:
     setup = prepared(cache, strategy="sequential")
-    shared = ServerActor(setup, (0, 1))
+    shared = ServerActor(setup, 0)
     for number in (0, 1):
-        shared.train(number, 1, sensor(setup, number).train(1, 0, 2)[0])
+        shared.train(number, 1, sensor(setup, number).train(1, 0, 2, False)[0], False)
         assert shared.evaluate(number, sensor(setup, number).evaluate(0, 10)[0]).samples == 10
     shared.save(str(tmp_path), "server")
     tensors = load_file(tmp_path / "server.safetensors")
@@ -248,9 +248,10 @@ def test_aggregator_by_hand(setup: Setup) -> None:
     states = sealed(a=1.0, b=8.0), sealed(b=2.0)
     of_a = (Copy(client, "a", 1.0),)
     of_b = (Copy(client, "b", 1.0), Copy(server, "b", 2.0))
-    *averages, nothing = aggregator.average((of_a, of_b), (client, server), *states)
+    averages, nothing = aggregator.average({"all/a": of_a, "all/b": of_b}, (client, server), *states)
     assert nothing is None
-    assert [average.payload.parameters["w"].tolist() for average in averages if average] == [[1.0], [4.0]]
+    values = {key: average.parameters["w"].tolist() for key, average in averages.payload.items()}
+    assert values == {"all/a": [1.0], "all/b": [4.0]}
 
 
 # Sealed objects and devices
@@ -354,4 +355,4 @@ def test_centralized_trains_on_the_union_of_what_the_clients_have(setup: Setup, 
     assert central.class_counts.tolist() == [setup.class_counts.sum(axis=0).tolist()]
     np.testing.assert_allclose(central.mean_C, setup.mean_C)
     actor = sensor(central)
-    assert actor.train(1, 0, 5)[1].samples == 18
+    assert actor.train(1, 0, 5, False)[2].samples == 18

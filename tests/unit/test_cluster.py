@@ -9,9 +9,11 @@ import pytest
 from actors.capacity import Request
 from actors.cluster import local_resources
 from actors.placement import requests
+from actors.seats import decide_seating
+from hsee_ray.config import Config
 from hsee_ray.config_files import load_config
 from hsee_ray.errors import ConfigError
-from hsee_ray.fleet import build_fleet
+from hsee_ray.fleet import Fleet, build_fleet
 
 UNITS = ("stem", "layer1", "head")
 
@@ -27,11 +29,16 @@ def gpus(*amounts: float) -> float:
 # What a run asks for
 
 
+def all_requests(config: Config, fleet: Fleet) -> list[Request]:
+    """Of a run in which every model has an actor of its own."""
+    return requests(config, fleet, decide_seating(config, fleet, None, 1))
+
+
 def asked(tiers: list[dict[str, Any]], strategy: str = "averaging") -> list[tuple[str, str, float]]:
     config = load_config({"tiers": tiers, "server": {"resources": {"num_cpus": 2}}, "training": {"strategy": strategy}})
     return [
         (request.who, request.config_key, request.resources["CPU"])
-        for request in requests(config, build_fleet(config, UNITS))
+        for request in all_requests(config, build_fleet(config, UNITS))
     ]
 
 
@@ -74,7 +81,7 @@ def test_everything_that_a_client_asks_for_is_passed_on() -> None:
         "label_selector": {"zone": "a"},
     }
     config = load_config({"tiers": [{**SENSOR, "resources": resources}]})
-    first = requests(config, build_fleet(config, UNITS))[0]
+    first = all_requests(config, build_fleet(config, UNITS))[0]
     assert first.resources == {"CPU": 0.5, "GPU": 0.25, "memory": 1000.0, "jetson": 1.0, "accelerator_type:T4": 0.001}
     assert first.label_selector == {"zone": "a"}
     assert (first.tier, first.pair) == ("sensor", None)
@@ -82,7 +89,7 @@ def test_everything_that_a_client_asks_for_is_passed_on() -> None:
 
 def test_colocated_clients_and_servers_go_in_pairs() -> None:
     config = load_config({"tiers": [SENSOR, PHONE], "cluster": {"placement": "colocate"}})
-    asked_for = requests(config, build_fleet(config, UNITS))
+    asked_for = all_requests(config, build_fleet(config, UNITS))
     assert [(request.tier, request.pair) for request in asked_for] == [
         ("sensor", 0),
         ("servers", 0),

@@ -15,6 +15,7 @@ import yaml
 from actors.capacity import Growth, Node, NodeType, assess
 from actors.node_types import read_growth
 from actors.placement import requests
+from actors.seats import decide_seating
 from hsee_ray.backbones.build import build_backbone
 from hsee_ray.config_files import load_config
 from hsee_ray.errors import ConfigError
@@ -218,7 +219,8 @@ def test_every_actor_of_a_shipped_config_finds_a_place(config_path: Path, path: 
     assert config.cluster.node_types is not None
     assert (ROOT / config.cluster.node_types).is_file()
     units = build_backbone(config.model, image_shape=(32, 32, 3), n_classes=10, seed=0).units
-    asked = requests(config, build_fleet(config, tuple(units)))
+    fleet = build_fleet(config, tuple(units))
+    asked = requests(config, fleet, decide_seating(config, fleet, None, 1))
     verdicts = assess(asked, [HEAD], read_growth(path))
     assert {verdict.tier: verdict.never for verdict in verdicts if verdict.never} == {}
     assert all(verdict.nodes and not verdict.busy and not verdict.unknown for verdict in verdicts), "the head has none"

@@ -10,7 +10,8 @@ import pytest
 
 from actors.calls import Answer
 from actors.pipeline import Done, Pipeline, TurnLost, Work
-from actors.stages import with_ends
+from actors.seats import Seats
+from actors.stages import models_of, with_records
 from hsee_ray.aggregation import ModelId
 from hsee_ray.failures import Failure
 
@@ -47,46 +48,88 @@ class FakeCalls:
         return Answer(tag, member, ref(), None)
 
 
-class FakeStage:
-    """Models are lists of what they have learnt; a snapshot is a copy."""
+POOLS = {
+    **{ModelId("client", number): "one" if number < 2 else "other" for number in range(4)},
+    **{ModelId("server", number): "servers" for number in range(4)},
+}
+"""Two tiers of two clients, and their servers."""
+ONE_EACH = {"one": 2, "other": 2, "servers": 4}
 
-    def __init__(self, lost: frozenset[int] = frozenset(), sends_nothing: frozenset[int] = frozenset()) -> None:
+
+class FakeStage:
+    """Models are lists of what they have learnt, in seats; a snapshot is a copy. Who has no seat knows nothing."""
+
+    def __init__(
+        self,
+        lost: frozenset[int] = frozenset(),
+        sends_nothing: frozenset[int] = frozenset(),
+        seats: dict[str, int] = ONE_EACH,
+        one_turn: bool = False,
+    ) -> None:
         """`lost`: clients that are left out when they fail; `sends_nothing`: pieces that need no server."""
+        left = dict(seats)
+        taken = []
+        for model, pool in POOLS.items():
+            if left[pool] > 0:
+                left[pool] -= 1
+                taken.append(model)
+        self.seats = Seats(POOLS, taken)
+        self.one_turn = one_turn
         self.models: dict[ModelId, list[Any]] = {}
         self.kept: dict[ModelId, list[Any]] = {}
-        self.snapshots: dict[Any, list[Any]] = {}
+        self.midway: dict[ModelId, list[Any]] = {}
+        self.snapshots: dict[tuple[int, ModelId], list[Any]] = {}
         self.lost = lost
         self.sends_nothing = sends_nothing
+        self.moves = 0
 
     def of(self, model: ModelId) -> list[Any]:
+        assert self.seats.of(model) is not None, "who is called has a seat"
         return self.models.setdefault(model, [])
+
+    def queue(self, work: Work) -> str:
+        return self.seats.pool(ModelId("client", work.client))
+
+    def seat(self, work: Work) -> bool:
+        models = models_of(work)
+        if not all(self.seats.can_take(model) for model in models):
+            return False
+        for model in models:
+            if self.seats.take(model, ()):
+                self.moves += 1
+                self.models = {other: state for other, state in self.models.items() if self.seats.of(other)}
+                self.models[model] = list(self.midway.get(model, self.kept.get(model, [])))
+        return True
+
+    def leave(self, model: ModelId) -> None:
+        self.seats.leave(model)
 
     def client_call(self, work: Work) -> tuple[Any, Any]:
         client = self.of(ModelId("client", work.client))
         features: list[Any] = []
 
         def call() -> Any:
-            if work.ends_turn:
-                self.snapshots[work, "client"] = list(client)
-                return "snapshot"
             client.append(work.first)
+            if "client" in work.records:
+                self.snapshots[work.turn, ModelId("client", work.client)] = list(client)
+            if self.one_turn:
+                self.midway[ModelId("client", work.client)] = list(client)
             features.append((work.client, len(client), work.first))
             return ("client", work.first)
 
         return features, call
 
     def server_call(self, work: Work, features: Any, client_report: Any) -> Any:
-        if not work.ends_turn:
-            assert client_report == ("client", work.first)
-            if work.first in self.sends_nothing:
-                return None
-        server = self.of(ModelId("server", work.server or 0))
+        assert client_report == ("client", work.first)
+        if work.first in self.sends_nothing:
+            return None
+        model = ModelId("server", work.server or 0)
+        server = self.of(model)
 
         def call() -> Any:
-            if work.ends_turn:
-                self.snapshots[work, "server"] = list(server)
-                return "snapshot"
             server.extend(features)
+            if "server" in work.records:
+                self.snapshots[work.turn, model] = list(server)
             return ("server", work.first)
 
         return call
@@ -96,17 +139,16 @@ class FakeStage:
         return not (member.side == "client" and member.number in self.lost)
 
     def restore(self, model: ModelId) -> None:
-        self.models[model] = list(self.kept.get(model, []))
+        self.midway.pop(model, None)
+        if self.seats.of(model) is not None:
+            self.models[model] = list(self.kept.get(model, []))
 
     def answered(self, member: ModelId) -> None:
         pass
 
     def commit(self, works: list[Work]) -> None:
-        for work in works:
-            if work.ends_turn:
-                self.kept[ModelId("client", work.client)] = self.snapshots[work, "client"]
-                if work.server is not None:
-                    self.kept[ModelId("server", work.server)] = self.snapshots[work, "server"]
+        for turn, model in {(work.turn, model) for work in works for model in models_of(work)}:
+            self.kept[model] = self.snapshots[turn, model]
 
 
 def works_of(strategy: str, pieces: dict[int, int]) -> list[Work]:
@@ -120,20 +162,26 @@ def works_of(strategy: str, pieces: dict[int, int]) -> list[Work]:
         order = [(n, p) for p in range(max(pieces.values())) for n in pieces if p < pieces[n]]
     else:
         order = [(n, p) for n in pieces for p in range(pieces[n])]
-    return with_ends(work(client, piece) for client, piece in order)
+    return with_records([work(client, piece) for client, piece in order])
 
 
-def run(strategy: str, seed: int, fail_at: set[int], window: int = 2, lost: frozenset[int] = frozenset()) -> FakeStage:
+def run(
+    strategy: str,
+    seed: int,
+    fail_at: set[int],
+    window: int = 2,
+    lost: frozenset[int] = frozenset(),
+    seats: dict[str, int] = ONE_EACH,
+) -> FakeStage:
     works = works_of(strategy, {0: 5, 1: 3, 2: 2, 3: 4})
-    stage = FakeStage(lost)
+    stage = FakeStage(lost, seats=seats, one_turn=strategy == "round_robin")
     calls: Any = FakeCalls(random.Random(seed), fail_at)
-    done: dict[tuple[int, int, bool], Done] = {}
+    done: dict[tuple[int, int], Done] = {}
     for piece in Pipeline(works, stage, calls, 2, window, strategy != "averaging").run():  # type: ignore[arg-type]
         work = piece.work
-        if not work.ends_turn:
-            assert piece.client_report == ("client", work.first)
-            assert piece.server_report == (None if work.server is None else ("server", work.first))
-        done[work.client, work.first, work.ends_turn] = piece
+        assert piece.client_report == ("client", work.first)
+        assert piece.server_report == (None if work.server is None else ("server", work.first))
+        done[work.client, work.first] = piece
         if piece.turn_done:
             stage.commit([other for other in works if other.turn == work.turn])
     assert len(done) == len([work for work in works if work.client not in lost])
@@ -152,11 +200,27 @@ def test_whatever_fails_every_model_learns_the_same_in_the_same_order(strategy: 
 
 
 @pytest.mark.parametrize("strategy", ["averaging", "sequential", "round_robin"])
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("seats", [(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 1)])
+def test_models_that_take_turns_in_seats_learn_the_same(
+    strategy: str, window: int, seats: tuple[int, int, int]
+) -> None:
+    one, other, servers = seats
+    undisturbed = run(strategy, 0, set())
+    for seed in range(100):
+        rng = random.Random(2000 + seed)
+        fail_at = {rng.randrange(1, 60) for _ in range(rng.randrange(0, 6))}
+        stage = run(strategy, seed, fail_at, window, seats={"one": one, "other": other, "servers": servers})
+        assert stage.kept == undisturbed.kept
+        assert stage.moves > 0 or (strategy, one, other) == ("sequential", 2, 2) or (one, other) == (2, 2)
+
+
+@pytest.mark.parametrize("strategy", ["averaging", "sequential", "round_robin"])
 @pytest.mark.parametrize("silent", [frozenset({0, 2}), frozenset({1, 3, 4}), frozenset(range(5))])
 def test_pieces_that_send_nothing_are_done_without_the_server(strategy: str, silent: frozenset[int]) -> None:
     for seed in range(100):
         rng = random.Random(seed)
-        works = [work for work in works_of(strategy, {0: 5, 1: 3, 2: 2, 3: 4}) if not work.ends_turn]
+        works = works_of(strategy, {0: 5, 1: 3, 2: 2, 3: 4})
         stage = FakeStage(sends_nothing=silent)
         calls: Any = FakeCalls(rng, {rng.randrange(1, 40) for _ in range(rng.randrange(0, 5))})
         done = {}

@@ -15,7 +15,7 @@ import ray
 import urllib3
 
 from actors import serving
-from jobs.bench_serve import batch_sizes, counted_retries
+from jobs.benches.serve import batch_sizes, counted_retries
 from jobs.serve import is_loopback, main, replica_bounds
 from jobs.token_file import read_token
 from tests.exports import tiny_export

@@ -1,4 +1,4 @@
-"""`python -m jobs.bench serve`: devices and their server together on this machine, over loopback.
+"""`serve`: devices and their server together on this machine, over loopback.
 
 Each device is a thread with one client's bundle; a tau that nothing exceeds makes it send every image. Its answers
 must be those that the server's models give without a server in between.
@@ -14,12 +14,14 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+
+from jobs.benches.common import Result, at_least, refuse_cluster
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,17 +72,14 @@ class Device:
             self.done += 1
 
 
-def serve(options: argparse.Namespace) -> int:
-    """Prints failures, latency, speed and batch sizes; 1 when a request was not answered, or wrongly."""
+def measure(options: argparse.Namespace) -> Result:
+    """Failures, latency, speed and batch sizes; an error when a request was not answered, or wrongly."""
+    at_least(options, requests=1, clients=1, replicas=1)
+    refuse_cluster()
     from actors.serving import Service, serving
-    from hsee_ray.errors import ConfigError
     from hsee_ray.serving import find_bundles
 
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it reports every retry
-    if min(options.requests, options.clients, options.replicas) < 1:
-        raise ConfigError("--requests, --clients and --replicas: give at least 1 each")
-    if os.environ.get("RAY_ADDRESS"):
-        raise ConfigError("jobs.bench measures this machine and kills its processes: unset RAY_ADDRESS")
     bundles = find_bundles(options.bundle)
     service = Service(port=0, min_replicas=options.replicas, max_replicas=options.replicas)
     with serving(bundles, service) as server, counted_retries() as retries:
@@ -92,18 +91,45 @@ def serve(options: argparse.Namespace) -> int:
         sizes = batch_sizes(_metrics(server.metrics_urls()[0]))
     latencies_ms = sorted(latency for device in devices for latency in device.latencies_ms)
     failed, wrong = options.requests - len(latencies_ms), sum(device.wrong for device in devices)
-    print(f"requests      {options.requests} of {options.clients} devices in {wall_s:.1f} s")
-    print(f"speed         {options.requests / wall_s:.0f} requests/s, replicas: {options.replicas}")
-    print(
-        f"failed        {failed}, answered wrongly {wrong}, tried again {sum(retries.values())} {dict(retries) or ''}"
-    )
-    if latencies_ms:
-        p50, p99 = (latencies_ms[int(share * (len(latencies_ms) - 1))] for share in (0.5, 0.99))
-        print(f"latency       p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {latencies_ms[-1]:.0f} ms")
-    print(f"micro-batches {', '.join(f'{count} of {size}' for size, count in sizes.items())} requests")
-    if killed is not None:
-        print(f"killed        replica {killed}, after half of the requests")
-    return 0 if failed == wrong == 0 else 1
+    return {
+        "requests": options.requests,
+        "devices": options.clients,
+        "replicas": options.replicas,
+        "wall_s": wall_s,
+        "failed": failed,
+        "wrong": wrong,
+        "retries": dict(retries),
+        "latency_ms": _percentiles(latencies_ms),
+        "micro_batches": sizes,
+        "killed": killed,
+        **({"error": f"{failed} requests failed, {wrong} were answered wrongly"} if failed or wrong else {}),
+    }
+
+
+def render(result: Mapping[str, Any]) -> str:
+    retries, latency_ms = result["retries"], result["latency_ms"]
+    micro_batches = ", ".join(f"{count} of {size}" for size, count in result["micro_batches"].items())
+    lines = [
+        f"requests      {result['requests']} of {result['devices']} devices in {result['wall_s']:.1f} s",
+        f"speed         {result['requests'] / result['wall_s']:.0f} requests/s, replicas: {result['replicas']}",
+        f"failed        {result['failed']}, answered wrongly {result['wrong']}, tried again {sum(retries.values())} "
+        f"{retries or ''}",
+    ]
+    if latency_ms:
+        p50, p99, longest = (latency_ms[name] for name in ("p50", "p99", "longest"))
+        lines.append(f"latency       p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {longest:.0f} ms")
+    lines.append(f"micro-batches {micro_batches} requests")
+    if result["killed"] is not None:
+        lines.append(f"killed        replica {result['killed']}, after half of the requests")
+    return "\n".join(lines)
+
+
+def _percentiles(latencies_ms: Sequence[float]) -> dict[str, float]:
+    """Of sorted latencies; empty when there are none."""
+    if not latencies_ms:
+        return {}
+    p50, p99 = (latencies_ms[int(share * (len(latencies_ms) - 1))] for share in (0.5, 0.99))
+    return {"p50": p50, "p99": p99, "longest": latencies_ms[-1]}
 
 
 def _devices(bundles: Bundles, url: str, requests: int, clients: int) -> list[Device]:

@@ -1,0 +1,121 @@
+"""What the benchmarks share: medians and their spread, this machine, progress, and where results are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from hsee_ray.errors import ConfigError
+
+PACKAGES = ("hsee-ray", "torch", "ray", "numpy")
+
+Result = dict[str, Any]
+"""What a benchmark measured, as JSON; `error` says in one line what was wrong with what was computed."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some measurements, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Raises ValueError when there are none."""
+        if not values:
+            raise ValueError("nothing was measured")
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, _, high = quantiles(values, n=4, method="inclusive")
+        return cls(median(values), low, high)
+
+    def json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def shown(spread: Mapping[str, float], digits: int) -> str:
+    """`median (low to high)` of a spread in a result."""
+    return "{median:.{d}f} ({low:.{d}f} to {high:.{d}f})".format(**spread, d=digits)
+
+
+def paired(over: Sequence[float], under: Sequence[float]) -> Spread:
+    """Spread of the ratios of measurements that were taken beside each other."""
+    return Spread.of([a / b for a, b in zip(over, under, strict=True)])
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """What a figure was measured on."""
+    return {
+        "processor": _processor(),
+        "cores": cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def shown_machine(found: Mapping[str, Any]) -> str:
+    """One line about a machine."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    size = f"cores: {found['cores']}, {found['memory_gib']} GiB"
+    return f"{found['processor']}, {size}; Python {found['python']}, {versions}"
+
+
+def tell(text: str) -> None:
+    """One line of progress; results alone are on stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def at_least(options: object, **least: int) -> None:
+    """Raises ConfigError when an option, or one of a list of them, is smaller than it may be."""
+    for name, bound in least.items():
+        given = getattr(options, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < bound:
+                raise ConfigError(f"--{name.replace('_', '-')}: give at least {bound}")
+
+
+def refuse_cluster() -> None:
+    """Raises ConfigError when a run would join a cluster: benchmarks are of this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        raise ConfigError("jobs.bench measures this machine: unset RAY_ADDRESS")
+
+
+def _processor() -> str:
+    """Its name as Linux knows it; elsewhere the kind of machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,53 @@
+"""Clients and servers that compute nothing, for what the driver itself takes. numpy only: they start at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from actors.presence import Presence, presence_here
+from actors.sealed import Sealed, seal
+from hsee_ray.reports import TrainReport
+
+Array = np.ndarray[Any, Any]
+Features = tuple[Array, ...]
+
+
+class IdleActor:
+    """What the driver asks of every model's actor in a round."""
+
+    def presence(self) -> Presence:
+        return presence_here("cpu")
+
+    def load(self, takes: object, *averages: object, after: object = None) -> None:
+        pass
+
+    def restore(self, number: int, snapshot: object, takes: object, *averages: object, **data: object) -> None:
+        pass
+
+
+class IdleClient(IdleActor):
+    """Hands out features that were made once: Ray copies them into its store, as it does with those of a step."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        """`sizes` are bytes of a batch's features; rounds have them in turn."""
+        self.features = [np.ones(size, np.uint8) for size in sizes]
+
+    def train(
+        self, round_number: int, first: int, last: int, record: bool, after: object = None
+    ) -> tuple[Sealed[Features], Sealed[None] | None, TrainReport]:
+        batch = self.features[round_number % len(self.features)]
+        steps = last - first
+        state = seal(None) if record else None
+        return seal((batch,) * steps), state, TrainReport(steps, (0.0,) * steps, steps * batch.nbytes)
+
+
+class IdleServer(IdleActor):
+    """Touches the first byte of every batch."""
+
+    def train(
+        self, client: int, round_number: int, packet: Sealed[Features], record: bool, after: object = None
+    ) -> tuple[Sealed[None] | None, TrainReport]:
+        state = seal(None) if record else None
+        return state, TrainReport(len(packet.payload), tuple(float(batch[0]) for batch in packet.payload))

@@ -1,0 +1,116 @@
+"""Rounds of the real driver over idle actors, several runs side by side on one Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+from actors import placement
+from actors.aggregator import Aggregator
+from actors.client import ClientActor
+from actors.cluster import connected, local_site
+from actors.interrupt import StopRequest
+from actors.rounds import Rounds
+from actors.session import Listener, Session
+from hsee_ray.config import Config
+from hsee_ray.config_files import load_config
+from hsee_ray.errors import RunError
+from hsee_ray.home import RunHome
+from hsee_ray.setup import Setup, prepare_run
+from jobs.benches.common import tell
+from jobs.benches.idle_actors import IdleClient, IdleServer
+
+BATCH_SIZE = 2
+NEVER = 1_000_000
+
+
+def wall_times_s(
+    clients: Sequence[int], kib: Sequence[int], batches: int, rounds: int, overrides: Sequence[str]
+) -> dict[tuple[int, int], list[float]]:
+    """Seconds of every round by (KiB of a batch's features, clients)."""
+    times_s: dict[tuple[int, int], list[float]] = {(size, n): [] for size in kib for n in clients}
+    with TemporaryDirectory() as directory, ExitStack() as stack:
+        place = Path(directory)
+        setups = {n: prepare_run(_config(n, batches, place / "cache", overrides)) for n in clients}
+        stack.enter_context(connected(setups[clients[0]].config.cluster, [], _trouble))
+        stack.enter_context(idle_actors(kib))
+        runs = {n: _begin(setup, place / f"run-{n}", stack) for n, setup in setups.items()}
+        for turn in range(rounds):
+            tell(f"round {turn + 1} of {rounds}")
+            for index, size in enumerate(kib):
+                for n, run in runs.items():
+                    run.setup = _with_features(setups[n], size * 1024)
+                    # Idle clients know the size of a round's features by its number.
+                    report = run.run_round((turn + 1) * len(kib) + index)
+                    times_s[size, n].append(report.wall_s)
+    return times_s
+
+
+def _config(clients: int, batches: int, cache: Path, overrides: Sequence[str]) -> Config:
+    nothing = {"num_cpus": 0}  # Ray starts workers ahead, as many as there are logical CPUs
+    return load_config(
+        {
+            "model": {"width": 1},
+            "data": {
+                "name": "synthetic",
+                "cache": str(cache),
+                "train_samples": BATCH_SIZE * clients,
+                "test_samples": 2,
+                "image_size": 8,
+                "classes": 2,
+                "calibration_fraction": 0.0,
+            },
+            # A seat for every model: as real actors, most of them would not fit in memory.
+            "tiers": [{"name": "idle", "clients": clients, "seats": clients, "cut": "layer1", "resources": nothing}],
+            "server": {"seats": clients, "resources": nothing},
+            "training": {
+                "strategy": "distributed",
+                "rounds": NEVER,
+                "local_steps": batches,
+                "batch_size": BATCH_SIZE,
+            },
+            "evaluation": {"every": NEVER},
+            "failures": {"max_per_actor": 0},
+        },
+        overrides,
+    )
+
+
+@contextmanager
+def idle_actors(kib: Sequence[int]) -> Iterator[None]:
+    """In the block, Ray gets idle actors where a run wants clients and servers."""
+    create = placement._actor
+
+    def idle(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if actor_class is Aggregator:
+            return create(actor_class, place, *args, **kwargs)
+        # They are not given the setup: to read it, they would load torch.
+        if actor_class is ClientActor:
+            return create(IdleClient, place, tuple(size * 1024 for size in kib))
+        return create(IdleServer, place)
+
+    with patch("actors.placement._actor", idle):
+        yield
+
+
+def _begin(setup: Setup, place: Path, stack: ExitStack) -> Rounds:
+    """A run's rounds, its actors asked for."""
+    listener = Listener(happened=lambda event: tell(f"  {event}"))
+    session = Session(setup, RunHome(place), listener, StopRequest(), local_site(setup.config, setup.fleet))
+    stack.callback(session.close)
+    return session.rounds
+
+
+def _with_features(setup: Setup, batch_bytes: int) -> Setup:
+    """The setup with features of this size at every cut, in float32."""
+    shape = (batch_bytes // BATCH_SIZE // 4,)
+    return dataclasses.replace(setup, feature_shapes=(shape,) * len(setup.feature_shapes))
+
+
+def _trouble(who: str, text: str) -> None:
+    raise RunError(f"{who}: {text}")

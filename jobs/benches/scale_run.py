@@ -1,0 +1,90 @@
+"""One run of `scale` as a command of its own: says a line about every round."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.benches.scale import EARLY_ROUND, LINE
+from jobs.benches.watched import own_pss_mib
+
+if TYPE_CHECKING:
+    from hsee_ray.config import Config
+    from hsee_ray.reports import RoundReport
+
+NEVER = 1_000_000
+
+
+class Measured(Exception):
+    """The rounds that were asked for are over; nobody wants the models."""
+
+
+class Teller:
+    """Tells of every round, and ends the run after the last one."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.first_step_s: float | None = None
+
+    def trained(self, samples: int) -> None:
+        if self.first_step_s is None:
+            self.first_step_s = time.monotonic()
+
+    def finished(self, report: RoundReport) -> None:
+        told = {"number": report.round_number, "end_s": time.monotonic(), "first_step_s": self.first_step_s}
+        if report.round_number in (EARLY_ROUND, self.last):
+            told["pss_mib"] = own_pss_mib()
+        # Looking at the memory is not a part of the next round.
+        print(LINE + json.dumps({**told, "resumed_s": time.monotonic()}), flush=True)
+        if report.round_number == self.last:
+            raise Measured
+
+
+def configuration(clients: int, seats: int, rounds: int, images: int) -> Config:
+    """A small network over clients with a few images each; the last round, which evaluates, is not reached."""
+    from hsee_ray.config import Config
+
+    return Config.model_validate(
+        {
+            "model": {"width": 4},
+            "data": {
+                "name": "synthetic",
+                "train_samples": images * clients,
+                "test_samples": 2,
+                "image_size": 16,
+                "augment": True,
+                "calibration_fraction": 0,
+            },
+            "tiers": [{"name": "device", "clients": clients, "cut": "layer1", "seats": seats}],
+            "server": {"seats": seats},
+            "training": {"strategy": "averaging", "rounds": rounds + 1, "batch_size": images},
+            "evaluation": {"every": NEVER},
+            "checkpoint": {"every": NEVER},
+        }
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("clients", "seats", "rounds", "images"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    options = parser.parse_args()
+    from actors.driver import run
+    from actors.session import Listener
+    from hsee_ray.errors import RunError
+
+    teller = Teller(options.rounds)
+    config = configuration(options.clients, options.seats, options.rounds, options.images)
+    try:
+        run(config, options.run_dir, Listener(trained=teller.trained, finished_round=teller.finished))
+    except RunError as error:
+        if not isinstance(error.__cause__, Measured):
+            raise
+
+
+if __name__ == "__main__":
+    main()

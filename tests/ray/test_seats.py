@@ -1,0 +1,123 @@
+"""Models that take turns in a few actors end in the bits of models with an actor each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.driver import resume, run
+from actors.inference import ask, trained_actors
+from actors.interrupt import StopRequest
+from actors.placement import Team
+from actors.recovery import Event
+from actors.session import Listener
+from hsee_ray.answers import Answers
+from hsee_ray.config import Config
+from hsee_ray.config_files import load_config
+from hsee_ray.errors import Interrupted
+from hsee_ray.exits import Gate
+from hsee_ray.reports import RoundReport
+from tests.ray.test_recovery import kills, reference_digest
+
+STRATEGIES = {
+    "averaging": ["training.optimizer.name=adamw", "training.clients_per_round=0.5"],
+    "averaging_every_2": ["training.aggregate_every=2", "training.optimizer_state=average"],
+    "sequential": ["training.strategy=sequential", "training.order=shuffled"],
+    "round_robin": ["training.strategy=sequential", "training.turn=batch", "training.optimizer_state=reset"],
+    "distributed": ["training.strategy=distributed", "training.norm_statistics=shared"],
+}
+SEATS = {"one": (1, 1, 1, 1), "two": (2, 2, 1, 2), "mixed": (1, 3, 2, 2)}
+"""Of the tiers sensor, hub and whole, and of the servers."""
+
+
+@pytest.fixture
+def crowd(tiny: dict[str, Any]) -> dict[str, Any]:
+    """Eight clients in three tiers."""
+    tiers = [{**tier, "clients": clients} for tier, clients in zip(tiny["tiers"], (3, 3, 2), strict=True)]
+    return {**tiny, "tiers": tiers, "data": {**tiny["data"], "train_samples": 240, "partition": {"kind": "iid"}}}
+
+
+def seated(crowd: dict[str, Any], seats: tuple[int, int, int, int], overrides: list[str]) -> Config:
+    keys = ["tiers.0.seats", "tiers.1.seats", "tiers.2.seats", "server.seats"]
+    return load_config(crowd, [*(f"{key}={count}" for key, count in zip(keys, seats, strict=True)), *overrides])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "seats", "window"),
+    [
+        ("averaging", "one", 8),
+        ("averaging", "two", 1),
+        ("averaging_every_2", "mixed", 2),
+        ("sequential", "one", 1),
+        ("sequential", "two", 8),
+        ("round_robin", "one", 8),
+        ("round_robin", "mixed", 2),
+        ("distributed", "two", 8),
+    ],
+)
+def test_runs_in_seats_equal_the_reference(
+    strategy: str, seats: str, window: int, crowd: dict[str, Any], warm_actors: None, tmp_path: Path
+) -> None:
+    config = seated(crowd, SEATS[seats], [*STRATEGIES[strategy], f"pipeline.max_in_flight={window}"])
+    teams: list[Team] = []
+    events: list[Event] = []
+    finished = run(config, tmp_path / "run", Listener(assembled=teams.append, happened=events.append))
+    assert finished.summary["weights_sha256"] == reference_digest(config)
+    servers = 1 if config.training.strategy == "sequential" else SEATS[seats][3]
+    assert len(teams[0].actors) == sum(SEATS[seats][:3]) + servers + 1
+    (said,) = [event.text for event in events if event.who == "run"]
+    assert re.match(
+        rf"{len(teams[0].actors) - 1} actors, in which models take turns: 3 sensor in {SEATS[seats][0]}", said
+    )
+
+
+@pytest.mark.parametrize("strategy", ["averaging_every_2", "round_robin"])
+def test_kills_change_no_bit_in_seats(strategy: str, crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+    config = seated(crowd, SEATS["two"], [*STRATEGIES[strategy], "failures.max_per_actor=9", "checkpoint.every=1"])
+    killer = kills(
+        (1, "train", "client"),
+        (1, "aggregate", "server"),
+        (2, "train", "server"),
+        (2, "evaluate", "client"),
+        (2, "checkpoint", "client"),
+        (3, "train", "client"),
+        (3, "save", "server"),
+    )
+    finished = run(config, tmp_path / "run", killer.listener())
+    assert killer.hits
+    assert finished.summary["weights_sha256"] == reference_digest(config)
+
+
+def test_a_run_goes_on_in_other_seats(crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+    config = seated(crowd, SEATS["one"], [])
+    stop = StopRequest()
+
+    def after_two(report: RoundReport) -> None:
+        if report.round_number == 2:
+            stop.ask(15)
+
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", Listener(finished_round=after_two), stop)
+    resumed = resume(tmp_path / "run", ["tiers.0.seats=3", "tiers.1.seats=2", "server.seats=null"])
+    assert resumed.summary["weights_sha256"] == reference_digest(config)
+
+
+def test_answers_are_the_same_from_seats(crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+    config = seated(crowd, SEATS["one"], ["training.rounds=1"])
+    finished = run(config, tmp_path / "run")
+    everything = {number: Gate("entropy", 1.0, 1.0) for number in range(8)}
+
+    def answers(*seats: str) -> dict[int, Answers]:
+        with trained_actors(finished, seats, lambda event: None) as rounds:
+            return ask(rounds, "test", everything)
+
+    in_one = answers()
+    one_each = answers("tiers.0.seats=null", "tiers.1.seats=null", "tiers.2.seats=null", "server.seats=null")
+    for number in range(8):
+        np.testing.assert_array_equal(in_one[number].logits_NK, one_each[number].logits_NK)
+        if number < 6:
+            np.testing.assert_array_equal(in_one[number].server_prediction_N, one_each[number].server_prediction_N)

@@ -71,7 +71,7 @@ class Site:
     at_once: int
     """Clients that compute at the same time."""
     cores: int | None = None
-    """Of the one machine that all actors share; None: Ray has given each its own."""
+    """Actors that have work at the same time, where all share one machine; None: Ray has given each its own CPUs."""
 
     @property
     def at_a_time(self) -> int | None:
@@ -98,7 +98,7 @@ def seated(config: Config, fleet: Fleet, tell: Tell) -> Iterator[Site]:
 
 def local_site(config: Config, fleet: Fleet) -> Site:
     """A run on a Ray of its own: as many clients at once as there are cores."""
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = config.cluster.concurrent or cores
     seating = decide_seating(config, fleet, int(LOCAL_SHARE * free_memory()), at_once)
     return Site(True, seating, at_once, max(cores, at_once))
@@ -107,9 +107,12 @@ def local_site(config: Config, fleet: Fleet) -> Site:
 def joined_site(config: Config, fleet: Fleet) -> Site:
     """A run on the connected cluster: every client that has a seat computes, as Ray has given it room for that."""
     nodes = living_nodes()
-    memory, cores = (sum(node.total.get(name, 0.0) for node in nodes) for name in ("memory", "CPU"))
+    memory, cpus = (sum(node.total.get(name, 0.0) for node in nodes) for name in ("memory", "CPU"))
+    asked = [*(tier.resources.num_cpus for tier in config.tiers), config.server.resources.num_cpus]
+    of_one_each = sum(asked)
+    per_pool = max(1, int(cpus / of_one_each)) if of_one_each else max(1, int(cpus))
     at_once = config.cluster.concurrent
-    seating = decide_seating(config, fleet, None if may_grow() else int(memory), at_once or max(1, int(cores)))
+    seating = decide_seating(config, fleet, None if may_grow() else int(memory), per_pool)
     clients = sum(count for pool, count in seating.seats.items() if pool != SERVERS)
     return Site(False, seating, at_once or clients)
 

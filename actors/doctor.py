@@ -21,7 +21,7 @@ from actors.node_report import SHM, NodeReport, look_at_node
 from actors.node_types import read_growth
 from actors.origin import REMEDY, difference, versions
 from actors.placement import requests
-from actors.rounds import window_batches
+from actors.rounds import EVALUATION_WINDOW, window_batches
 from actors.seats import decide_seating
 from actors.whereabouts import living_nodes, node_ids, submission_id
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
@@ -161,7 +161,9 @@ def _store_check(expected_bytes: int, waits: bool) -> Check:
     text = f"about {_mib(expected_bytes)} for features and states, in {_mib(total)} of object stores"
     if waits or expected_bytes <= SPILLS_AT * total:
         return Check("object store", "well", text)
-    return Check("object store", "slow", f"{text}: Ray writes to disk then; lower pipeline.max_in_flight, or add nodes")
+    return Check(
+        "object store", "slow", f"{text}: Ray writes to disk then; lower pipeline.max_in_flight_mib, or add nodes"
+    )
 
 
 def _expected_bytes(
@@ -172,12 +174,15 @@ def _expected_bytes(
     Of every model there are a state before the round, one after it, and one that is being made, each with the
     optimiser's share: one more copy of the parameters for SGD's momentum, two for AdamW's moments.
     """
-    batches = [4 * math.prod(shapes[spec.cut - 1]) * spec.batch_size for spec in fleet.clients]
-    ahead = sorted((size * window_batches(config.pipeline, size) for size in batches), reverse=True)
-    features = sum(ahead[: site.at_once])
+    samples = [4 * math.prod(shapes[spec.cut - 1]) for spec in fleet.clients]
+    batches = [size * spec.batch_size for size, spec in zip(samples, fleet.clients, strict=True)]
+    ahead = [size * window_batches(config.pipeline, max(batches)) for size in batches]
+    tested = [size * config.evaluation.batch_size * EVALUATION_WINDOW for size in samples]
+    features = max(sum(sorted(each, reverse=True)[: site.at_once]) for each in (ahead, tested))
     weights = sum(4 * tensor.numel() for unit in backbone.units.values() for tensor in unit.parameters())
     copies = {"sgd": 2, "adamw": 3}[config.training.optimizer.name]
-    return features + 3 * copies * weights * len(fleet.clients)
+    # The newest averages are one more copy of the whole network.
+    return features + copies * weights * (3 * len(fleet.clients) + 1)
 
 
 def _image_shape(data: DataConfig) -> tuple[int, int, int]:

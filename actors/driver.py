@@ -160,7 +160,6 @@ def _run(
 ) -> Run:
     """Trains in a directory that is this process's own, on a Ray that is connected."""
     run_dir = home.local
-    _teller(listener)("run", str(site.seating))
     write_whole(run_dir / CONFIG_FILE, dump_config(setup.config).encode())
     # A calibration is one of weights that are about to change.
     for name in (SUMMARY_FILE, ERROR_FILE, CALIBRATION_FILE):

@@ -21,7 +21,7 @@ from actors.pipeline import Work
 from actors.placement import RowRefs, Team
 from actors.recipe import Recipe, RunState
 from actors.recovery import Event, Recovery, StateLost
-from actors.rounds import EVALUATION_WINDOW, MemberCall, Rounds
+from actors.rounds import MemberCall, Rounds
 from actors.stages import RoundStage
 from hsee_ray.aggregation import ModelId
 from hsee_ray.answers import Answers, ExitAnswers, Part, ServerAnswers, join
@@ -82,7 +82,7 @@ def ask(rounds: Rounds, part: Part, gates: Gates, most: int | None = None) -> di
     stage = AnsweringStage(rounds, part, gates)
     rounds.tell_entered(stage.round_number, stage.name)
     calls: Calls[Any] = rounds.calls(stage.round_number, stage.name)
-    pipeline = rounds.pipeline(works, stage, calls, EVALUATION_WINDOW)
+    pipeline = rounds.pipeline(works, stage, calls, rounds.evaluation_window)
     pieces: dict[int, dict[int, tuple[ExitAnswers, ServerAnswers | None]]] = {}
     for done in pipeline.run():
         pieces.setdefault(done.work.client, {})[done.work.first] = done.client_report, done.server_report

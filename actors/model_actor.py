@@ -1,7 +1,7 @@
 """What client and server actors share: a model whose state goes out, comes back and is written by reference.
 
-Models of one pool take turns in an actor: `restore` puts another one there. It computes with the modules of the one
-before, so that nothing is built or allocated anew for it.
+Models of one pool take turns in an actor: `restore` puts another one there. From the second one on they compute with
+the same modules, which are put back to their first state for each.
 
 Calls that build on the model's state take `after`, the result of the restore they follow: Ray fails such a call with
 that restore, so nothing ever runs on a state that was not put back. It is not used otherwise.

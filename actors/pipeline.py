@@ -143,7 +143,9 @@ class Pipeline:
         window: int,
         shared_server: bool,
         cores: int | None = None,
+        one_turn: bool = False,
     ) -> None:
+        """`one_turn`: all clients are in one turn, so that each leaves its seat whenever it does not compute."""
         self.works = works
         self.stage = stage
         self.calls = calls
@@ -161,8 +163,7 @@ class Pipeline:
             self.turns.setdefault(work.turn, []).append(index)
             if work.server is not None:
                 self.server_queues.setdefault(work.server, deque()).append(index)
-        self.one_turn = len(self.turns) < len(self.clients)
-        """Whether clients share a turn."""
+        self.one_turn = one_turn
         self.ready: dict[Hashable, list[tuple[int, int]]] = {}
         """By queue, clients by the position of their next piece of work; heaps."""
         self._line_up()
@@ -217,6 +218,9 @@ class Pipeline:
                 break
             client = self.clients[number]
             if number not in self.active and len(self.active) >= self.concurrent:
+                waiting.add(queue)
+            elif number not in self.active and self._should_wait(ModelId("client", number)):
+                # Nobody behind it gets what it waits for.
                 waiting.add(queue)
             elif client.in_flight >= self.window or self._should_wait(ModelId("client", number)):
                 skipped.append((queue, heapq.heappop(self.ready[queue])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from actors.pipeline import Done, Pipeline, Stage, TurnLost, Work
 from actors.placement import AGGREGATOR, Member, Team
 from actors.recipe import Average, Recipe, RunState, taken
 from actors.recovery import Dropped, Event, Recovery
-from actors.stages import EvaluationStage, TrainingStage, with_records
+from actors.stages import EvaluationStage, RoundStage, TrainingStage, with_records
 from hsee_ray.aggregation import ModelId, plan_aggregation
 from hsee_ray.config import PipelineConfig
 from hsee_ray.failures import Failure
@@ -80,11 +80,13 @@ class Rounds:
         """As it was after the last whole round."""
         self.missing: set[int] = set()
         """Clients that have no place on the cluster."""
+        self.stage: RoundStage | None = None
+        """What is under way, or was last."""
         self.attendance = Attendance(team, recovery.tell, self._hold_states, self._does_without)
 
     def run_round(self, round_number: int) -> RoundReport:
         begin = time.perf_counter()
-        starting = not set(self.team.models) <= self.team.started
+        starting = not self.team.requests.keys() <= self.team.started
         self._take_back_in(round_number)
         absent = set(self.missing)
         while True:
@@ -182,14 +184,25 @@ class Rounds:
         """A new set of calls under way."""
         return Calls(self.team, self.attendance, round_number, stage, self.stop)
 
-    def pipeline(self, works: Sequence[Work], stage: Stage, calls: Calls[Any], window: int) -> Pipeline:
+    def pipeline(
+        self, works: Sequence[Work], stage: Stage, calls: Calls[Any], window: int, one_turn: bool = False
+    ) -> Pipeline:
         """Work for the clients and servers of this run, each client at most `window` pieces ahead."""
         shared, at_once, cores = self.team.shared_server, self.site.at_once, self.site.cores
-        return Pipeline(works, stage, calls, at_once, window, shared, cores)
+        return Pipeline(works, stage, calls, at_once, window, shared, cores, one_turn)
+
+    @property
+    def evaluation_window(self) -> int:
+        """How many batches of an evaluation a client may be ahead of its server."""
+        largest = max(self.setup.feature_bytes(spec.cut) for spec in self.setup.fleet.clients)
+        batch_bytes = self.config.evaluation.batch_size * largest
+        return min(EVALUATION_WINDOW, window_batches(self.config.pipeline, batch_bytes))
 
     def _hold_states(self, leaving: Set[str]) -> None:
         """Copies the states that are on these nodes only to the aggregator's, while they are still there."""
         refs = {ref for state in (self.state, self.whole) for ref in state.references}
+        if self.stage is not None:
+            refs |= self.stage.references
         where = ray.experimental.get_object_locations(list(refs)) if refs else {}
         only_there = [ref for ref, found in where.items() if found["node_ids"] and leaving >= set(found["node_ids"])]
         if only_there:
@@ -211,11 +224,12 @@ class Rounds:
         self.team.seats.rise()
         under_way: Calls[K] = self.calls(round_number, stage)
         answers: dict[K, Any] = {}
-        waiting = deque(calls)
-        while waiting or under_way:
-            while waiting and self._seat(calls[waiting[0]][0]):
-                member, call = calls[waiting[0]]
-                under_way.add(call(), member, waiting.popleft())
+        waiting = self._lined_up(calls, calls)
+        while any(waiting.values()) or under_way:
+            for queue in waiting.values():
+                while queue and self._seat(calls[queue[0]][0]):
+                    member, call = calls[queue[0]]
+                    under_way.add(call(), member, queue.popleft())
             answer = under_way.next()
             if answer.failure is None:
                 self.recovery.answered(answer.member, round_number, stage)
@@ -229,10 +243,17 @@ class Rounds:
             under_way.forget(lambda member, _, anew=anew: member in anew)  # type: ignore[misc]
             if not kept:
                 anew.discard(answer.member)
-                waiting = deque(key for key in waiting if calls[key][0] != answer.member)
-            again = (key for key, (member, _) in calls.items() if member in anew and key not in answers)
-            waiting = deque(dict.fromkeys([*again, *waiting]))
+            again = [key for key, (member, _) in calls.items() if member in anew and key not in answers]
+            later = (key for queue in waiting.values() for key in queue if kept or calls[key][0] != answer.member)
+            waiting = self._lined_up(calls, dict.fromkeys([*again, *later]))
         return answers
+
+    def _lined_up(self, calls: Mapping[K, MemberCall], keys: Iterable[K]) -> dict[str, deque[K]]:
+        """Keys of calls by those that wait for the same seats."""
+        waiting: dict[str, deque[K]] = {}
+        for key in keys:
+            waiting.setdefault(self.team.tier(calls[key][0]), deque()).append(key)
+        return waiting
 
     def _seat(self, member: Member) -> bool:
         return isinstance(member, str) or self.team.seat({member: self.state.recipe(member)})
@@ -242,7 +263,7 @@ class Rounds:
         works, window = self._training_works(round_number)
         stage = TrainingStage(self, round_number)
         calls: Calls[Any] = self.calls(round_number, "train")
-        pipeline = self.pipeline(works, stage, calls, window)
+        pipeline = self.pipeline(works, stage, calls, window, self.one_turn)
         parts: dict[int, dict[int, Done]] = {}
         turns: dict[int, list[Work]] = {}
         for work in works:
@@ -307,7 +328,7 @@ class Rounds:
         ]
         calls: Calls[Any] = self.calls(round_number, "evaluate")
         stage = EvaluationStage(self, round_number)
-        pipeline = self.pipeline(works, stage, calls, EVALUATION_WINDOW)
+        pipeline = self.pipeline(works, stage, calls, self.evaluation_window)
         parts: dict[int, dict[int, EvaluationReport]] = {}
         for done in pipeline.run():
             parts.setdefault(done.work.client, {})[done.work.first] = done.server_report or done.client_report

@@ -49,10 +49,11 @@ class Seating:
         return text
 
 
-def decide_seating(config: Config, fleet: Fleet, room_bytes: int | None, at_once: int) -> Seating:
+def decide_seating(config: Config, fleet: Fleet, room_bytes: int | None, per_pool: int) -> Seating:
     """As many seats as the configuration says. Where it says nothing: one for each model while that fits in memory.
 
-    Where it does not fit, `at_once` seats for each tier and for the servers: enough to compute so many at once.
+    Where it does not fit, up to `per_pool` seats for each tier and for the servers, as far as there is room. Pairs that
+    are kept together, and clients that may be left out of a run, always have actors of their own.
     """
     models: dict[str, int] = {}
     for model in models_of(config, fleet):
@@ -60,8 +61,12 @@ def decide_seating(config: Config, fleet: Fleet, room_bytes: int | None, at_once
     asked = {tier.name: tier.seats for tier in config.tiers} | {SERVERS: config.server.seats}
     seats = {pool: min(asked.get(pool) or count, count) for pool, count in models.items()}
     fits = room_bytes is None or (sum(seats.values()) + 1) * ACTOR_BYTES <= room_bytes
-    if not fits and config.cluster.placement != "colocate":
-        seats = {pool: min(asked.get(pool) or at_once, count) for pool, count in models.items()}
+    may_share = config.cluster.placement != "colocate" and config.failures.on_lost_client != "drop"
+    if room_bytes is not None and not fits and may_share:
+        free = [pool for pool in models if asked.get(pool) is None]
+        left = room_bytes // ACTOR_BYTES - 1 - sum(seats[pool] for pool in models if pool not in free)
+        each = max(1, min(per_pool, left // max(1, len(free))))
+        seats |= {pool: min(each, models[pool]) for pool in free}
     return Seating(models, seats, room_bytes)
 
 

@@ -46,6 +46,12 @@ class RoundStage:
         self.team = rounds.team
         self.round_number = round_number
         self.team.seats.rise()
+        rounds.stage = self
+
+    @property
+    def references(self) -> set[ObjectRef[Any]]:
+        """States that only this stage knows of."""
+        return set()
 
     def queue(self, work: Work) -> str:
         return self.team.seats.pool(ModelId("client", work.client))
@@ -77,6 +83,10 @@ class TrainingStage(RoundStage):
         """By turn: states at its end, until it is over for everyone in it."""
         self.midway: dict[ModelId, Recipe] = {}
         """Clients that have left their seat in the middle of a turn."""
+
+    @property
+    def references(self) -> set[ObjectRef[Any]]:
+        return {*self.recorded.values(), *(ref for recipe in self.midway.values() for ref in recipe.references)}
 
     def seat(self, work: Work) -> bool:
         recipes = {model: self.midway.get(model, self.rounds.state.recipe(model)) for model in models_of(work)}

@@ -292,6 +292,11 @@ class Config(_Model):
                 "cluster.placement is 'colocate', which keeps every client beside its own server, and in seats they "
                 "take turns: leave seats out, or use pack or spread"
             )
+        if self.failures.on_lost_client == "drop" and any(tier.seats is not None for tier in self.tiers):
+            raise ValueError(
+                "failures.on_lost_client is 'drop', and clients that take turns in seats would be lost together with "
+                "one: leave tiers.*.seats out, or use wait"
+            )
         if self.cluster.placement == "colocate" and self.failures.on_lost_client == "drop":
             raise ValueError(
                 "failures.on_lost_client is 'drop', and with placement=colocate a client without a place leaves "

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from statistics import fmean
 
+from actors.placement import Team
 from actors.recovery import Event
 from actors.session import Listener
 from hsee_ray.reports import RoundReport, TrainReport
@@ -22,13 +23,19 @@ def show_progress(place: str) -> Iterator[Listener]:
             yield listener
     else:
         rounds = 0
+        seating = ""
+
+        def assembled(team: Team) -> None:
+            nonlocal seating
+            seating = str(team.seating)
 
         def started(setup: Setup, done: int) -> None:
             nonlocal rounds
             rounds = setup.config.training.rounds
-            print(_opening(setup, place, done), flush=True)
+            print(f"{_opening(setup, place, done)}\n{seating}", flush=True)
 
         yield Listener(
+            assembled=assembled,
             started=started,
             finished_round=lambda report: print(round_line(report, rounds), flush=True),
             happened=lambda event: print(event, flush=True),
@@ -49,11 +56,16 @@ def _live_bar(place: str) -> Iterator[Listener]:
     with Progress(*columns) as progress:
         bar = progress.add_task("starting", total=None, speed="")
         rounds = 0
+        seating = ""
+
+        def assembled(team: Team) -> None:
+            nonlocal seating
+            seating = str(team.seating)
 
         def started(setup: Setup, done: int) -> None:
             nonlocal rounds
             rounds = setup.config.training.rounds
-            progress.console.print(_opening(setup, place, done), highlight=False)
+            progress.console.print(f"{_opening(setup, place, done)}\n{seating}", highlight=False)
             progress.update(bar, description=f"round {done + 1}", total=_samples_after(setup, done))
 
         def trained(samples: int) -> None:
@@ -67,7 +79,9 @@ def _live_bar(place: str) -> Iterator[Listener]:
         def happened(event: Event) -> None:
             progress.console.print(str(event), highlight=False, markup=False)
 
-        yield Listener(started=started, trained=trained, finished_round=finished_round, happened=happened)
+        yield Listener(
+            assembled=assembled, started=started, trained=trained, finished_round=finished_round, happened=happened
+        )
 
 
 def round_line(report: RoundReport, rounds: int) -> str:

@@ -172,12 +172,15 @@ def run(
     window: int = 2,
     lost: frozenset[int] = frozenset(),
     seats: dict[str, int] = ONE_EACH,
+    cores: int | None = None,
 ) -> FakeStage:
     works = works_of(strategy, {0: 5, 1: 3, 2: 2, 3: 4})
     stage = FakeStage(lost, seats=seats, one_turn=strategy == "round_robin")
     calls: Any = FakeCalls(random.Random(seed), fail_at)
     done: dict[tuple[int, int], Done] = {}
-    for piece in Pipeline(works, stage, calls, 2, window, strategy != "averaging").run():  # type: ignore[arg-type]
+    for piece in Pipeline(
+        works, stage, calls, 2, window, strategy != "averaging", cores, strategy == "round_robin"
+    ).run():  # type: ignore[arg-type]
         work = piece.work
         assert piece.client_report == ("client", work.first)
         assert piece.server_report == (None if work.server is None else ("server", work.first))
@@ -196,7 +199,7 @@ def test_whatever_fails_every_model_learns_the_same_in_the_same_order(strategy: 
     for seed in range(300):
         rng = random.Random(1000 + seed)
         fail_at = {rng.randrange(1, 60) for _ in range(rng.randrange(1, 8))}
-        assert run(strategy, seed, fail_at, window).kept == undisturbed.kept
+        assert run(strategy, seed, fail_at, window, cores=rng.choice([None, 1, 2])).kept == undisturbed.kept
 
 
 @pytest.mark.parametrize("strategy", ["averaging", "sequential", "round_robin"])
@@ -210,7 +213,8 @@ def test_models_that_take_turns_in_seats_learn_the_same(
     for seed in range(100):
         rng = random.Random(2000 + seed)
         fail_at = {rng.randrange(1, 60) for _ in range(rng.randrange(0, 6))}
-        stage = run(strategy, seed, fail_at, window, seats={"one": one, "other": other, "servers": servers})
+        taken = {"one": one, "other": other, "servers": servers}
+        stage = run(strategy, seed, fail_at, window, seats=taken, cores=rng.choice([None, 1, 2]))
         assert stage.kept == undisturbed.kept
         assert stage.moves > 0 or (strategy, one, other) == ("sequential", 2, 2) or (one, other) == (2, 2)
 
@@ -224,7 +228,9 @@ def test_pieces_that_send_nothing_are_done_without_the_server(strategy: str, sil
         stage = FakeStage(sends_nothing=silent)
         calls: Any = FakeCalls(rng, {rng.randrange(1, 40) for _ in range(rng.randrange(0, 5))})
         done = {}
-        for piece in Pipeline(works, stage, calls, 2, 2, strategy != "averaging").run():  # type: ignore[arg-type]
+        for piece in Pipeline(
+            works, stage, calls, 2, 2, strategy != "averaging", None, strategy == "round_robin"
+        ).run():  # type: ignore[arg-type]
             done[piece.work.client, piece.work.first] = piece
         assert len(done) == len(works)
         for (client, first), piece in done.items():

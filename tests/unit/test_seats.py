@@ -42,9 +42,21 @@ def test_every_model_has_an_actor_while_they_fit() -> None:
 
 def test_what_the_configuration_says_is_kept() -> None:
     assert counts(config_of(9, seats=4), None) == {"sensor": 4, "whole": 1, SERVERS: 9}
-    assert counts(config_of(9, seats=4), ACTOR_BYTES) == {"sensor": 4, "whole": 1, SERVERS: 2}
+    assert counts(config_of(9, seats=4), 8 * ACTOR_BYTES) == {"sensor": 4, "whole": 1, SERVERS: 1}
     assert counts(config_of(3, seats=7, servers=1), None) == {"sensor": 3, "whole": 1, SERVERS: 1}
     assert counts(config_of(3, training={"strategy": "sequential"}), None) == {"sensor": 3, "whole": 1, SERVERS: 1}
+
+
+def test_seats_are_as_many_as_there_is_room_for() -> None:
+    # of 8 one is the aggregator's; tiers and servers get two each, and the lone client of `whole` needs one
+    assert counts(config_of(99), 8 * ACTOR_BYTES, 64) == {"sensor": 2, "whole": 1, SERVERS: 2}
+    assert counts(config_of(99), ACTOR_BYTES, 64) == {"sensor": 1, "whole": 1, SERVERS: 1}
+
+
+def test_clients_that_may_be_left_out_have_actors_of_their_own() -> None:
+    assert counts(config_of(9, failures={"on_lost_client": "drop"}), ACTOR_BYTES)["sensor"] == 9
+    with pytest.raises(ConfigError, match=r"would be lost together with one: leave tiers\.\*\.seats out, or use wait"):
+        config_of(9, seats=3, failures={"on_lost_client": "drop"})
 
 
 def test_pairs_on_one_node_share_no_seats() -> None:

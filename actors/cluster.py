@@ -26,6 +26,8 @@ from hsee_ray.errors import ResourceError
 from hsee_ray.fleet import Fleet
 
 KNOCK_S = 10.0
+UNWATCHED = {"task_events_report_interval_ms": 0, "enable_metrics_collection": False}
+"""Settings of a local Ray, at which nobody looks: no record of every call (it grows by 2 KiB each), no metrics."""
 LOCAL_SHARE = 0.6
 """Share of this machine's free memory for actors; the rest is for the object store and for what they compute."""
 
@@ -152,6 +154,7 @@ def _start_local(resources: dict[str, float]) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
+        _system_config=UNWATCHED,
     )
 
 

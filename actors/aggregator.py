@@ -10,7 +10,7 @@ from actors.presence import Presence, presence_here
 from actors.recipe import Takes
 from actors.sealed import Sealed, seal
 from actors.shards import as_now, picked, read_snapshot, write_shard, write_snapshot
-from hsee_ray.aggregation import Copy, ModelId, average_units
+from hsee_ray.aggregation import Copy, ModelId, average_copies
 from hsee_ray.checkpoint import FileEntry
 from hsee_ray.config import TrainingConfig
 from hsee_ray.snapshot import Snapshot
@@ -46,16 +46,7 @@ class Aggregator:
         `snapshots` are those of `sources`.
         """
         by_model = {model: snapshot.payload.units for model, snapshot in zip(sources, snapshots, strict=True)}
-        averages = {
-            key: average_units(
-                [by_model[copy.model][copy.unit] for copy in copies],
-                [copy.weight for copy in copies],
-                statistics=self.statistics,
-                optimizer=self.optimizer,
-            )
-            for key, copies in groups.items()
-        }
-        return seal(averages), None
+        return seal(average_copies(groups, by_model, self.statistics, self.optimizer)), None
 
     def write_averages(self, uri: str, name: str, takes: Takes, *averages: Sealed[ModelState]) -> FileEntry:
         """Writes the newest averages, by key, as one file of a checkpoint."""

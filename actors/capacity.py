@@ -360,8 +360,13 @@ def _why_never(
     return (
         f"{who} ({asked}) finds no room beside the others of {len(requests)} actors, which ask for "
         f"{', '.join(_amount(name, amount) for name, amount in short.items())} where it could be "
-        f"({has_text(nodes, growth)}); lower {keys} or the number of clients, or add nodes"
+        f"({has_text(nodes, growth)}); lower {keys} or the number of clients{_turns(keys)}, or add nodes"
     )
+
+
+def _turns(keys: str) -> str:
+    """The keys by which models of these tiers take turns in fewer actors."""
+    return f", set {keys.replace('.resources', '.seats')}" if ".resources" in keys else ""
 
 
 def has_text(nodes: Sequence[Node], growth: Growth) -> str:

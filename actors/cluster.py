@@ -24,10 +24,12 @@ from actors.whereabouts import free_memory, knock, living_nodes, may_grow
 from hsee_ray.config import ClusterConfig, Config
 from hsee_ray.errors import ResourceError
 from hsee_ray.fleet import Fleet
+from hsee_ray.process import cores
 
 KNOCK_S = 10.0
-UNWATCHED = {"task_events_report_interval_ms": 0, "enable_metrics_collection": False}
-"""Settings of a local Ray, at which nobody looks: no record of every call (it grows by 2 KiB each), no metrics."""
+NO_CALL_RECORDS = {"task_events_report_interval_ms": 0}
+"""Settings of a local Ray: no record of every call, at which nobody looks; it grows by 2 KiB each."""
+NO_METRICS = {"enable_metrics_collection": False}
 LOCAL_SHARE = 0.6
 """Share of this machine's free memory for actors; the rest is for the object store and for what they compute."""
 
@@ -36,12 +38,12 @@ Tell = Callable[[str, str], None]
 
 
 @contextmanager
-def connected(config: ClusterConfig, requests: Sequence[Request], tell: Tell) -> Iterator[bool]:
+def connected(config: ClusterConfig, requests: Sequence[Request], tell: Tell, metrics: bool = False) -> Iterator[bool]:
     """Connects to Ray for the length of the block; gives whether it is a local Ray of this run's own.
 
-    A local Ray has just the logical resources that the requests add up to. A Ray that the caller has already
-    connected to is used and left as it is. Tells of tiers that must wait for nodes. Raises ResourceError when the
-    cluster can never give what is asked.
+    A local Ray has just the logical resources that the requests add up to, and `metrics` only when asked. A Ray that
+    the caller has already connected to is used and left as it is. Tells of tiers that must wait for nodes. Raises
+    ResourceError when the cluster can never give what is asked.
     """
     if ray.is_initialized():
         check_room(config, requests, tell)
@@ -53,7 +55,7 @@ def connected(config: ClusterConfig, requests: Sequence[Request], tell: Tell) ->
         if address is None:
             config = config.model_copy(update={"node_types": None})
             requests = [replace(request, label_selector={}) for request in requests]
-        start(address, requests, "cluster.address" if config.address else "$RAY_ADDRESS")
+        start(address, requests, "cluster.address" if config.address else "$RAY_ADDRESS", metrics)
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own in its place
         try:
@@ -100,10 +102,9 @@ def seated(config: Config, fleet: Fleet, tell: Tell) -> Iterator[Site]:
 
 def local_site(config: Config, fleet: Fleet) -> Site:
     """A run on a Ray of its own: as many clients at once as there are cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = config.cluster.concurrent or cores
+    at_once = config.cluster.concurrent or cores()
     seating = decide_seating(config, fleet, int(LOCAL_SHARE * free_memory()), at_once)
-    return Site(True, seating, at_once, max(cores, at_once))
+    return Site(True, seating, at_once, max(cores(), at_once))
 
 
 def joined_site(config: Config, fleet: Fleet) -> Site:
@@ -124,7 +125,7 @@ def address_of(config: ClusterConfig) -> str | None:
     return config.address or os.environ.get("RAY_ADDRESS")
 
 
-def start(address: str | None, requests: Sequence[Request], named_by: str) -> None:
+def start(address: str | None, requests: Sequence[Request], named_by: str, metrics: bool) -> None:
     """Connects to a cluster that `named_by` names, or starts a local Ray that can hold the requests.
 
     Raises ResourceError.
@@ -135,7 +136,7 @@ def start(address: str | None, requests: Sequence[Request], named_by: str) -> No
     logging.getLogger("ray").setLevel(logging.ERROR)
     _mute_obituaries()
     if address is None:
-        _start_local(local_resources(requests))
+        _start_local(local_resources(requests), metrics)
     else:
         _join(address, named_by)
 
@@ -145,7 +146,7 @@ def _mute_obituaries() -> None:
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 
-def _start_local(resources: dict[str, float]) -> None:
+def _start_local(resources: dict[str, float], metrics: bool) -> None:
     ray.init(
         address="local",
         num_cpus=int(resources.pop("CPU")),
@@ -154,7 +155,7 @@ def _start_local(resources: dict[str, float]) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _system_config=UNWATCHED,
+        _system_config=NO_CALL_RECORDS if metrics else NO_CALL_RECORDS | NO_METRICS,
     )
 
 

@@ -8,9 +8,9 @@ import torch
 
 from actors.origin import Origin
 from actors.presence import presence_here
-from hsee_ray.allocator import keep_freed_memory
 from hsee_ray.config import ResourcesConfig, TrainingConfig
 from hsee_ray.errors import RunError
+from hsee_ray.process import keep_freed_memory
 
 
 def prepare_process(training: TrainingConfig, resources: ResourcesConfig, origin: Origin | None) -> torch.device:

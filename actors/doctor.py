@@ -21,7 +21,7 @@ from actors.node_report import SHM, NodeReport, look_at_node
 from actors.node_types import read_growth
 from actors.origin import REMEDY, difference, versions
 from actors.placement import requests
-from actors.rounds import EVALUATION_WINDOW, window_batches
+from actors.rounds import evaluation_window, window_batches
 from actors.seats import decide_seating
 from actors.whereabouts import living_nodes, node_ids, submission_id
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
@@ -177,7 +177,8 @@ def _expected_bytes(
     samples = [4 * math.prod(shapes[spec.cut - 1]) for spec in fleet.clients]
     batches = [size * spec.batch_size for size, spec in zip(samples, fleet.clients, strict=True)]
     ahead = [size * window_batches(config.pipeline, max(batches)) for size in batches]
-    tested = [size * config.evaluation.batch_size * EVALUATION_WINDOW for size in samples]
+    tested_batches = [size * config.evaluation.batch_size for size in samples]
+    tested = [size * evaluation_window(config.pipeline, max(tested_batches)) for size in tested_batches]
     features = max(sum(sorted(each, reverse=True)[: site.at_once]) for each in (ahead, tested))
     weights = sum(4 * tensor.numel() for unit in backbone.units.values() for tensor in unit.parameters())
     copies = {"sgd": 2, "adamw": 3}[config.training.optimizer.name]

@@ -22,6 +22,7 @@ from actors.placement import RowRefs, Team
 from actors.recipe import Recipe, RunState
 from actors.recovery import Event, Recovery, StateLost
 from actors.rounds import MemberCall, Rounds
+from actors.session import SILENT
 from actors.stages import RoundStage
 from hsee_ray.aggregation import ModelId
 from hsee_ray.answers import Answers, ExitAnswers, Part, ServerAnswers, join
@@ -122,8 +123,7 @@ def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], N
         rows, origin = (None, None) if site.local else (RowRefs.put(setup), Origin(versions(), None))
         team = Team(setup, ray.put(setup), site.seating, rows, origin, site.at_a_time)
         recovery = Recovery(team, History(), tell)
-        nothing = lambda *args: None  # noqa: E731
-        rounds = Rounds(setup, team, recovery, StopRequest(), nothing, nothing, site)
+        rounds = Rounds(setup, team, recovery, StopRequest(), SILENT.trained, SILENT.entered, site)
         try:
             _take_models(rounds, run)
             yield rounds

@@ -82,10 +82,10 @@ class ModelActor(ABC):
 
         `data` is what a client computes on, where it cannot be mapped.
         """
-        if number != self.number:
+        moves = number != self.number
+        if moves:
             self.move_in(number, **data)
-            self.side = self.build(self._first_network())
-        elif snapshot is None:
+        if moves or snapshot is None:
             self.side = self.build(self._first_network())
         if snapshot is not None:
             self.side.restore(snapshot.payload)

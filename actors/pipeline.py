@@ -217,12 +217,11 @@ class Pipeline:
             if len(self.pieces) >= self.concurrent * self.window and position > min(self.pieces):
                 break
             client = self.clients[number]
-            if number not in self.active and len(self.active) >= self.concurrent:
-                waiting.add(queue)
-            elif number not in self.active and self._should_wait(ModelId("client", number)):
+            should_wait = self._should_wait(ModelId("client", number))
+            if number not in self.active and (should_wait or len(self.active) >= self.concurrent):
                 # Nobody behind it gets what it waits for.
                 waiting.add(queue)
-            elif client.in_flight >= self.window or self._should_wait(ModelId("client", number)):
+            elif should_wait or client.in_flight >= self.window:
                 skipped.append((queue, heapq.heappop(self.ready[queue])))
             elif not self._seat(number, position):
                 waiting.add(queue)

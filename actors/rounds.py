@@ -51,6 +51,11 @@ def window_batches(pipeline: PipelineConfig, batch_bytes: int) -> int:
     return max(1, min(pipeline.max_in_flight, (pipeline.max_in_flight_mib << 20) // batch_bytes))
 
 
+def evaluation_window(pipeline: PipelineConfig, batch_bytes: int) -> int:
+    """The same in an evaluation."""
+    return min(EVALUATION_WINDOW, window_batches(pipeline, batch_bytes))
+
+
 class Rounds:
     """A run in progress: its actors, and how the state of every model can be made again."""
 
@@ -196,7 +201,7 @@ class Rounds:
         """How many batches of an evaluation a client may be ahead of its server."""
         largest = max(self.setup.feature_bytes(spec.cut) for spec in self.setup.fleet.clients)
         batch_bytes = self.config.evaluation.batch_size * largest
-        return min(EVALUATION_WINDOW, window_batches(self.config.pipeline, batch_bytes))
+        return evaluation_window(self.config.pipeline, batch_bytes)
 
     def _hold_states(self, leaving: Set[str]) -> None:
         """Copies the states that are on these nodes only to the aggregator's, while they are still there."""

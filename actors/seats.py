@@ -6,6 +6,7 @@ own, a seat and its model bear one name.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,9 +56,7 @@ def decide_seating(config: Config, fleet: Fleet, room_bytes: int | None, per_poo
     Where it does not fit, up to `per_pool` seats for each tier and for the servers, as far as there is room. Pairs that
     are kept together, and clients that may be left out of a run, always have actors of their own.
     """
-    models: dict[str, int] = {}
-    for model in models_of(config, fleet):
-        models[pool_of(fleet, model)] = models.get(pool_of(fleet, model), 0) + 1
+    models = Counter(pool_of(fleet, model) for model in models_of(config, fleet))
     asked = {tier.name: tier.seats for tier in config.tiers} | {SERVERS: config.server.seats}
     seats = {pool: min(asked.get(pool) or count, count) for pool, count in models.items()}
     fits = room_bytes is None or (sum(seats.values()) + 1) * ACTOR_BYTES <= room_bytes

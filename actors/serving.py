@@ -153,7 +153,7 @@ def serving(bundles: Bundles, service: Service) -> Iterator[Server]:
     replicas = service.max_replicas if service.address is None else service.min_replicas
     request = Request("a replica", "replicas", "--num-cpus", {"CPU": service.num_cpus, "GPU": service.num_gpus})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    with connected(ClusterConfig(address=service.address), [request] * replicas, print_waiting):
+    with connected(ClusterConfig(address=service.address), [request] * replicas, print_waiting, metrics=True):
         if serve.status().proxies:
             raise ResourceError("Ray Serve is at work on this cluster already; end it with `serve shutdown` first")
         try:

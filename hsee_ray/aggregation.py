@@ -6,7 +6,7 @@ number, client copies before server copies: the result does not depend on who fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -147,6 +147,24 @@ class Ledger:
                     missed.setdefault(model, {})[unit] = key
                     self.seen[(model, unit)] = newest
         return missed
+
+
+def average_copies(
+    copies: Mapping[str, Sequence[Copy]],
+    states: Mapping[ModelId, Mapping[str, UnitState]],
+    statistics: bool,
+    optimizer: bool,
+) -> dict[str, UnitState]:
+    """The averages of an aggregation by key, over the states of its models; the rest as `average_units` takes it."""
+    return {
+        key: average_units(
+            [states[copy.model][copy.unit] for copy in counting],
+            [copy.weight for copy in counting],
+            statistics=statistics,
+            optimizer=optimizer,
+        )
+        for key, counting in copies.items()
+    }
 
 
 def average_units(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from hsee_ray.aggregation import Ledger, ModelId, average_units, plan_aggregation
+from hsee_ray.aggregation import Ledger, ModelId, average_copies, plan_aggregation
 from hsee_ray.model import Model
 from hsee_ray.reports import EvaluationReport, RoundReport, TrainReport
 from hsee_ray.schedule import (
@@ -109,13 +109,12 @@ class Reference:
         training = self.config.training
         plan = plan_aggregation(self.config, self.setup.fleet, self.trained, self.setup.local_samples)
         states = {model: self._model(model).state() for model in plan.sources}
-        for key, copies in plan.copies.items():
-            self.averages[key] = average_units(
-                [states[copy.model][copy.unit] for copy in copies],
-                [copy.weight for copy in copies],
-                statistics=training.norm_statistics == "shared",
-                optimizer=training.optimizer_state == "average",
-            )
+        self.averages |= average_copies(
+            plan.copies,
+            states,
+            statistics=training.norm_statistics == "shared",
+            optimizer=training.optimizer_state == "average",
+        )
         for model, units in plan.takes.items():
             self._model(model).load({unit: self.averages[key] for unit, key in units.items()})
         self.ledger.record(plan, round_number)

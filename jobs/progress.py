@@ -22,20 +22,15 @@ def show_progress(place: str) -> Iterator[Listener]:
         with _live_bar(place) as listener:
             yield listener
     else:
-        rounds = 0
-        seating = ""
-
-        def assembled(team: Team) -> None:
-            nonlocal seating
-            seating = str(team.seating)
+        opening, rounds = _Opening(place), 0
 
         def started(setup: Setup, done: int) -> None:
             nonlocal rounds
             rounds = setup.config.training.rounds
-            print(f"{_opening(setup, place, done)}\n{seating}", flush=True)
+            print(opening.text(setup, done), flush=True)
 
         yield Listener(
-            assembled=assembled,
+            assembled=opening.assembled,
             started=started,
             finished_round=lambda report: print(round_line(report, rounds), flush=True),
             happened=lambda event: print(event, flush=True),
@@ -55,17 +50,12 @@ def _live_bar(place: str) -> Iterator[Listener]:
     )
     with Progress(*columns) as progress:
         bar = progress.add_task("starting", total=None, speed="")
-        rounds = 0
-        seating = ""
-
-        def assembled(team: Team) -> None:
-            nonlocal seating
-            seating = str(team.seating)
+        opening, rounds = _Opening(place), 0
 
         def started(setup: Setup, done: int) -> None:
             nonlocal rounds
             rounds = setup.config.training.rounds
-            progress.console.print(f"{_opening(setup, place, done)}\n{seating}", highlight=False)
+            progress.console.print(opening.text(setup, done), highlight=False)
             progress.update(bar, description=f"round {done + 1}", total=_samples_after(setup, done))
 
         def trained(samples: int) -> None:
@@ -80,7 +70,11 @@ def _live_bar(place: str) -> Iterator[Listener]:
             progress.console.print(str(event), highlight=False, markup=False)
 
         yield Listener(
-            assembled=assembled, started=started, trained=trained, finished_round=finished_round, happened=happened
+            assembled=opening.assembled,
+            started=started,
+            trained=trained,
+            finished_round=finished_round,
+            happened=happened,
         )
 
 
@@ -103,17 +97,27 @@ def _loss(training: Mapping[int, TrainReport]) -> str:
     return f"{fmean(report.mean_loss for report in training.values()):.3f}" if training else "-"
 
 
-def _opening(setup: Setup, place: str, done: int) -> str:
-    tiers = []
-    for tier in setup.fleet.tiers:
-        clients = [client for client in setup.fleet.clients if client.tier == tier]
-        tiers.append(f"{len(clients)} {tier} (cut {clients[0].cut_name})")
-    training = setup.config.training
-    resumed = f", {done} of them done" if done else ""
-    return (
-        f"{training.strategy}: {', '.join(tiers)}; {sum(setup.local_samples)} training images of "
-        f"{setup.files.name}, {training.rounds} rounds{resumed} -> {place}"
-    )
+class _Opening:
+    """The first lines about a run that lives at `place`: what it trains, and in how many actors."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.seating = ""
+
+    def assembled(self, team: Team) -> None:
+        self.seating = str(team.seating)
+
+    def text(self, setup: Setup, done: int) -> str:
+        tiers = []
+        for tier in setup.fleet.tiers:
+            clients = [client for client in setup.fleet.clients if client.tier == tier]
+            tiers.append(f"{len(clients)} {tier} (cut {clients[0].cut_name})")
+        training = setup.config.training
+        resumed = f", {done} of them done" if done else ""
+        return (
+            f"{training.strategy}: {', '.join(tiers)}; {sum(setup.local_samples)} training images of "
+            f"{setup.files.name}, {training.rounds} rounds{resumed} -> {self.place}\n{self.seating}"
+        )
 
 
 def _samples_after(setup: Setup, done: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -15,9 +16,12 @@ from statistics import median, quantiles
 from typing import Any
 
 from hsee_ray.errors import ConfigError
+from hsee_ray.process import cores
 
 PACKAGES = ("hsee-ray", "torch", "ray", "numpy")
 
+NEVER = 1_000_000
+"""Rounds between two evaluations or checkpoints of a run that is not to have any."""
 Result = dict[str, Any]
 """What a benchmark measured, as JSON; `error` says in one line what was wrong with what was computed."""
 
@@ -54,11 +58,6 @@ def paired(over: Sequence[float], under: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(over, under, strict=True)])
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     return {
@@ -87,6 +86,10 @@ def tell(text: str) -> None:
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
 
 
 def at_least(options: object, **least: int) -> None:

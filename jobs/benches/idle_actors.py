@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -12,6 +15,29 @@ from hsee_ray.reports import TrainReport
 
 Array = np.ndarray[Any, Any]
 Features = tuple[Array, ...]
+
+
+@contextmanager
+def idle_actors(
+    client: type[Any], server: type[Any], client_args: tuple[Any, ...], server_args: tuple[Any, ...] = ()
+) -> Iterator[None]:
+    """In the block, Ray gets actors of these classes where a run wants clients and servers."""
+    from actors import placement
+    from actors.aggregator import Aggregator
+    from actors.client import ClientActor
+
+    create = placement._actor
+
+    def idle(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if actor_class is Aggregator:
+            return create(actor_class, place, *args, **kwargs)
+        # They are not given the setup: to read it, they would load torch.
+        if actor_class is ClientActor:
+            return create(client, place, *client_args)
+        return create(server, place, *server_args)
+
+    with patch("actors.placement._actor", idle):
+        yield
 
 
 class IdleActor:

@@ -12,8 +12,8 @@ from unittest.mock import patch
 import torch
 
 from hsee_ray.aggregation import ModelId
-from hsee_ray.allocator import keep_freed_memory
 from hsee_ray.client import Client
+from hsee_ray.process import keep_freed_memory
 from hsee_ray.reference import Reference
 from hsee_ray.schedule import round_batches
 from hsee_ray.server import Server

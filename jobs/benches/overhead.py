@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from jobs.benches.common import Result, Spread, at_least, paired, refuse_cluster, shown
+from jobs.benches.common import Result, Spread, add_overrides, at_least, paired, refuse_cluster, shown
 
 DESCRIPTION = "Measure the driver's wall time per batch with steps that compute nothing, in turns."
 
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, default=7, metavar="N", help="of each; the first is a warm-up (default: 7)"
     )
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
+    add_overrides(parser)
 
 
 def measure(options: argparse.Namespace) -> Result:

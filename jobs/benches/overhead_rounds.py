@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-from unittest.mock import patch
 
-from actors import placement
-from actors.aggregator import Aggregator
-from actors.client import ClientActor
 from actors.cluster import connected, local_site
 from actors.interrupt import StopRequest
 from actors.rounds import Rounds
@@ -22,11 +17,10 @@ from hsee_ray.config_files import load_config
 from hsee_ray.errors import RunError
 from hsee_ray.home import RunHome
 from hsee_ray.setup import Setup, prepare_run
-from jobs.benches.common import tell
-from jobs.benches.idle_actors import IdleClient, IdleServer
+from jobs.benches.common import NEVER, tell
+from jobs.benches.idle_actors import IdleClient, IdleServer, idle_actors
 
 BATCH_SIZE = 2
-NEVER = 1_000_000
 
 
 def wall_times_s(
@@ -38,7 +32,8 @@ def wall_times_s(
         place = Path(directory)
         setups = {n: prepare_run(_config(n, batches, place / "cache", overrides)) for n in clients}
         stack.enter_context(connected(setups[clients[0]].config.cluster, [], _trouble))
-        stack.enter_context(idle_actors(kib))
+        sizes = tuple(size * 1024 for size in kib)
+        stack.enter_context(idle_actors(IdleClient, IdleServer, (sizes,)))
         runs = {n: _begin(setup, place / f"run-{n}", stack) for n, setup in setups.items()}
         for turn in range(rounds):
             tell(f"round {turn + 1} of {rounds}")
@@ -79,23 +74,6 @@ def _config(clients: int, batches: int, cache: Path, overrides: Sequence[str]) -
         },
         overrides,
     )
-
-
-@contextmanager
-def idle_actors(kib: Sequence[int]) -> Iterator[None]:
-    """In the block, Ray gets idle actors where a run wants clients and servers."""
-    create = placement._actor
-
-    def idle(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if actor_class is Aggregator:
-            return create(actor_class, place, *args, **kwargs)
-        # They are not given the setup: to read it, they would load torch.
-        if actor_class is ClientActor:
-            return create(IdleClient, place, tuple(size * 1024 for size in kib))
-        return create(IdleServer, place)
-
-    with patch("actors.placement._actor", idle):
-        yield
 
 
 def _begin(setup: Setup, place: Path, stack: ExitStack) -> Rounds:

@@ -22,7 +22,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.benches.common import Result, Spread, at_least, cores, paired, refuse_cluster, shown, tell
+from hsee_ray.process import cores
+from jobs.benches.common import Result, Spread, at_least, paired, refuse_cluster, shown, tell
 from jobs.benches.watched import watch
 
 DESCRIPTION = "Measure rounds, start-up and memory of Flower's simulation beside ours, with the same clients."

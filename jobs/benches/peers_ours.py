@@ -9,12 +9,9 @@ from __future__ import annotations
 import argparse
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -26,7 +23,10 @@ from hsee_ray.fleet import EXIT
 from hsee_ray.reports import TrainReport
 from hsee_ray.snapshot import Snapshot
 from hsee_ray.state import ModelState, UnitState
+from jobs.benches.common import NEVER
 from jobs.benches.flower_app import PARAMETERS, tell, worked_s
+from jobs.benches.idle_actors import idle_actors
+from jobs.benches.short_run import run_rounds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,13 +36,8 @@ if TYPE_CHECKING:
 
 IMAGES = 2
 """Of each client: one batch a round, as small as it may be."""
-NEVER = 1_000_000
 BELOW, ABOVE = "below", "above"
 """The units of the network, on either side of the cut."""
-
-
-class Measured(Exception):
-    """The rounds that were asked for are over; nobody wants the models."""
 
 
 class IdleActor:
@@ -84,27 +79,6 @@ class IdleServer(IdleActor):
         return self.recorded(record), TrainReport(samples=IMAGES, losses=(0.0,))
 
 
-@contextmanager
-def idle_actors(work: str) -> Iterator[None]:
-    """In the block, Ray gets idle actors where a run wants clients and servers."""
-    from actors import placement
-    from actors.aggregator import Aggregator
-    from actors.client import ClientActor
-
-    create = placement._actor
-
-    def idle(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **samples: Any) -> Any:
-        if actor_class is Aggregator:
-            return create(actor_class, place, *args)
-        # They are not given the setup: to read it, they would load torch.
-        if actor_class is ClientActor:
-            return create(IdleClient, place, (BELOW, EXIT), work)
-        return create(IdleServer, place, (ABOVE,), work)
-
-    with patch("actors.placement._actor", idle):
-        yield
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--clients", type=int, required=True)
@@ -113,46 +87,22 @@ def main() -> None:
     parser.add_argument("--work", required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     options = parser.parse_args()
-    from actors.driver import run
-    from actors.session import Listener
-    from hsee_ray.errors import RunError
-
     tell(versions={"python": platform.python_version(), **{name: version(name) for name in ("ray", "numpy")}})
-    rounds = Rounds(options.rounds)
-    listener = Listener(trained=rounds.trained, finished_round=rounds.finished)
     config = configuration(options.clients, options.slots, options.rounds)
-    with idle_actors(options.work):
-        try:
-            run(config, options.run_dir, listener)
-        except RunError as error:
-            if not isinstance(error.__cause__, Measured):
-                raise
+    client_args, server_args = ((BELOW, EXIT), options.work), ((ABOVE,), options.work)
+    with idle_actors(IdleClient, IdleServer, client_args, server_args):
+        run_rounds(config, options.run_dir, finished)
 
 
-class Rounds:
-    """Tells of every round, and ends the run after the last one."""
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.first_call_s: float | None = None
-
-    def trained(self, samples: int) -> None:
-        """Told when a piece of work is done, which is a little later than the call that Flower's side notes."""
-        if self.first_call_s is None:
-            self.first_call_s = time.monotonic()
-
-    def finished(self, report: RoundReport) -> None:
-        end_s = time.monotonic()
-        tell(
-            number=report.round_number,
-            first_call_s=self.first_call_s or end_s,
-            end_s=end_s,
-            clients=len(report.client_training),
-            work_s=sum(sum(each.losses) for each in report.client_training.values()),
-        )
-        self.first_call_s = None
-        if report.round_number == self.last:
-            raise Measured
+def finished(report: RoundReport, first_done_s: float) -> None:
+    """Tells of a round. Work is done a little later than the call that Flower's side notes."""
+    tell(
+        number=report.round_number,
+        first_call_s=first_done_s,
+        end_s=time.monotonic(),
+        clients=len(report.client_training),
+        work_s=sum(sum(each.losses) for each in report.client_training.values()),
+    )
 
 
 def configuration(clients: int, slots: int, rounds: int) -> Config:

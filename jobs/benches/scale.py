@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.benches.common import Result, Spread, at_least, cores, refuse_cluster, shown, tell
+from hsee_ray.process import cores
+from jobs.benches.common import Result, Spread, at_least, refuse_cluster, shown, tell
 from jobs.benches.watched import watch
 
 DESCRIPTION = "Measure rounds, start-up and memory with many clients that take turns in few actors."

@@ -8,39 +8,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.benches.common import NEVER
 from jobs.benches.scale import EARLY_ROUND, LINE
+from jobs.benches.short_run import run_rounds
 from jobs.benches.watched import own_pss_mib
 
 if TYPE_CHECKING:
     from hsee_ray.config import Config
     from hsee_ray.reports import RoundReport
-
-NEVER = 1_000_000
-
-
-class Measured(Exception):
-    """The rounds that were asked for are over; nobody wants the models."""
-
-
-class Teller:
-    """Tells of every round, and ends the run after the last one."""
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.first_step_s: float | None = None
-
-    def trained(self, samples: int) -> None:
-        if self.first_step_s is None:
-            self.first_step_s = time.monotonic()
-
-    def finished(self, report: RoundReport) -> None:
-        told = {"number": report.round_number, "end_s": time.monotonic(), "first_step_s": self.first_step_s}
-        if report.round_number in (EARLY_ROUND, self.last):
-            told["pss_mib"] = own_pss_mib()
-        # Looking at the memory is not a part of the next round.
-        print(LINE + json.dumps({**told, "resumed_s": time.monotonic()}), flush=True)
-        if report.round_number == self.last:
-            raise Measured
 
 
 def configuration(clients: int, seats: int, rounds: int, images: int) -> Config:
@@ -73,17 +48,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     options = parser.parse_args()
-    from actors.driver import run
-    from actors.session import Listener
-    from hsee_ray.errors import RunError
 
-    teller = Teller(options.rounds)
+    def finished(report: RoundReport, first_step_s: float) -> None:
+        told = {"number": report.round_number, "end_s": time.monotonic(), "first_step_s": first_step_s}
+        if report.round_number in (EARLY_ROUND, options.rounds):
+            told["pss_mib"] = own_pss_mib()
+        # Looking at the memory is not a part of the next round.
+        print(LINE + json.dumps({**told, "resumed_s": time.monotonic()}), flush=True)
+
     config = configuration(options.clients, options.seats, options.rounds, options.images)
-    try:
-        run(config, options.run_dir, Listener(trained=teller.trained, finished_round=teller.finished))
-    except RunError as error:
-        if not isinstance(error.__cause__, Measured):
-            raise
+    run_rounds(config, options.run_dir, finished)
 
 
 if __name__ == "__main__":

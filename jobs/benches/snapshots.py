@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from jobs.benches.common import Result, at_least, paired, refuse_cluster, shown
+from jobs.benches.common import NEVER, Result, add_overrides, at_least, paired, refuse_cluster, shown
 from jobs.benches.watched import own_pss_mib
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ DESCRIPTION = "Measure what snapshots cost: rounds with and without them, in tur
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=Path("jobs/configs/cifar10_cpu.yaml"), metavar="FILE")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
+    add_overrides(parser)
     parser.add_argument("--rounds", type=int, default=51, metavar="N", help="rounds to train (default: 51)")
 
 
@@ -40,7 +40,7 @@ def measure(options: argparse.Namespace) -> Result:
     from hsee_ray.config_files import load_config
 
     rounds = options.rounds
-    fixed = ["training.strategy=distributed", "evaluation.every=1000000", "checkpoint.every=1000000"]
+    fixed = ["training.strategy=distributed", f"evaluation.every={NEVER}", f"checkpoint.every={NEVER}"]
     config = load_config(options.config, [*fixed, f"training.rounds={rounds}", *options.set])
     train_s: dict[int, float] = {}
     memory_mib: dict[int, float] = {}

@@ -17,7 +17,7 @@ from threading import Timer
 from typing import Any
 
 from hsee_ray.errors import RunError
-from jobs.benches.common import Result, Spread, at_least, refuse_cluster, shown, tell
+from jobs.benches.common import Result, Spread, add_overrides, at_least, refuse_cluster, shown, tell
 
 DESCRIPTION = "Measure the time from the command to the first training step, and what it is made of."
 TIMEOUT_S = 300.0
@@ -25,7 +25,7 @@ TIMEOUT_S = 300.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=Path("jobs/configs/quickstart.yaml"), metavar="FILE")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
+    add_overrides(parser)
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: 5)")
 
 

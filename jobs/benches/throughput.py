@@ -12,7 +12,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.benches.common import Result, Spread, at_least, cores, paired, refuse_cluster, shown, tell
+from hsee_ray.process import cores
+from jobs.benches.common import Result, Spread, add_overrides, at_least, paired, refuse_cluster, shown, tell
 
 DESCRIPTION = "Measure samples per second beside a plain loop and the limit of the cores, in turns, in one run."
 STRATEGIES = ("averaging", "sequential")
@@ -31,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="(default: 64)")
     parser.add_argument("--clients", type=int, default=2, metavar="N", help="in each of the 3 tiers (default: 2)")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
+    add_overrides(parser)
 
 
 def measure(options: argparse.Namespace) -> Result:

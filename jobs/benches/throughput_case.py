@@ -15,23 +15,23 @@ import numpy as np
 
 from actors.driver import run
 from actors.session import Listener
-from hsee_ray.aggregation import ModelId, average_units, plan_aggregation
+from hsee_ray.aggregation import ModelId, average_copies, plan_aggregation
 from hsee_ray.config import Config
 from hsee_ray.config_files import load_config
 from hsee_ray.cost import unit_multiply_adds
 from hsee_ray.errors import RunError
+from hsee_ray.process import cores
 from hsee_ray.reports import RoundReport
 from hsee_ray.run import MODELS_DIR, Run
 from hsee_ray.setup import Setup, build_network, prepare_run
 from hsee_ray.state import Arrays, UnitState
 from hsee_ray.weights import read_model, weights_sha256
-from jobs.benches.common import Result, Spread, cores, tell
+from jobs.benches.common import NEVER, Result, Spread, tell
 from jobs.benches.helpers import Helper, call_all, helpers
 from jobs.benches.loops import RoundTimes, Share, WholeLoop
 
 WAIT_S = 3600.0
 """For a helper's round."""
-NEVER = 1_000_000
 CUTS = {"sensor": "layer1", "hub": "layer2", "gateway": "layer3"}
 
 
@@ -237,15 +237,12 @@ def averages(setup: Setup, states: Mapping[ModelId, Mapping[str, UnitState]]) ->
     """What every model takes by unit after a round in which all clients have trained."""
     training = setup.config.training
     plan = plan_aggregation(setup.config, setup.fleet, range(len(setup.fleet.clients)), setup.local_samples)
-    means = {
-        key: average_units(
-            [states[copy.model][copy.unit] for copy in copies],
-            [copy.weight for copy in copies],
-            statistics=training.norm_statistics == "shared",
-            optimizer=training.optimizer_state == "average",
-        )
-        for key, copies in plan.copies.items()
-    }
+    means = average_copies(
+        plan.copies,
+        states,
+        statistics=training.norm_statistics == "shared",
+        optimizer=training.optimizer_state == "average",
+    )
     return {model: {unit: means[key] for unit, key in units.items()} for model, units in plan.takes.items()}
 
 

@@ -93,11 +93,12 @@ GPU = "tiers.0.resources.num_gpus=0.5"
         (["tiers.0.resources.custom={jetson: 1}"], 2, "no node has any jetson"),
         (["tiers.0.resources.label_selector={zone: moon}"], 2, "no node has the label zone=moon (zone is b)"),
         (["tiers.0.resources.accelerator_type=H100"], 2, "no node has any accelerator_type:H100"),
-        (["tiers.0.clients=99"], 2, "finds no room beside the others"),
+        (["tiers.0.clients=9"], 2, "finds no room beside the others"),
+        (["tiers.0.clients=9", "tiers.0.seats=2", "server.seats=2"], 0, "1 CPU  fits"),
         (["storage.uri=/proc/no/such"], 2, "BAD      storage: /proc/no/such cannot be written to"),
         (["storage.uri=nowhere://bucket"], 2, "nowhere://bucket: is no storage that can be reached"),
     ],
-    ids=["fits", "static", "gpu", "cpu", "memory", "custom", "label", "accelerator", "total", "storage", "kind"],
+    ids=["fits", "static", "gpu", "cpu", "memory", "custom", "label", "model", "total", "turns", "storage", "kind"],
 )  # fmt: skip
 def test_the_verdict_on_a_cluster(
     overrides: list[str], code: int, told: str, nodes: Callable[[bool], Nodes], start: Start, tmp_path: Path

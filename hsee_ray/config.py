@@ -117,12 +117,14 @@ class ResourcesConfig(_Model):
 
 
 class TierConfig(_Model):
-    """Clients of equal power: their cut, their batch size and their resources."""
+    """Clients of equal power: their cut, their batch size, what they send, and their resources."""
 
     name: str = Field(min_length=1)
     clients: int = Field(ge=1)
     cut: Annotated[str | int, Field(union_mode="left_to_right")]
     batch_size: int | None = Field(None, ge=2)
+    codec: Literal["none", "fp16", "int8"] = "none"
+    device: str | None = None
     seats: int | None = Field(None, ge=1)
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -226,6 +228,17 @@ class ClusterConfig(_Model):
     placement_timeout_s: float = Field(300.0, gt=0)
 
 
+class SimulationConfig(_Model):
+    """Simulated time and energy of the devices that the tiers stand for. Changes no result."""
+
+    profiles: str | None = None
+    server: str | None = None
+    one_machine: bool = False
+    dropout_probability: float = Field(0.0, ge=0, lt=1)
+    dropout_s: float = Field(60.0, ge=0)
+    timeline_rounds: int = Field(2, ge=0)
+
+
 class StorageConfig(_Model):
     """Where runs are kept so that every node, and whoever comes later, can reach them."""
 
@@ -263,6 +276,7 @@ class Config(_Model):
     exits: ExitsConfig = ExitsConfig()
     pipeline: PipelineConfig = PipelineConfig()
     cluster: ClusterConfig = ClusterConfig()
+    simulation: SimulationConfig = SimulationConfig()
     storage: StorageConfig = StorageConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     failures: FailuresConfig = FailuresConfig()
@@ -278,6 +292,28 @@ class Config(_Model):
         for name in {"servers", "aggregator"}.intersection(names):
             raise ValueError(f"tiers: `{name}` is what the run itself calls actors; call the tier something else")
         return self
+
+    @model_validator(mode="after")
+    def _every_device_or_none(self) -> Config:
+        devices = {f"tiers.{index}.device": tier.device for index, tier in enumerate(self.tiers)}
+        devices["simulation.server"] = self.simulation.server
+        missing = [key for key, device in devices.items() if device is None]
+        if missing and len(missing) < len(devices):
+            raise ValueError(
+                f"{', '.join(missing)}: missing, and simulated time needs a device profile for every tier and for the "
+                "server; name them all, or none"
+            )
+        automatic = [f"tiers.{index}.cut" for index, tier in enumerate(self.tiers) if tier.cut == "auto"]
+        if automatic and missing:
+            raise ValueError(
+                f"{', '.join(automatic)}: `auto` needs to know the devices; set {', '.join(missing)} (docs/planning.md)"
+            )
+        return self
+
+    @property
+    def simulates(self) -> bool:
+        """Whether all devices are known, so that the run has a simulated time."""
+        return self.simulation.server is not None
 
     @model_validator(mode="after")
     def _pairs_to_colocate(self) -> Config:

@@ -35,8 +35,11 @@ from hsee_ray.schedule import (
 )
 from hsee_ray.setup import Setup
 
-MESSAGE_BYTES = 256 * 1024
+MESSAGE_BYTES = 256 << 10
 """Batches travel together until a message is about this large, so that small ones do not pay for each call."""
+LARGE_MESSAGE_BYTES = 16 << 20
+"""And up to this size while a client's round still makes MESSAGES of them: a message costs Ray some milliseconds."""
+MESSAGES = 4
 EVALUATION_WINDOW = 2
 """Evaluation batches are large: two in flight keep client and server busy."""
 
@@ -49,6 +52,13 @@ MemberCall = tuple[Member, Callable[[], "ObjectRef[Any]"]]
 def window_batches(pipeline: PipelineConfig, batch_bytes: int) -> int:
     """How many batches of features a client may be ahead of its server, at least one."""
     return max(1, min(pipeline.max_in_flight, (pipeline.max_in_flight_mib << 20) // batch_bytes))
+
+
+def batches_per_message(pipeline: PipelineConfig, batch_bytes: int, n_batches: int) -> int:
+    """How many of a client's batches in a round travel together, at least one; at most half of a window."""
+    least, most = -(-MESSAGE_BYTES // batch_bytes), LARGE_MESSAGE_BYTES // batch_bytes
+    wanted = max(least, min(most, n_batches // MESSAGES))
+    return max(1, min(wanted, window_batches(pipeline, batch_bytes) // 2))
 
 
 def evaluation_window(pipeline: PipelineConfig, batch_bytes: int) -> int:
@@ -299,7 +309,8 @@ class Rounds:
         n_steps = {
             n: len(round_batches(training, self.setup.local_samples[n], fleet.clients[n].batch_size)) for n in queue
         }
-        together = 1 if self.one_turn else max(1, min((self._steps_per_message(n) for n in queue), default=1))
+        per_message = (batches_per_message(self.config.pipeline, self._batch_bytes(n), n_steps[n]) for n in queue)
+        together = 1 if self.one_turn else min(per_message, default=1)
         pieces = {number: -(-steps // together) for number, steps in n_steps.items()}
         works = [
             Work(
@@ -313,10 +324,6 @@ class Rounds:
         ]
         batches = window_batches(self.config.pipeline, max(map(self._batch_bytes, queue), default=1))
         return with_records(works), max(1, batches // together)
-
-    def _steps_per_message(self, number: int) -> int:
-        batch_bytes = self._batch_bytes(number)
-        return min(-(-MESSAGE_BYTES // batch_bytes), max(1, self.config.pipeline.max_in_flight // 2))
 
     def _batch_bytes(self, number: int) -> int:
         spec = self.setup.fleet.clients[number]

@@ -214,7 +214,7 @@ class ExitsConfig(_Model):
 class PipelineConfig(_Model):
     """How far a client may run ahead of its server."""
 
-    max_in_flight: int = Field(8, ge=1)
+    max_in_flight: int = Field(32, ge=1)
     max_in_flight_mib: int = Field(256, ge=1)
 
 

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
 
 from hsee_ray.answers import Answers, pooled
 from hsee_ray.calibration import TOLERANCE, Target, calibration_error
+from hsee_ray.errors import DataError, UserError
 from hsee_ray.exits import Confidence, Gate
 from hsee_ray.fleet import Fleet
 from hsee_ray.metrics import write_table
 from hsee_ray.storage import write_whole
+
+EVALUATION_DIR = "evaluation"
 
 Kind = Literal["local", "grid", "calibrated", "sent"]
 Scope = Literal["client", "tier", "overall"]
@@ -230,6 +234,20 @@ def write_evaluation(directory: Path, evaluation: Evaluation) -> None:
         write_table(directory / f"{evaluation.split}{name}.parquet", table)
     text = json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=False)
     write_whole(directory / f"{evaluation.split}.json", f"{text}\n".encode())
+
+
+def read_evaluation(run_dir: Path, split: str) -> Evaluation:
+    """What was written below a run's `evaluation/`. Raises UserError when nothing was, DataError when it is damaged."""
+    path = run_dir / EVALUATION_DIR / f"{split}.json"
+    if not path.is_file():
+        raise UserError(
+            f"{run_dir}: has not been evaluated (it has no {EVALUATION_DIR}/{split}.json); run hsee evaluate"
+        )
+    try:
+        return TypeAdapter(Evaluation).validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: is damaged ({reason}); run hsee evaluate again") from None
 
 
 _COLUMN_TYPES = {

@@ -33,7 +33,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from actors.evaluation import Plan, calibrate, evaluate
     from actors.inference import trained_actors
-    from hsee_ray.evaluation import write_evaluation
+    from hsee_ray.evaluation import EVALUATION_DIR, write_evaluation
     from hsee_ray.plots import draw, save_figures
     from hsee_ray.tables import render_calibration, render_evaluation
 
@@ -48,7 +48,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         taus = tuple(sorted(set(options.taus or rounds.config.exits.taus)))
         plan = Plan(options.split, taus, confidence, calibration)
         found, answers = evaluate(rounds, run, plan, lambda gate: print(f"answering: {gate}", flush=True))
-    directory = run.path / "evaluation"
+    directory = run.path / EVALUATION_DIR
     write_evaluation(directory, found)
     save_figures(directory, options.split, draw(found, answers))
     print(f"\n{render_evaluation(found)}\n\ntables and figures: {directory}")

@@ -40,6 +40,18 @@ def find_source(config: DataConfig) -> Source:
             return _torchvision_source(config)
 
 
+def is_there(config: DataConfig) -> bool:
+    """Whether the images can be read without fetching anything."""
+    match config.name:
+        case "digits" | "synthetic":
+            return True
+        case "parquet" | "folder":
+            return config.root is not None and Path(config.root).expanduser().is_dir()
+        case "cifar10" | "cifar100" | "stl10":
+            _, _, files = _torchvision_files(config)
+            return all(path.is_file() for path in files)
+
+
 def _existing_root(config: DataConfig) -> Path:
     assert config.root is not None, "DataConfig sees to it"
     root = Path(config.root).expanduser()
@@ -151,14 +163,19 @@ def _file_split(labelled: list[tuple[Path, int]]) -> Split:
 
 def _torchvision_source(config: DataConfig) -> Source:
     """CIFAR or the labelled part of STL-10, read by torchvision, which also checks the files' digests."""
+    dataset, root, files = _torchvision_files(config)
+    if not all(path.is_file() for path in files):
+        _download(dataset, root, config.name, files)
+    return Source(files, lambda: _read_torchvision(dataset, root, config.name))
+
+
+def _torchvision_files(config: DataConfig) -> tuple[Any, Path, tuple[Path, ...]]:
+    """The data set's class, its root, and the files that it is read from."""
     dataset = _torchvision_class(config.name)
     root = Path(config.root or "data").expanduser()
     names = [name for name, _ in dataset.train_list + dataset.test_list]
     names.append(dataset.class_names_file if config.name == "stl10" else dataset.meta["filename"])
-    files = tuple(root / dataset.base_folder / name for name in names)
-    if not all(path.is_file() for path in files):
-        _download(dataset, root, config.name, files)
-    return Source(files, lambda: _read_torchvision(dataset, root, config.name))
+    return dataset, root, tuple(root / dataset.base_folder / name for name in names)
 
 
 def _torchvision_class(name: str) -> Any:

@@ -7,14 +7,23 @@ import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from hsee_ray.offload import PATH, READY_PATH, BadRequest, Offload, decode, encode_answer, encode_error
+from hsee_ray.offload import (
+    PATH,
+    READY_PATH,
+    BadRequest,
+    Offload,
+    SentFeatures,
+    decode,
+    encode_answer,
+    encode_error,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -38,14 +47,14 @@ class HttpHandler:
     def __init__(
         self,
         network: str,
-        feature_shapes: Mapping[int, Sequence[int]],
+        served: Mapping[int, SentFeatures],
         answer: Callable[[Offload], Awaitable[Array]],
         max_body_bytes: int,
         digest: bytes | None,
     ) -> None:
-        """`feature_shapes` are those of one sample of every client; `digest` is its token's, None to serve anyone."""
+        """`served` says what every client sends; `digest` is the token's, None to serve anyone."""
         self.network = network
-        self.feature_shapes = feature_shapes
+        self.served = served
         self.answer = answer
         self.max_body_bytes = max_body_bytes
         self.digest = digest
@@ -68,11 +77,11 @@ class HttpHandler:
         if request.method != METHODS[path]:
             raise BadRequest(405, f"{path} takes {METHODS[path]}, not {request.method}")
         if path == READY_PATH:
-            return json.dumps({"network": self.network, "clients": sorted(self.feature_shapes)}).encode()
+            return json.dumps({"network": self.network, "clients": sorted(self.served)}).encode()
         self._check_token(request.headers.get("authorization", ""))
         body = await self._body(request)
         # Checking a large body takes as long as computing it, and others are waiting to be received.
-        offload = await asyncio.to_thread(decode, memoryview(body), self.network, self.feature_shapes)
+        offload = await asyncio.to_thread(decode, memoryview(body), self.network, self.served)
         return encode_answer(await self.answer(offload))
 
     def _check_token(self, authorization: str) -> None:

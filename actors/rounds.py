@@ -209,8 +209,8 @@ class Rounds:
     @property
     def evaluation_window(self) -> int:
         """How many batches of an evaluation a client may be ahead of its server."""
-        largest = max(self.setup.feature_bytes(spec.cut) for spec in self.setup.fleet.clients)
-        batch_bytes = self.config.evaluation.batch_size * largest
+        samples = self.config.evaluation.batch_size
+        batch_bytes = max(self.setup.feature_bytes(spec, samples) for spec in self.setup.fleet.clients)
         return evaluation_window(self.config.pipeline, batch_bytes)
 
     def _hold_states(self, leaving: Set[str]) -> None:
@@ -327,7 +327,7 @@ class Rounds:
 
     def _batch_bytes(self, number: int) -> int:
         spec = self.setup.fleet.clients[number]
-        return spec.batch_size * self.setup.feature_bytes(spec.cut)
+        return self.setup.feature_bytes(spec, spec.batch_size)
 
     def _evaluate(self, round_number: int) -> dict[int, EvaluationReport]:
         self.tell_entered(round_number, "evaluate")

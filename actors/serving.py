@@ -27,10 +27,11 @@ from actors.cluster import connected
 from actors.compute import choose_device
 from actors.http_handler import HttpHandler
 from actors.whereabouts import process_of
+from hsee_ray.codecs import CODE_TYPES
 from hsee_ray.config import ClusterConfig
 from hsee_ray.errors import ResourceError, RunError
 from hsee_ray.offload import READY_PATH, Offload
-from hsee_ray.serving import Bundles, ServerModels
+from hsee_ray.serving import Bundles, ServerModels, sent_features
 
 Array = np.ndarray[Any, Any]
 
@@ -72,9 +73,9 @@ class Replica:
     def __init__(self, bundles: Bundles, service: Service) -> None:
         torch.set_num_threads(max(1, int(service.num_cpus)))
         self.models = ServerModels(bundles, choose_device("auto", service.num_gpus, torch.cuda.is_available()))
-        self.shapes = {bundle.client: bundle.feature_shape or () for bundle in bundles.values()}
+        self.served = sent_features(bundles)
         (network,) = {bundle.network for bundle in bundles.values()}
-        self.handle = HttpHandler(network, self.shapes, self.answer, service.max_body_bytes, service.token_digest)
+        self.handle = HttpHandler(network, self.served, self.answer, service.max_body_bytes, service.token_digest)
         # A thread beside the event loop, and no second one: it would only take the first one's cores.
         self.computing = ThreadPoolExecutor(1)
         batched = serve.batch(max_batch_size=service.max_batch_size, batch_wait_timeout_s=service.batch_wait_s)
@@ -94,8 +95,8 @@ class Replica:
 
     async def check_health(self) -> None:
         """Fails where one sample cannot be answered, as with a broken GPU: Ray Serve then replaces the replica."""
-        client, shape = next(iter(self.shapes.items()))
-        sample = np.zeros((1, *shape), np.float32)
+        client, sent = next(iter(self.served.items()))
+        sample = np.zeros((1, *sent.shape), CODE_TYPES[sent.codec])
         await asyncio.get_running_loop().run_in_executor(self.computing, self.models.answer, client, sample)
 
 

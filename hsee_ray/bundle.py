@@ -9,7 +9,8 @@ An export has a directory for each client, which is what its device needs, and t
     server/weights.safetensors          every tensor of all server parts once
     networks/client-003.safetensors     state dict of the client's whole network, from image to server's answer
 
-A client that holds the whole network (cut L) has no features and no server part. Needs no torch.
+A client that holds the whole network (cut L) has no features and no server part. Features travel as `codec` says: as
+float32, float16, or one byte each, within a range of each channel that was fixed in training. Needs no torch.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hsee_ray.codecs import UNCODED, ChannelRange, FeatureCodec
 from hsee_ray.errors import DataError
 from hsee_ray.exits import Gate
 
 BUNDLE_FILE = "bundle.json"
 CLIENT_MODEL = "client.onnx"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PIECE_BYTES = 1 << 20
 
 
@@ -62,11 +66,13 @@ class Bundle:
     calibrated_for: str | None
     """The target that tau was calibrated to; None where it was given by hand."""
     feature_shape: tuple[int, ...] | None
-    """Of one sample at the cut, float32; None at cut L."""
+    """Of one sample at the cut, float32 before it is coded; None at cut L."""
     server: ServerPart | None
     network_file: str
     files: Mapping[str, str]
     """SHA-256 of each file, by its path relative to the client's directory."""
+    codec: FeatureCodec = UNCODED
+    """How the features travel."""
 
 
 def write_bundle(directory: Path, bundle: Bundle) -> None:
@@ -74,9 +80,10 @@ def write_bundle(directory: Path, bundle: Bundle) -> None:
     server = None if bundle.server is None else vars(bundle.server)
     content = {
         "format_version": FORMAT_VERSION,
-        **{name: value for name, value in vars(bundle).items() if name not in ("gate", "server")},
+        **{name: value for name, value in vars(bundle).items() if name not in ("gate", "server", "codec")},
         "input_type": "uint8",
         "gate": vars(bundle.gate),
+        "codec": _codec_json(bundle.codec),
         "server": server,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
@@ -115,6 +122,23 @@ def checked_file(directory: Path, bundle: Bundle, name: str) -> Path:
     return path
 
 
+def _codec_json(codec: FeatureCodec) -> dict[str, Any]:
+    """float32 numbers come back from their decimal digits as they were."""
+    bounds = codec.bounds
+    if bounds is None:
+        return {"name": codec.name}
+    return {"name": codec.name, "low": bounds.low_C.tolist(), "high": bounds.high_C.tolist()}
+
+
+def _codec(content: Mapping[str, Any], feature_shape: list[int] | None) -> FeatureCodec:
+    bounds = None
+    if "low" in content:
+        bounds = ChannelRange(np.array(content["low"], np.float32), np.array(content["high"], np.float32))
+        if feature_shape is None or len(bounds.low_C) != feature_shape[0]:
+            raise ValueError("the codec's range is not that of the features' channels")
+    return FeatureCodec(content["name"], bounds)
+
+
 def _from_json(content: Mapping[str, Any]) -> Bundle:
     """Raises KeyError, TypeError or ValueError for what no export writes."""
     height, width, channels = (int(size) for size in content["image_shape"])
@@ -144,4 +168,5 @@ def _from_json(content: Mapping[str, Any]) -> Bundle:
         server=None if server is None else ServerPart(**server),
         network_file=str(content["network_file"]),
         files=dict(content["files"]),
+        codec=_codec(content["codec"], shape),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 
 from hsee_ray.answers import ExitAnswers, Part
 from hsee_ray.backbones import Backbone
+from hsee_ray.codecs import ChannelRange
 from hsee_ray.config import Config
 from hsee_ray.data.batches import augment, normalise
 from hsee_ray.device import to_device
@@ -22,7 +24,7 @@ from hsee_ray.model import Model
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.schedule import BatchSlice, round_batches
 from hsee_ray.snapshot import Snapshot
-from hsee_ray.split import build_exit, client_units
+from hsee_ray.split import RangeObserver, build_exit, client_units
 from hsee_ray.state import Arrays
 from hsee_ray.steps import NonFiniteStep, client_step, refuse_nonfinite, undone_if_nonfinite
 from hsee_ray.wire import FeatureBatch, Packet, encode
@@ -67,12 +69,13 @@ class Client:
         device: torch.device,
     ) -> None:
         exit_head = None
+        observer = RangeObserver(feature_shape[0]) if spec.codec == "int8" else None
         if spec.has_server:
             exit_head = build_exit(config, spec.cut_name, feature_shape, len(data.class_names))
         self.config = config
         self.spec = spec
         self.data = data
-        self.model = Model(client_units(backbone.units, spec.cut), exit_head, config.training, device)
+        self.model = Model(client_units(backbone.units, spec.cut), exit_head, config.training, device, observer)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self._order: tuple[int, int, Array] | None = None
 
@@ -98,7 +101,7 @@ class Client:
                 continue
             losses.append(loss)
             if self.spec.has_server:
-                packet.append(encode(h, y_B, batch.step))
+                packet.append(self._observed(encode(h, y_B, batch.step).coded(self.spec.codec)))
         sent_bytes = sum(message.sent_bytes for message in packet)
         return tuple(packet), TrainReport(samples, tuple(losses), sent_bytes, skipped)
 
@@ -115,8 +118,8 @@ class Client:
         confidence_B = confidence(logits_BK, self.config.exits.confidence)
         prediction_B = logits_BK.argmax(axis=1)
         if self.spec.has_server:
-            sent = encode(h, y_B)
-            return (FeatureBatch(sent.features, sent.channels_last, sent.labels_B, confidence_B, prediction_B),), None
+            sent = encode(h, y_B).coded(self.spec.codec, self._bounds())
+            return (dataclasses.replace(sent, confidence_B=confidence_B, prediction_B=prediction_B),), None
         return (), evaluation_report(
             labels_B=y_B.cpu().numpy(),
             n_classes=len(self.data.class_names),
@@ -145,7 +148,7 @@ class Client:
             stays_B = gate.stays(logits_BK)
             unsure = np.flatnonzero(~stays_B)
             if len(unsure):
-                packet = (encode(h, y_B[:0]).rows(unsure),)
+                packet = (encode(h, y_B[:0]).rows(unsure).coded(self.spec.codec, self._bounds()),)
         sent_bytes = sum(message.feature_bytes for message in packet)
         seconds = time.perf_counter() - begin
         return packet, ExitAnswers(y_B.cpu().numpy(), logits_BK, stays_B, sent_bytes, seconds)
@@ -167,6 +170,23 @@ class Client:
         h = self.model.network(x_BCHW)
         logits_BK = h if self.model.exit_head is None else self.model.exit_head(h)
         return h, logits_BK.cpu().numpy()
+
+    def _observed(self, message: FeatureBatch) -> FeatureBatch:
+        """The message of a training step, whose range has been taken in."""
+        if self.model.observer is not None and message.bounds is not None:
+            self.model.observer.observe(message.bounds)
+        return message
+
+    def _bounds(self) -> ChannelRange | None:
+        """What int8 codes are made with outside of training, so that no sample depends on those beside it.
+
+        A client that has not trained yet takes the range of its first training images, and keeps nothing of it.
+        """
+        if self.model.observer is None or self.model.observer.bounds is not None:
+            return None if self.model.observer is None else self.model.observer.bounds
+        rows = self.data.train.indices[: self.spec.batch_size]
+        x_BCHW, y_B = self._tensors(self.data.train.images_NHWC[rows], self.data.train.labels_N[rows])
+        return encode(self.model.network(x_BCHW), y_B).coded("int8").bounds
 
     def _step(self, x_BCHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, float]:
         model = self.model

@@ -168,7 +168,7 @@ class EdgeClient:
             return None
 
     def _answer(self, url: str, features: Array) -> Array:
-        body = encode(self.bundle.client, self.bundle.network, features)
+        body = encode(self.bundle.client, self.bundle.network, self.bundle.codec.encode(features))
         try:
             response = self._http.urlopen("POST", url, body=body, headers=self._http.headers, redirect=False)
         except HTTPError as error:

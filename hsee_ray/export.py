@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from hsee_ray.backbones import published_state_dict
 from hsee_ray.bundle import CLIENT_MODEL, Bundle, ServerPart, write_bundle
+from hsee_ray.codecs import ChannelRange, FeatureCodec
 from hsee_ray.errors import RunError, UserError
 from hsee_ray.exits import NEVER_SENDS, Gate
-from hsee_ray.fleet import ClientSpec
+from hsee_ray.fleet import CODEC, ClientSpec
 from hsee_ray.graphs import DeviceNetwork, Graph, chain_names, inline_tensors, tensors_in, trace
 from hsee_ray.keys import generator
 from hsee_ray.offload import MOST_DIMENSIONS
@@ -30,7 +31,7 @@ from hsee_ray.run import MODELS_DIR, Run
 from hsee_ray.split import UnitChain
 from hsee_ray.state import to_array
 from hsee_ray.storage import write_whole
-from hsee_ray.weights import write_model
+from hsee_ray.weights import read_model, write_model
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +60,7 @@ class Export:
 
     clients: tuple[ExportedClient, ...]
     left_out: tuple[ClientSpec, ...]
-    """Clients without a trained model, because they never had a place on the cluster."""
+    """Clients without a trained model, because they never had a place on the cluster, or no range for int8."""
     shared_bytes: int
     """Weights of all server parts."""
     total_bytes: int
@@ -73,9 +74,9 @@ def export(run: Run, out: Path, tau: float | None = None) -> Export:
     Then the directory is removed.
     """
     run.check_models()
-    trained = [
-        spec for spec in run.fleet.clients if (run.path / MODELS_DIR / f"{spec.client_file}.safetensors").is_file()
-    ]
+    found = {spec.number: _codec(run, spec) for spec in run.fleet.clients}
+    codecs = {number: codec for number, codec in found.items() if codec is not None}
+    trained = [spec for spec in run.fleet.clients if spec.number in codecs]
     if not trained:
         raise UserError(f"{run.path}: has no trained clients in {MODELS_DIR}; copy the run directory again")
     gates = choose_gates(run, trained, tau)
@@ -83,7 +84,7 @@ def export(run: Run, out: Path, tau: float | None = None) -> Export:
         raise UserError(f"--out {out}: is not empty; give a new directory")
     out.mkdir(parents=True, exist_ok=True)
     try:
-        clients = _Exporter(run, out, gates).write(trained)
+        clients = _Exporter(run, out, gates, codecs).write(trained)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
@@ -121,6 +122,19 @@ def choose_gates(run: Run, specs: list[ClientSpec], tau: float | None) -> dict[i
     return gates
 
 
+def _codec(run: Run, spec: ClientSpec) -> FeatureCodec | None:
+    """How a trained client's features travel; None where it never trained: it has no model, or no range for int8."""
+    path = run.path / MODELS_DIR / f"{spec.client_file}.safetensors"
+    if not path.is_file():
+        return None
+    if spec.codec != "int8":
+        return FeatureCodec(spec.codec)
+    tensors = read_model(path)
+    if tensors[f"{CODEC}.batches"] == 0:
+        return None
+    return FeatureCodec(spec.codec, ChannelRange(tensors[f"{CODEC}.low_C"], tensors[f"{CODEC}.high_C"]))
+
+
 class SharedTensors:
     """Tensors of all server parts: what is equal under one name is kept once."""
 
@@ -153,10 +167,17 @@ class _Written:
 
 
 class _Exporter:
-    def __init__(self, run: Run, out: Path, gates: Mapping[int, tuple[Gate, str | None]]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        out: Path,
+        gates: Mapping[int, tuple[Gate, str | None]],
+        codecs: Mapping[int, FeatureCodec],
+    ) -> None:
         self.run = run
         self.out = out
         self.gates = gates
+        self.codecs = codecs
         self.data = run.summary["data"]
         self.backbone = run.backbone()
         self.shared = SharedTensors()
@@ -265,6 +286,7 @@ class _Exporter:
             server=server,
             network_file=network_file,
             files={name: self._digest((directory / name).resolve()) for name in named},
+            codec=self.codecs[spec.number],
         )
         write_bundle(directory, bundle)
         graph_bytes = None if server is None else (directory / server.onnx).stat().st_size

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hsee_ray.codecs import Codec
 from hsee_ray.config import Config, ResourcesConfig
 from hsee_ray.errors import ConfigError
 
 EXIT = "exit"
 """Name of the exit head among a client's units; no unit of a network may bear it."""
+AUTO = "auto"
+"""A cut that the planner is to pick (docs/planning.md)."""
+CODEC = "codec"
+"""Name of what has seen the range of a client's features among its units; no unit of a network may bear it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class ClientSpec:
     """False where the cut is L: the client holds the whole network."""
     batch_size: int
     resources: ResourcesConfig
+    codec: Codec = "none"
+    """How its features are sent; `none` where it has no server."""
 
     @property
     def client_file(self) -> str:
@@ -89,6 +96,7 @@ def build_fleet(config: Config, unit_names: Sequence[str]) -> Fleet:
                     has_server=cut < len(unit_names),
                     batch_size=tier.batch_size or config.training.batch_size,
                     resources=tier.resources,
+                    codec=tier.codec if cut < len(unit_names) else "none",
                 )
             )
     return Fleet(tuple(clients), tuple(unit_names))
@@ -98,8 +106,10 @@ def resolve_cut(cut: str | int, unit_names: Sequence[str], where: str = "cut") -
     """Number of units below a cut that is named by its unit, by its stage (its last unit), or by its index.
 
     `stem` and 1 are the first unit; `layer2` is the end of that stage, as `layer2.1` is.
-    Raises ConfigError with the list of cuts when there is no such unit.
+    Raises ConfigError with the list of cuts when there is no such unit, and for `auto`: that is for a plan to replace.
     """
+    if cut == AUTO:
+        raise ConfigError(f"{where} is '{AUTO}': no plan has picked it yet; hsee plan --write FILE does, or name a cut")
     if isinstance(cut, int) or cut.isdigit():
         index = int(cut)
         if 1 <= index <= len(unit_names):

@@ -1,12 +1,13 @@
 """What a device sends to a server for its unsure samples, and what comes back. Needs numpy only.
 
-A request's body is a header of fixed size and the features behind it, float32, little-endian, in row-major order:
+A request's body is a header of fixed size and the features behind it, coded as the client's bundle says (`codecs.py`),
+little-endian, in row-major order:
 
 | bytes | type | what |
 |---|---|---|
 | 0-3 | bytes | `HSEE` |
 | 4-5 | uint16 | version of this format |
-| 6 | uint8 | type of the features: 1 for float32 |
+| 6 | uint8 | type of the features: 1 for float32, 2 for float16, 3 for uint8 |
 | 7 | uint8 | number of dimensions, the batch included |
 | 8-11 | uint32 | number of the client |
 | 12-31 | 5 x uint32 | the dimensions, the batch first; 0 where there is none |
@@ -22,19 +23,20 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hsee_ray.codecs import CODE_TYPES, Codec
 from hsee_ray.errors import UserError
 
 Array = np.ndarray[Any, Any]
 
 MAGIC = b"HSEE"
 VERSION = 1
-FLOAT32 = 1
+TYPE_NUMBERS = {np.dtype(np.float32): 1, np.dtype(np.float16): 2, np.dtype(np.uint8): 3}
 MOST_DIMENSIONS = 5
 PATH = "/answer"
 READY_PATH = "/ready"
@@ -58,29 +60,38 @@ class BadRequest(UserError):
 
 
 @dataclass(frozen=True)
+class SentFeatures:
+    """What one client sends for each sample."""
+
+    shape: tuple[int, ...]
+    codec: Codec = "none"
+
+
+@dataclass(frozen=True)
 class Offload:
     """The unsure samples of one client."""
 
     client: int
     features: Array
-    """float32, (B, C, H, W) or (B, ...): read-only where it lies over the body."""
+    """As they were sent, (B, C, H, W) or (B, ...), of the codec's type: read-only where it lies over the body."""
 
 
 def encode(client: int, network: str, features: Array) -> bytes:
-    """Body of a request; `network` is the run's `weights_sha256` in hexadecimal digits.
+    """Body of a request with coded features; `network` is the run's `weights_sha256` in hexadecimal digits.
 
     Raises ValueError for features of another type or with too many dimensions.
     """
-    if features.dtype != np.float32 or not 2 <= features.ndim <= MOST_DIMENSIONS:
+    kind = TYPE_NUMBERS.get(features.dtype)
+    if kind is None or not 2 <= features.ndim <= MOST_DIMENSIONS:
         raise ValueError(f"features of type {features.dtype} and shape {features.shape} cannot be sent")
     dimensions = [*features.shape, *[0] * (MOST_DIMENSIONS - features.ndim)]
-    head = _HEADER.pack(MAGIC, VERSION, FLOAT32, features.ndim, client, *dimensions, _network_bytes(network))
-    payload = np.ascontiguousarray(features, "<f4").tobytes()
+    head = _HEADER.pack(MAGIC, VERSION, kind, features.ndim, client, *dimensions, _network_bytes(network))
+    payload = np.ascontiguousarray(features, features.dtype.newbyteorder("<")).tobytes()
     return head + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
-def decode(body: bytes | memoryview, network: str, feature_shapes: Mapping[int, Sequence[int]]) -> Offload:
-    """The samples in a request's body. `feature_shapes` are those of one sample of every client that is served.
+def decode(body: bytes | memoryview, network: str, served: Mapping[int, SentFeatures]) -> Offload:
+    """The samples in a request's body, still coded; `served` says what every client that is served here sends.
 
     Raises BadRequest for whatever is wrong with it.
     """
@@ -92,26 +103,26 @@ def decode(body: bytes | memoryview, network: str, feature_shapes: Mapping[int, 
         raise BadRequest(400, f"the body begins with {magic!r}, not with {MAGIC!r}: it is no request of a device")
     if version != VERSION:
         raise BadRequest(400, f"the body has format version {version}; this server reads {VERSION}")
-    if kind != FLOAT32:
-        raise BadRequest(415, f"the features have type {kind}; this server takes {FLOAT32}, float32")
-    if client not in feature_shapes:
+    if client not in served:
         raise BadRequest(404, f"client {client} is not served here")
     if sender != _network_bytes(network):
         raise BadRequest(409, f"the device has a network {sender.hex()}..., this server has {network[:16]}...")
-    wanted = tuple(feature_shapes[client])
+    wanted, dtype = served[client].shape, CODE_TYPES[served[client].codec]
+    if kind != TYPE_NUMBERS[dtype]:
+        raise BadRequest(415, f"the features have type {kind}; client {client} sends {TYPE_NUMBERS[dtype]}, {dtype}")
     shape = tuple(dimensions[:n_dimensions])
     if n_dimensions != len(wanted) + 1 or shape[1:] != wanted or any(dimensions[n_dimensions:]):
         raise BadRequest(422, f"the features have shape {tuple(dimensions)}; client {client} sends (batch, *{wanted})")
     if shape[0] < 1:
         raise BadRequest(422, "the request has no samples")
-    length = HEADER_BYTES + 4 * math.prod(shape)
+    length = HEADER_BYTES + dtype.itemsize * math.prod(shape)
     if len(view) != length:
         raise BadRequest(400, f"the body has {len(view)} bytes; its header announces {length}")
     payload = view[HEADER_BYTES:]
     (checksum,) = _CHECKSUM.unpack_from(view, _HEADER.size)
     if checksum != zlib.crc32(payload, zlib.crc32(view[: _HEADER.size])):
         raise BadRequest(400, "the body was damaged on its way: its checksum does not fit")
-    features: Array = np.frombuffer(payload, "<f4").reshape(shape)
+    features: Array = np.frombuffer(payload, dtype.newbyteorder("<")).reshape(shape)
     if not np.isfinite(features).all():
         raise BadRequest(422, "the features hold values that are infinite or no numbers")
     return Offload(client, features)

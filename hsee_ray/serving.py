@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from hsee_ray.bundle import BUNDLE_FILE, Bundle, checked_file, load_bundle
+from hsee_ray.codecs import FeatureCodec
 from hsee_ray.errors import DataError
-from hsee_ray.offload import BadRequest, Offload
+from hsee_ray.offload import BadRequest, Offload, SentFeatures
 
 Array = np.ndarray[Any, Any]
 Tensors = Mapping[str, torch.Tensor]
@@ -52,13 +53,18 @@ def find_bundles(directory: Path) -> Bundles:
     return served
 
 
+def sent_features(bundles: Bundles) -> dict[int, SentFeatures]:
+    """What each client sends, by its number."""
+    return {bundle.client: SentFeatures(bundle.feature_shape or (), bundle.codec.name) for bundle in bundles.values()}
+
+
 class ServerModels:
     """Answers the clients of one run."""
 
     def __init__(self, bundles: Bundles, device: torch.device) -> None:
         """Raises DataError when a file is missing or is not what its bundle says."""
         self.device = device
-        self._parts: dict[int, tuple[Program, Tensors]] = {}
+        self._parts: dict[int, tuple[Program, Tensors, FeatureCodec]] = {}
         files = _Files()
         programs: dict[Path, Program] = {}
         weights: dict[Path, dict[str, torch.Tensor]] = {}
@@ -70,16 +76,16 @@ class ServerModels:
             if weights_file not in weights:
                 weights[weights_file] = load_file(weights_file, str(device))
             tensors = {name: weights[weights_file][stored] for name, stored in bundle.server.tensors.items()}
-            self._parts[bundle.client] = programs[program_file], tensors
+            self._parts[bundle.client] = programs[program_file], tensors, bundle.codec
             # The first pass through a program takes longer than the others: no request has to wait for it.
-            self.answer(bundle.client, np.zeros((1, *bundle.feature_shape), np.float32))
+            self.answer(bundle.client, np.zeros((1, *bundle.feature_shape), bundle.codec.dtype))
 
     def tensors(self, client: int) -> Tensors:
         """The tensors of a client's server part: shared ones are the same objects for all clients."""
         return self._parts[client][1]
 
     def answer(self, client: int, features: Array) -> Array:
-        """Labels (B,) int64 of features (B, ...) float32.
+        """Labels (B,) int64 of features (B, ...), coded as the client sends them.
 
         Raises BadRequest when the network makes no finite numbers of them.
         """
@@ -110,9 +116,9 @@ class ServerModels:
     @torch.inference_mode()
     def _logits(self, client: int, features: Array) -> torch.Tensor:
         """Logits (B, K) in the CPU's memory."""
-        program, tensors = self._parts[client]
+        program, tensors, codec = self._parts[client]
         # torch wants an array that it could write to.
-        h = torch.from_numpy(np.require(features, np.float32, ["C", "W"]))
+        h = torch.from_numpy(np.require(codec.decode(features), np.float32, ["C", "W"]))
         return torch.cat([program(part.to(self.device), tensors).cpu() for part in torch.split(h, PASS_SAMPLES)])
 
 

@@ -12,6 +12,7 @@ import torch
 
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes, load_weights
 from hsee_ray.client import Client, ClientData, Samples
+from hsee_ray.codecs import feature_bytes
 from hsee_ray.config import Config
 from hsee_ray.data import (
     ClientIndices,
@@ -24,7 +25,7 @@ from hsee_ray.data import (
     select,
 )
 from hsee_ray.errors import ConfigError
-from hsee_ray.fleet import Fleet, build_fleet
+from hsee_ray.fleet import AUTO, ClientSpec, Fleet, build_fleet
 from hsee_ray.server import Server
 
 Array = np.ndarray[Any, Any]
@@ -56,32 +57,36 @@ class Setup:
         """Training samples of every client."""
         return tuple(len(part.train) for part in self.parts)
 
-    def feature_bytes(self, cut: int) -> int:
-        """Bytes of one sample's float32 features at a cut."""
-        return 4 * int(np.prod(self.feature_shapes[cut - 1]))
+    def feature_bytes(self, spec: ClientSpec, samples: int) -> int:
+        """Bytes of so many samples' features as the client sends them."""
+        return feature_bytes(spec.codec, self.feature_shapes[spec.cut - 1], samples)
 
 
 def prepare_run(config: Config) -> Setup:
     """Finds or builds the image cache, checks the network and the cuts, deals out the data.
 
+    The setup's own configuration has a cut by name where the given one leaves it to the planner.
     Raises ConfigError or DataError, in one line, for everything that the user can mend.
     """
     files = prepare(config.data)
     if config.model.weights is not None and not os.path.isfile(config.model.weights):
         raise ConfigError(f"model.weights is {config.model.weights!r}: there is no such file")
     backbone = build_network(config, files)
-    fleet = build_fleet(config, tuple(backbone.units))
     train, test = open_images(files.train), open_images(files.test)
     n_classes = len(files.class_names)
     chosen = select(train.labels_N, config.data.train_samples, config.seed, "train")
     parts = partition(train.labels_N, chosen, config.n_clients, n_classes, config.data, config.seed)
     if config.training.strategy == "centralized":
         parts = (_union(parts),)
+    elif any(tier.cut == AUTO for tier in config.tiers):
+        from hsee_ray.planning import pick_cuts  # needs what builds on this module
+
+        config = pick_cuts(config, files.image_shape, n_classes, [len(part.train) for part in parts])
     mean_C, std_C = channel_statistics(train.images_NHWC, np.concatenate([part.train for part in parts]))
     return Setup(
         config=config,
         files=files,
-        fleet=fleet,
+        fleet=build_fleet(config, tuple(backbone.units)),
         parts=parts,
         test_indices=select(test.labels_N, config.data.test_samples, config.seed, "test"),
         mean_C=mean_C,

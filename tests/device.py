@@ -19,11 +19,16 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from hsee_ray.bundle import Bundle, ServerPart, write_bundle
+from hsee_ray.codecs import UNCODED, ChannelRange, FeatureCodec
 from hsee_ray.exits import NEVER_SENDS, Gate
-from hsee_ray.offload import BadRequest, decode, encode_answer, encode_error
+from hsee_ray.offload import BadRequest, SentFeatures, decode, encode_answer, encode_error
 
 NETWORK = "5eed" * 16
-SHAPES = {3: (1, 2, 2)}
+SHAPE = (1, 2, 2)
+HALVES = FeatureCodec("int8", ChannelRange(np.float32([0]), np.float32([127.5])))
+"""Steps of a half: the pixels of the tests come through whole."""
+CODECS = {3: UNCODED, 4: HALVES}
+SERVED = {client: SentFeatures(SHAPE, codec.name) for client, codec in CODECS.items()}
 SURE = [[[90], [0]], [[0], [1]]]
 """Class 0, and the server would say 1."""
 UNSURE = [[[10], [12]], [[10], [2]]]
@@ -32,8 +37,8 @@ DROP, HANG = "drop", "hang"
 HANG_S = 2.0
 
 
-def write_client(directory: Path, whole_network: bool = False) -> Path:
-    """A bundle whose exit's logits are the first three pixels / 10."""
+def write_client(directory: Path, whole_network: bool = False, client: int = 3) -> Path:
+    """A bundle whose exit's logits are the first three pixels / 10; that of client 4 sends codes."""
     weights = np.eye(4, 3, dtype=np.float32) / 10
     nodes = [
         helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
@@ -58,7 +63,7 @@ def write_client(directory: Path, whole_network: bool = False) -> Path:
     bundle = Bundle(
         network=NETWORK,
         run="by-hand",
-        client=3,
+        client=client,
         tier="sensor",
         image_shape=(2, 2, 1),
         class_names=("ant", "bee", "cat"),
@@ -66,10 +71,11 @@ def write_client(directory: Path, whole_network: bool = False) -> Path:
         cut_index=1,
         gate=Gate("max_prob", 0.9),
         calibrated_for=None,
-        feature_shape=SHAPES[3],
+        feature_shape=SHAPE,
         server=ServerPart("unused", "unused", "unused", {}),
         network_file="unused",
         files={"client.onnx": hashlib.sha256(content).hexdigest()},
+        codec=CODECS[client],
     )
     if whole_network:
         bundle = replace(bundle, gate=Gate("max_prob", NEVER_SENDS), feature_shape=None, server=None)
@@ -122,10 +128,11 @@ class Server:
         time.sleep(HANG_S if todo == HANG else self.delay_s)
         status, answer, headers = 200, b"", {}
         try:
-            arrived = decode(body, NETWORK, SHAPES)
+            arrived = decode(body, NETWORK, SERVED)
             with self._lock:
                 self.samples.append(len(arrived.features))
-            answer = encode_answer(arrived.features[:, 0, 1, 1].astype(int)) if self.body is None else self.body
+            features = CODECS[arrived.client].decode(arrived.features)
+            answer = encode_answer(features[:, 0, 1, 1].astype(int)) if self.body is None else self.body
         except BadRequest as error:
             status, answer = error.status, encode_error(str(error))
         if isinstance(todo, int) and todo != 200:

@@ -9,7 +9,9 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import torch
 
+from hsee_ray.bundle import load_bundle
 from hsee_ray.export import export
 from hsee_ray.offload import HEADER_BYTES, encode
 from hsee_ray.run import Run
@@ -20,12 +22,12 @@ CONFIG = {
     "data": {"name": "synthetic", "train_samples": 96, "test_samples": 8, "image_size": 8, "classes": 4},
     "tiers": [
         {"name": "sensor", "clients": 2, "cut": "stem"},
-        {"name": "hub", "clients": 1, "cut": "body.1"},
+        {"name": "hub", "clients": 1, "cut": "body.1", "codec": "int8"},
         {"name": "gateway", "clients": 1, "cut": "head"},
     ],
     "training": {"rounds": 6, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}},
 }
-"""Clients 0 and 1 have one cut, 2 another, and 3 the whole network: it is not served."""
+"""Clients 0 and 1 have one cut, 2 another, and int8; 3 has the whole network: it is not served."""
 SHAPE = (4, 8, 8)
 """Of the features of clients 0 and 1."""
 
@@ -35,6 +37,21 @@ def tiny_export(directory: Path) -> tuple[Run, Path]:
     run = train_run(directory / "run", CONFIG)
     export(run, directory / "export", tau=0.5)
     return run, directory / "export"
+
+
+def coded_features(run: Run, out: Path, client: int, images_NHWC: np.ndarray) -> np.ndarray:
+    """What the trained modules of a client send of images, coded as its bundle says."""
+    with torch.no_grad():
+        h = run.client(client)(run.preprocess(images_NHWC))
+    return load_bundle(out / f"client-{client:03}").codec.encode(h.numpy())
+
+
+def labels_of(run: Run, out: Path, client: int, codes: np.ndarray) -> list[int]:
+    """What the trained modules above the cut make of coded features."""
+    h = torch.from_numpy(load_bundle(out / f"client-{client:03}").codec.decode(codes))
+    with torch.no_grad():
+        labels: list[int] = run.server(client)(h).argmax(dim=1).tolist()
+    return labels
 
 
 def malformed_bodies(network: str, count: int, seed: int) -> Iterator[bytes]:

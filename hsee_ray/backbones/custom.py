@@ -19,7 +19,8 @@ from hsee_ray.backbones.backbone import Backbone
 from hsee_ray.config import ModelConfig
 from hsee_ray.errors import ConfigError
 
-EXIT = "exit"
+RESERVED = {"exit": "the exit heads", "codec": "what the int8 codec knows of a client's features"}
+"""Names of what a client has beside the units of the network."""
 _UNIT_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -95,8 +96,8 @@ def _check_unit_names(names: list[str]) -> None:
             raise ConfigError(
                 f"the unit name {name!r} is a number, which a cut takes for an index: call it block{name}"
             )
-        if name == EXIT or name.startswith(f"{EXIT}."):
-            raise ConfigError(f"the unit name {name!r} is reserved for the exit heads: choose another name")
+        if (first := name.partition(".")[0]) in RESERVED:
+            raise ConfigError(f"the unit name {name!r} is reserved for {RESERVED[first]}: choose another name")
         if name in names[:i]:
             raise ConfigError(f"the unit name {name!r} is given more than once: choose other names")
         for other in names:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import urllib3
 
 from hsee_ray.edge import EdgeClient
@@ -24,7 +23,7 @@ from hsee_ray.exits import SENDS_ALL
 from hsee_ray.offload import encode, error_of
 from hsee_ray.run import Run
 from tests.e2e.conftest import Command, marked_processes
-from tests.exports import SHAPE, malformed_bodies, resealed, tiny_export
+from tests.exports import SHAPE, coded_features, labels_of, malformed_bodies, resealed, tiny_export
 
 Start = Callable[..., Command]
 TOKEN = "a-token-of-this-test"
@@ -88,11 +87,10 @@ def images(seed: int, count: int = 16) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), np.uint8)
 
 
-def expected(run: Run, client: int, images_BHWC: np.ndarray[Any, Any]) -> list[int]:
+def expected(server: Server, client: int, images_BHWC: np.ndarray[Any, Any]) -> list[int]:
     """Labels by the trained modules."""
-    with torch.no_grad():
-        labels: list[int] = run.server(client)(run.client(client)(run.preprocess(images_BHWC))).argmax(dim=1).tolist()
-    return labels
+    codes = coded_features(server.run, server.export, client, images_BHWC)
+    return labels_of(server.run, server.export, client, codes)
 
 
 def all_at_once(work: Callable[[int], int]) -> int:
@@ -108,7 +106,7 @@ def test_a_device_gets_the_answers_of_the_trained_network(server: Server, client
     batch = images(client, 40)
     with server.edge(client) as edge:
         predictions = edge.predict(batch)
-    assert [prediction.label for prediction in predictions] == expected(server.run, client, batch)
+    assert [prediction.label for prediction in predictions] == expected(server, client, batch)
     assert not any(prediction.exited or prediction.degraded for prediction in predictions)
 
 
@@ -121,7 +119,7 @@ def test_ready_and_healthy(server: Server) -> None:
 def test_concurrent_devices(server: Server) -> None:
     def answered(number: int) -> int:
         client, batch = number % 3, images(number)
-        labels = expected(server.run, client, batch)
+        labels = expected(server, client, batch)
         with server.edge(client) as edge:
             return sum(edge.predict(batch[i % 16])[0].label == labels[i % 16] for i in range(50))
 
@@ -212,7 +210,7 @@ def test_a_killed_replica_loses_no_request(server: Server) -> None:
 
     def answered(number: int) -> int:
         client, batch = number % 3, images(number)
-        labels = expected(server.run, client, batch)
+        labels = expected(server, client, batch)
         right = sent = 0
         with server.edge(client) as edge:
             begun.wait(TIMEOUT_S)

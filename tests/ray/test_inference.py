@@ -31,7 +31,7 @@ from hsee_ray.offload import decode, encode
 from hsee_ray.reference import Reference
 from hsee_ray.reports import EvaluationReport
 from hsee_ray.run import MODELS_DIR, Run, load_run
-from hsee_ray.serving import ServerModels, find_bundles
+from hsee_ray.serving import ServerModels, find_bundles, sent_features
 from hsee_ray.setup import prepare_run
 from tests.run_directories import train_run, without_client
 
@@ -270,11 +270,11 @@ def test_exported_bundles_decide_as_the_actors_do(
     export(run, tmp_path / "bundles")
     bundles = find_bundles(tmp_path / "bundles")
     models = ServerModels(bundles, torch.device("cpu"))
-    shapes = {bundle.client: bundle.feature_shape or () for bundle in bundles.values()}
+    served = sent_features(bundles)
 
     def answer(edge: EdgeClient, url: str, features: np.ndarray) -> np.ndarray:
-        body = encode(edge.bundle.client, edge.bundle.network, features)
-        offload = decode(body, run.summary["weights_sha256"], shapes)
+        body = encode(edge.bundle.client, edge.bundle.network, edge.bundle.codec.encode(features))
+        offload = decode(body, run.summary["weights_sha256"], served)
         return models.answer(offload.client, offload.features)
 
     monkeypatch.setattr(EdgeClient, "_answer", answer)

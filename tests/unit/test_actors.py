@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -338,7 +339,15 @@ def test_setup_by_hand(setup: Setup) -> None:
     assert setup.feature_shapes[0] == setup.feature_shapes[2] == (4, 8, 8)
     assert setup.feature_shapes[4] == (8, 4, 4)
     assert setup.feature_shapes[-1] == (2,)
-    assert [setup.feature_bytes(cut) for cut in (1, 3, 5, 10)] == [1024, 1024, 512, 8]
+    spec = setup.fleet.clients[0]
+    coded = {codec: replace(spec, cut=5, codec=codec) for codec in ("none", "fp16", "int8")}
+    assert setup.feature_bytes(spec, 3) == 3 * FEATURE_BYTES
+    # Of the range, two float32 for each of the 8 channels.
+    assert {codec: setup.feature_bytes(own, 3) for codec, own in coded.items()} == {
+        "none": 3 * 4 * 128,
+        "fp16": 3 * 2 * 128,
+        "int8": 3 * 128 + 8 * 8,
+    }
 
 
 def test_setup_deals_every_sample_out_once(setup: Setup) -> None:

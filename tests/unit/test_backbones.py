@@ -422,6 +422,7 @@ def test_custom_network_starts_from_the_seed(custom_module: str) -> None:
         ("returns_modules", {}, "returned Flatten among its units"),
         ("named", {"names": ["a", "exit"]}, "'exit' is reserved"),
         ("named", {"names": ["a", "exit.one"]}, r"'exit\.one' is reserved"),
+        ("named", {"names": ["a", "codec"]}, "'codec' is reserved for what the int8 codec knows"),
         ("named", {"names": ["a", "b c"]}, "'b c' cannot be used"),
         ("named", {"names": ["a", "b/c"]}, "'b/c' cannot be used"),
         ("named", {"names": ["a", ".b"]}, r"'\.b' cannot be used"),

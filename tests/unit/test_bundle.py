@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hsee_ray.bundle import BUNDLE_FILE, Bundle, ServerPart, checked_file, load_bundle, write_bundle
+from hsee_ray.codecs import UNCODED, ChannelRange, FeatureCodec
 from hsee_ray.errors import DataError
 from hsee_ray.exits import NEVER_SENDS, Gate
 
@@ -30,18 +32,22 @@ BUNDLE = Bundle(
     server=ServerPart("../server/client-003.onnx", "../server/layer1.1.pt2", "../server/w", {"b": "a.b", "a": "a"}),
     network_file="../networks/client-003.safetensors",
     files={"client.onnx": hashlib.sha256(b"a graph").hexdigest()},
+    codec=FeatureCodec(
+        "int8", ChannelRange(np.linspace(-0.1, 0, 16, dtype=np.float32), np.full(16, 1 / 3, np.float32))
+    ),
 )
 WHOLE = dataclasses.replace(
-    BUNDLE, gate=Gate("entropy", NEVER_SENDS), calibrated_for=None, feature_shape=None, server=None
+    BUNDLE, gate=Gate("entropy", NEVER_SENDS), calibrated_for=None, feature_shape=None, server=None, codec=UNCODED
 )
+HALF = dataclasses.replace(BUNDLE, codec=FeatureCodec("fp16"))
 
 
-@pytest.mark.parametrize("bundle", [BUNDLE, WHOLE])
+@pytest.mark.parametrize("bundle", [BUNDLE, WHOLE, HALF])
 def test_read_back(bundle: Bundle, tmp_path: Path) -> None:
     write_bundle(tmp_path, bundle)
     assert load_bundle(tmp_path) == bundle
     content = json.loads((tmp_path / BUNDLE_FILE).read_text(encoding="utf-8"))
-    assert (content["format_version"], content["input_type"]) == (1, "uint8")
+    assert (content["format_version"], content["input_type"]) == (2, "uint8")
 
 
 def test_the_order_of_the_tensors_is_kept(tmp_path: Path) -> None:
@@ -60,8 +66,8 @@ def test_no_bundle(tmp_path: Path) -> None:
 
 
 def test_another_version(tmp_path: Path) -> None:
-    (tmp_path / BUNDLE_FILE).write_text('{"format_version": 2}')
-    with pytest.raises(DataError, match="has format version 2, and this version reads 1; export it again"):
+    (tmp_path / BUNDLE_FILE).write_text('{"format_version": 1}')
+    with pytest.raises(DataError, match="has format version 1, and this version reads 2; export it again"):
         load_bundle(tmp_path)
 
 
@@ -75,11 +81,30 @@ DAMAGE: dict[str, Any] = {
     "server": {"onnx": "server.onnx"},
     "files": ["client.onnx"],
     "gate": {"kind": "entropy", "tau": 0.5},
+    "codec": None,
 }
+RANGE = {"low": [0.0] * 16, "high": [1.0] * 16}
+CODECS: list[Any] = [
+    {},
+    {"name": "int4"},
+    {"name": "int8"},
+    {"name": "int8", "low": [0.0] * 16},
+    {"name": "none", **RANGE},
+    {"name": "int8", "low": [0.0] * 15, "high": [1.0] * 15},
+    {"name": "int8", **RANGE, "high": [1.0] * 15},
+    {"name": "int8", **RANGE, "high": [-1.0] * 16},
+    {"name": "int8", **RANGE, "high": [float("inf")] * 16},
+    {"name": "int8", **RANGE, "high": 1.0},
+]
 GATES = [{"kind": "hope"}, {"tau": 1.5}, {"tau": -2}, {"tau": float("nan")}, {"temperature": 0}, {"tau": None}]
+WRONG = [
+    *DAMAGE.items(),
+    *[("gate", vars(BUNDLE.gate) | gate) for gate in GATES],
+    *[("codec", codec) for codec in CODECS],
+]
 
 
-@pytest.mark.parametrize(("key", "value"), [*DAMAGE.items(), *[("gate", vars(BUNDLE.gate) | gate) for gate in GATES]])
+@pytest.mark.parametrize(("key", "value"), WRONG)
 def test_a_wrong_value(key: str, value: Any, tmp_path: Path) -> None:
     write_bundle(tmp_path, BUNDLE)
     path = tmp_path / BUNDLE_FILE

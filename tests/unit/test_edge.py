@@ -48,6 +48,13 @@ def test_only_unsure_samples_are_sent_in_one_request(bundle: Path, server: Serve
             assert prediction.latency_ms > 300
 
 
+def test_codes_are_sent_where_the_bundle_says_so(tmp_path: Path, server: Server) -> None:
+    with EdgeClient(write_client(tmp_path / "client-004", client=4), server.url) as client:
+        predictions = client.predict(images_of(UNSURE, SURE))
+    assert [(p.label, p.exited, p.degraded) for p in predictions] == [(2, False, False), (0, True, False)]
+    assert server.samples == [1]
+
+
 def test_who_is_sure_of_everything_sends_nothing(bundle: Path, server: Server) -> None:
     with EdgeClient(bundle, server.url) as client:
         assert labels(client.predict(images_of(SURE, SURE))) == [0, 0]

@@ -220,7 +220,7 @@ def test_bundles_say_what_they_are(averaging: Exported) -> None:
     assert (bundle.gate, bundle.calibrated_for) == (Gate("entropy", 0.5), None)
     assert (whole.cut, whole.feature_shape, whole.server) == ("head", None, None)
     assert whole.gate == Gate("entropy", NEVER_SENDS)
-    assert json.loads((averaging.directory(2) / BUNDLE_FILE).read_text())["format_version"] == 1
+    assert json.loads((averaging.directory(2) / BUNDLE_FILE).read_text())["format_version"] == 2
 
 
 def test_digests_are_of_the_files(averaging: Exported) -> None:

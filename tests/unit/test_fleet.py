@@ -45,6 +45,13 @@ def test_a_cut_that_is_not_there_lists_those_that_are(cut: str | int) -> None:
     assert str(caught.value) == (f"tiers.1.cut is {cut!r}: the network has no such cut; it can be cut after {CUTS}")
 
 
+def test_a_codec_is_that_of_clients_that_send() -> None:
+    tiers = [{"name": cut, "clients": 1, "cut": cut, "codec": "int8"} for cut in ("stem", "head")]
+    tiers.append({"name": "plain", "clients": 1, "cut": "stem"})
+    assert [client.codec for client in fleet(tiers).clients] == ["int8", "none", "none"]
+    assert [client.codec for client in fleet(tiers, strategy="centralized").clients] == ["none"]
+
+
 def test_a_bad_cut_names_its_tier() -> None:
     with pytest.raises(ConfigError, match=r"^tiers\.1\.cut is 'layr2': "):
         fleet([{"name": "a", "clients": 1, "cut": "stem"}, {"name": "b", "clients": 1, "cut": "layr2"}])

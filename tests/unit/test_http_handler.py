@@ -13,11 +13,12 @@ import pytest
 from starlette.requests import Request
 
 from actors.http_handler import HttpHandler, token_digest
-from hsee_ray.offload import HEADER_BYTES, BadRequest, Offload, encode
+from hsee_ray.offload import HEADER_BYTES, BadRequest, Offload, SentFeatures, encode
 from tests.exports import SHAPE, malformed_bodies
 
 NETWORK = "5eed" * 16
 LIMIT = 4096
+SERVED = {0: SentFeatures(SHAPE), 1: SentFeatures(SHAPE)}
 FEATURES = np.arange(2 * 256, dtype=np.float32).reshape(2, *SHAPE)
 BODY = encode(1, NETWORK, FEATURES)
 
@@ -37,7 +38,7 @@ async def sample_counts(offload: Offload) -> np.ndarray[Any, Any]:
 
 def handler(answer: Any = sample_counts, token: str | None = None) -> HttpHandler:
     digest = None if token is None else token_digest(token)
-    return HttpHandler(NETWORK, {0: SHAPE, 1: SHAPE}, answer, LIMIT, digest)
+    return HttpHandler(NETWORK, SERVED, answer, LIMIT, digest)
 
 
 def ask(
@@ -139,7 +140,7 @@ def test_a_body_without_a_length_is_read_up_to_the_limit() -> None:
 def test_a_body_of_just_the_limit() -> None:
     samples = (LIMIT - HEADER_BYTES) // 1024
     body = encode(0, NETWORK, np.zeros((samples, *SHAPE), np.float32))
-    exact = HttpHandler(NETWORK, {0: SHAPE}, sample_counts, len(body), None)
+    exact = HttpHandler(NETWORK, {0: SentFeatures(SHAPE)}, sample_counts, len(body), None)
     assert ask(exact, [body], headers={"Content-Length": str(len(body))}).status == 200
 
 

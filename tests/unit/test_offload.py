@@ -13,14 +13,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsee_ray import offload
-from hsee_ray.offload import BadRequest, Offload, decode, decode_answer, encode, encode_answer, encode_error, error_of
+from hsee_ray.codecs import CODE_TYPES
+from hsee_ray.offload import (
+    BadRequest,
+    Offload,
+    SentFeatures,
+    decode,
+    decode_answer,
+    encode,
+    encode_answer,
+    encode_error,
+    error_of,
+)
 
 NETWORK = "0123456789abcdef" * 4
-SHAPES = {3: (2, 4, 4), 7: (5,), 2**32 - 1: (1, 2, 3, 4)}
+SERVED = {
+    3: SentFeatures((2, 4, 4)),
+    7: SentFeatures((5,), "fp16"),
+    9: SentFeatures((3, 2, 2), "int8"),
+    2**32 - 1: SentFeatures((1, 2, 3, 4)),
+}
 
 
 def features_of(client: int = 3, samples: int = 2, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((samples, *SHAPES[client])).astype(np.float32)
+    """As the client sends them."""
+    values = np.random.default_rng(seed).standard_normal((samples, *SERVED[client].shape))
+    return (values * 50 + 127 if client == 9 else values).astype(CODE_TYPES[SERVED[client].codec])
 
 
 def body_of(client: int = 3, samples: int = 2) -> bytearray:
@@ -35,22 +53,22 @@ def signed(body: bytearray) -> bytes:
 
 def refusal(body: bytes | bytearray) -> BadRequest:
     with pytest.raises(BadRequest) as raised:
-        decode(bytes(body), NETWORK, SHAPES)
+        decode(bytes(body), NETWORK, SERVED)
     assert "\n" not in str(raised.value)
     return raised.value
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    client=st.sampled_from(sorted(SHAPES)), samples=st.integers(1, 9), seed=st.integers(0, 2**32), view=st.booleans()
+    client=st.sampled_from(sorted(SERVED)), samples=st.integers(1, 9), seed=st.integers(0, 2**32), view=st.booleans()
 )
 def test_what_is_sent_arrives(client: int, samples: int, seed: int, view: bool) -> None:
     features = features_of(client, samples, seed)
     body = encode(client, NETWORK, features)
     assert len(body) == offload.HEADER_BYTES + features.nbytes
-    arrived = decode(memoryview(body) if view else body, NETWORK, SHAPES)
+    arrived = decode(memoryview(body) if view else body, NETWORK, SERVED)
     assert arrived.client == client
-    assert arrived.features.dtype == np.float32
+    assert arrived.features.dtype == features.dtype
     np.testing.assert_array_equal(arrived.features, features)
 
 
@@ -62,10 +80,10 @@ def test_every_finite_number_keeps_its_bits(bits: np.ndarray) -> None:
     features = bits.view(np.float32)
     body = encode(0, NETWORK, features)
     if np.isfinite(features).all():
-        assert decode(body, NETWORK, {0: (4,)}).features.tobytes() == features.tobytes()
+        assert decode(body, NETWORK, {0: SentFeatures((4,))}).features.tobytes() == features.tobytes()
     else:
         with pytest.raises(BadRequest, match="infinite or no numbers"):
-            decode(body, NETWORK, {0: (4,)})
+            decode(body, NETWORK, {0: SentFeatures((4,))})
 
 
 def test_layout_by_hand() -> None:
@@ -75,6 +93,9 @@ def test_layout_by_hand() -> None:
     assert body[32:40].hex() == NETWORK[:16]
     assert body[44:] == b"\x00\x00\x80\x3f\x00\x00\x00\xc0"
     assert struct.unpack("<I", body[40:44]) == (zlib.crc32(body[:40] + body[44:]),)
+    half, byte = (encode(258, NETWORK, np.array([[1, 2]], dtype)) for dtype in (np.float16, np.uint8))
+    assert (half[6], half[44:]) == (2, b"\x00\x3c\x00\x40")
+    assert (byte[6], byte[44:]) == (3, b"\x01\x02")
 
 
 def test_memory_order_does_not_matter() -> None:
@@ -94,7 +115,7 @@ def test_what_cannot_be_sent(features: np.ndarray) -> None:
 WRONG = {
     "magic": (0, b"GET ", 400, "begins with b'GET '"),
     "version": (4, struct.pack("<H", 2), 400, "format version 2; this server reads 1"),
-    "type": (6, b"\x02", 415, "type 2; this server takes 1, float32"),
+    "type": (6, b"\x02", 415, "type 2; client 3 sends 1, float32"),
     "dimensions": (7, b"\x03", 422, r"client 3 sends \(batch, \*\(2, 4, 4\)\)"),
     "no dimensions": (7, b"\x00", 422, "client 3 sends"),
     "too many dimensions": (7, b"\xff", 422, "client 3 sends"),
@@ -119,11 +140,20 @@ def test_every_field_is_checked(field: str) -> None:
         assert re.search(said, str(error))
 
 
+@pytest.mark.parametrize("client", [3, 7])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_no_numbers(value: float) -> None:
-    features = features_of()
-    features[1, 0, 2, 3] = value
-    assert refusal(encode(3, NETWORK, features)).status == 422
+def test_values_that_are_no_numbers(value: float, client: int) -> None:
+    features = features_of(client)
+    features[1, ..., -1] = value
+    assert refusal(encode(client, NETWORK, features)).status == 422
+
+
+@pytest.mark.parametrize("client", [3, 7, 9])
+def test_a_client_sends_what_its_bundle_says(client: int) -> None:
+    for dtype in {*CODE_TYPES.values()} - {CODE_TYPES[SERVED[client].codec]}:
+        error = refusal(encode(client, NETWORK, features_of(client).astype(dtype)))
+        assert error.status == 415
+        assert f"client {client} sends" in str(error)
 
 
 def test_damage_is_noticed_wherever_it_is() -> None:
@@ -199,6 +229,6 @@ def test_a_refusal_keeps_its_status_over_processes() -> None:
 
 
 def test_features_lie_over_the_body() -> None:
-    arrived = decode(bytes(body_of()), NETWORK, SHAPES)
+    arrived = decode(bytes(body_of()), NETWORK, SERVED)
     assert isinstance(arrived, Offload)
     assert not arrived.features.flags.writeable

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from hsee_ray.errors import DataError
-from hsee_ray.offload import BadRequest, Offload, decode, encode
+from hsee_ray.offload import BadRequest, Offload, SentFeatures, decode, encode
 from hsee_ray.run import Run
-from hsee_ray.serving import PASS_SAMPLES, Array, ServerModels, find_bundles
-from tests.exports import tiny_export
+from hsee_ray.serving import PASS_SAMPLES, Array, ServerModels, find_bundles, sent_features
+from tests.exports import coded_features, labels_of, tiny_export
 
 SERVED = (0, 1, 2)
 
@@ -28,15 +28,11 @@ class Served:
 
     def features(self, client: int, samples: int, seed: int = 0) -> Array:
         images = np.random.default_rng(seed).integers(0, 256, (samples, 8, 8, 3), np.uint8)
-        with torch.no_grad():
-            features: Array = self.run.client(client)(self.run.preprocess(images)).numpy()
-        return features
+        return coded_features(self.run, self.out, client, images)
 
     def expected(self, client: int, features: Array) -> list[int]:
         """What the trained modules make of it."""
-        with torch.no_grad():
-            labels: list[int] = self.run.server(client)(torch.from_numpy(features)).argmax(dim=1).tolist()
-        return labels
+        return labels_of(self.run, self.out, client, features)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +92,7 @@ def test_a_request_larger_than_one_pass(served: Served) -> None:
 def test_features_over_a_body_are_not_copied_into_a_warning(served: Served) -> None:
     features = served.features(0, 2)
     body = encode(0, served.run.summary["weights_sha256"], features)
-    offload = decode(body, served.run.summary["weights_sha256"], {0: features.shape[1:]})
+    offload = decode(body, served.run.summary["weights_sha256"], {0: SentFeatures(features.shape[1:])})
     assert not offload.features.flags.writeable
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -119,7 +115,7 @@ def test_features_that_overflow_are_refused_and_their_neighbours_answered(served
 
 def test_a_network_that_fails_leaves_the_other_clients_their_answers(served: Served) -> None:
     # No server lets features of another shape come so far: they stand for whatever else fails.
-    requests = [Offload(0, served.features(0, 1)), Offload(2, np.zeros((1, 7, 2, 2), np.float32))]
+    requests = [Offload(0, served.features(0, 1)), Offload(2, np.zeros((1, 7, 2, 2), np.uint8))]
     labels, error = served.models.answer_all(requests)
     assert isinstance(labels, np.ndarray) and labels.tolist() == served.expected(0, requests[0].features)
     assert isinstance(error, Exception) and not isinstance(error, BadRequest)
@@ -141,6 +137,11 @@ def refusal(directory: Path) -> str:
 
 def test_an_export_serves_all_clients_that_have_a_server_part(served: Served) -> None:
     assert [bundle.client for bundle in find_bundles(served.out).values()] == [0, 1, 2]
+
+
+def test_what_each_client_sends(served: Served) -> None:
+    sent = sent_features(find_bundles(served.out))
+    assert sent == {0: SentFeatures((4, 8, 8)), 1: SentFeatures((4, 8, 8)), 2: SentFeatures((4, 4, 4), "int8")}
 
 
 def test_a_single_client_can_be_served(served: Served) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from hsee_ray.codecs import ChannelRange, Codec
 from hsee_ray.wire import ALIGNMENT_BYTES, FeatureBatch, aligned_tensor, decode, encode
 
 CPU = torch.device("cpu")
@@ -92,6 +93,40 @@ def test_a_message_at_a_bad_address_is_aligned_when_it_is_decoded() -> None:
     assert labels_B.data_ptr() % ALIGNMENT_BYTES == 0
     assert torch.equal(h, features((2, 3, 4, 5), torch.channels_last))
     assert h.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize(("codec", "width"), [("fp16", 2), ("int8", 1)])
+def test_coded_features_arrive_rounded_and_aligned(
+    codec: Codec, width: int, memory_format: torch.memory_format
+) -> None:
+    h = torch.randn((2, 3, 4, 5), generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
+    batch = encode(h, LABELS).coded(codec)
+    assert batch.feature_bytes == width * h.numel()
+    # The range of each of the 3 channels, and 2 labels.
+    assert batch.sent_bytes == batch.feature_bytes + (3 * 8 if codec == "int8" else 0) + 2 * 8
+    received, labels_B = decode(batch, CPU)
+    assert received.stride() == h.stride()
+    assert received.dtype == torch.float32
+    assert received.data_ptr() % ALIGNMENT_BYTES == 0
+    contiguous, _ = decode(encode(h.contiguous(), LABELS).coded(codec), CPU)
+    assert torch.equal(received, contiguous)
+    assert 0 < (received - h).abs().max() < 0.02
+    assert torch.equal(labels_B, LABELS)
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4)])
+def test_channels_come_after_the_batch_in_features_of_other_shapes(shape: tuple[int, ...]) -> None:
+    batch = encode(features(shape, torch.contiguous_format), LABELS).coded("int8")
+    assert batch.bounds is not None and batch.bounds.low_C.shape == shape[1:2]
+
+
+def test_what_is_decoded_depends_on_no_other_sample_where_the_range_is_given() -> None:
+    h = features((2, 3, 4, 5), torch.channels_last)
+    bounds = ChannelRange(np.float32([0, 0, 0]), np.float32([100, 200, 300]))
+    together = encode(h, LABELS).coded("int8", bounds)
+    alone = encode(h, LABELS).rows(np.array([1])).coded("int8", bounds)
+    assert torch.equal(decode(together, CPU)[0][1:], decode(alone, CPU)[0])
 
 
 def test_bytes_by_hand() -> None:

@@ -97,6 +97,10 @@ class Oracle:
         for client, cut in enumerate(self.cuts):
             if cut < len(self.unit_names):
                 self.server_models[client] = shared or self._server_model(cut, initial)
+        self.codecs = [client.codec for client in setup.fleet.clients]
+        self.ranges: dict[int, tuple[Tensor, Tensor]] = {}
+        """Of int8's clients that have trained: averages of their features' lowest and highest values by channel."""
+        self.batches_seen: dict[int, int] = {}
         self.newest: dict[tuple[str, str], Contents] = {}
         self.statistics_apart = self.sequential and self.training.norm_statistics == "per_client"
         self.statistics: dict[int, dict[str, Tensor]] = {}
@@ -187,7 +191,8 @@ class Oracle:
             learnt_from.add(client)
         if client in self.server_models:
             on_server = self.server_models[client]
-            logits_BK = self._server_forward(client, h.detach(), train=True)
+            sent = self._sent(client, h.detach(), train=True)
+            logits_BK = self._server_forward(client, sent, train=True)
             losses.server.setdefault(client, []).append(on_server.step(logits_BK, labels_B))
             for unit in self._above(client):
                 on_server.learnt_from[unit].add(client)
@@ -207,6 +212,26 @@ class Oracle:
             for name, statistic in self._statistics_above(client).items():
                 statistic.copy_(chosen[name])
         return self.server_models[client].forward(self._above(client), h, train)
+
+    def _sent(self, client: int, h_BCHW: Tensor, train: bool) -> Tensor:
+        """What of a client's features arrives at its server."""
+        if self.codecs[client] == "fp16":
+            return h_BCHW.clamp(-65504, 65504).half().float()
+        if self.codecs[client] == "none":
+            return h_BCHW
+        if train:
+            low, high = _range(h_BCHW)
+            kept = self.ranges.get(client, (low, high))
+            self.ranges[client] = 0.9 * kept[0] + 0.1 * low, 0.9 * kept[1] + 0.1 * high
+            self.batches_seen[client] = self.batches_seen.get(client, 0) + 1
+        elif client in self.ranges:
+            low, high = self.ranges[client]
+        else:
+            first = self.setup.parts[client].train[: self.setup.fleet.clients[client].batch_size]
+            low, high = _range(self._client_forward(client, self._images("train", first)[0], train=False)[0])
+        scale = (high - low) / 255
+        codes = ((h_BCHW - low) / scale).round().clamp(0, 255)
+        return torch.where(scale > 0, low + codes * scale, low)
 
     def _images(self, split: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         images = open_images(getattr(self.setup.files, split))
@@ -315,7 +340,8 @@ class Oracle:
             h, logits_BK = self._client_forward(client, x_BCHW, train=False)
             right_on_server = None
             if client in self.server_models:
-                right_on_server = _right(self._server_forward(client, h, train=False), labels_B)
+                sent = self._sent(client, h, train=False)
+                right_on_server = _right(self._server_forward(client, sent, train=False), labels_B)
             counts[client] = _right(logits_BK, labels_B), right_on_server
         return counts
 
@@ -324,6 +350,12 @@ class Oracle:
         files = {}
         for client, label in enumerate(self.labels):
             files[f"client-{label}"] = _tensors(self.client_models[client])
+            if self.codecs[client] == "int8":
+                channels = self.setup.feature_shapes[self.cuts[client] - 1][0]
+                low, high = self.ranges.get(client, (torch.zeros(channels), torch.zeros(channels)))
+                seen = {"low_C": low.flatten(), "high_C": high.flatten()}
+                seen["batches"] = torch.tensor(self.batches_seen.get(client, 0))
+                files[f"client-{label}"] |= {f"codec.{name}": tensor for name, tensor in seen.items()}
         for client, model in self.server_models.items():
             if not self.sequential:
                 files[f"server-{self.labels[client]}"] = _tensors(model)
@@ -347,6 +379,10 @@ def _mean(values: list[Tensor], weights: list[int], name: str = "") -> Tensor:
         return torch.stack(values).amax(0)
     total = sum(weight * value.double() for weight, value in zip(weights, values, strict=True))
     return (total / sum(weights)).to(values[0].dtype)
+
+
+def _range(h_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    return h_BCHW.amin((0, 2, 3), keepdim=True), h_BCHW.amax((0, 2, 3), keepdim=True)
 
 
 def _statistics_in(unit: nn.Module) -> dict[str, Tensor]:

@@ -181,6 +181,31 @@ def test_reference_equals_the_oracle(row: dict[str, str], cache: Path) -> None:
     assert correct == oracle.correct()
 
 
+CODECS = [
+    ("averaging", 3, 1.0, ("int8", "fp16", "int8", "none")),
+    ("sequential", 3, 1.0, ("fp16", "int8", "int8", "int8")),
+    # Clients 2 and 3 are drawn: 0 is evaluated without having trained.
+    ("averaging", 1, 0.5, ("int8", "none", "int8", "none")),
+]
+
+
+@pytest.mark.parametrize(("strategy", "rounds", "share", "codecs"), CODECS)
+def test_coded_features_equal_the_oracles(
+    strategy: str, rounds: int, share: float, codecs: tuple[str, ...], cache: Path
+) -> None:
+    training = {"strategy": strategy, "rounds": rounds, "clients_per_round": share, "optimizer": OPTIMIZERS["sgd"]}
+    config = make_config(cache, "whole", "small", training)
+    tiers = [tier.model_copy(update={"codec": codec}) for tier, codec in zip(config.tiers, codecs, strict=True)]
+    setup = prepare_run(config.model_copy(update={"tiers": tuple(tiers)}))
+    reference, oracle = Reference(setup), Oracle(setup)
+    reports, losses = list(reference.run()), oracle.run()
+    for report, expected in zip(reports, losses, strict=True):
+        assert_losses_agree(report, expected)
+    assert_tensors_agree(reference, oracle)
+    correct = {n: (report.client_correct, report.server_correct) for n, report in reports[-1].evaluation.items()}
+    assert correct == oracle.correct()
+
+
 def assert_losses_agree(report: RoundReport, expected: RoundLosses) -> None:
     for training, losses in ((report.client_training, expected.client), (report.server_training, expected.server)):
         assert training.keys() == losses.keys()

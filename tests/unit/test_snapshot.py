@@ -15,7 +15,7 @@ from hsee_ray.errors import DataError
 from hsee_ray.server import Server
 from hsee_ray.setup import Setup, build_client, build_server, mapped_client_data, prepare_run
 from hsee_ray.snapshot import Snapshot, from_bytes, to_bytes, with_averages
-from hsee_ray.state import UnitState
+from hsee_ray.state import UnitState, named_tensors
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def setup(request: Any, tmp_path: Path) -> Setup:
                     "augment": True,
                 },
                 "tiers": [
-                    {"name": "sensor", "clients": 1, "cut": "stem"},
+                    {"name": "sensor", "clients": 1, "cut": "stem", "codec": "int8"},
                     {"name": "hub", "clients": 1, "cut": "body.1"},
                 ],
                 "training": {"strategy": "sequential", "batch_size": 8, "optimizer": {"name": request.param}},
@@ -89,8 +89,8 @@ def test_the_future_of_a_snapshot_is_that_of_its_model(setup: Setup) -> None:
             # What a shared server wears in units below its last client's cut is nobody's.
             assert_equal(Snapshot({}, one.sets), Snapshot({}, other.sets))
             for name, unit in one.units.items():
-                for key, array in unit.parameters.items():
-                    np.testing.assert_array_equal(array, other.units[name].parameters[key])
+                for key, array in {**unit.parameters, **unit.buffers}.items():
+                    np.testing.assert_array_equal(array, named_tensors(other.units)[f"{name}.{key}"])
 
 
 def test_a_model_that_has_not_trained_goes_back_to_no_momentum(setup: Setup) -> None:

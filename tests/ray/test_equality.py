@@ -65,6 +65,8 @@ CASES = [
     {"training.strategy": "centralized", "training.local_steps": 3},
     {"training.strategy": "averaging", "training.autocast": "bfloat16", "cluster.placement": "spread"},
     {"training.strategy": "averaging", "cluster.placement": "colocate"},
+    {"training.strategy": "averaging", "tiers.0.codec": "int8", "tiers.1.codec": "fp16"},
+    {"training.strategy": "sequential", "tiers.0.codec": "fp16", "tiers.1.codec": "int8"},
 ]
 
 

@@ -21,49 +21,25 @@ from actors.recipe import Average, Recipe, RunState, taken
 from actors.recovery import Dropped, Event, Recovery
 from actors.stages import EvaluationStage, RoundStage, TrainingStage, with_records
 from hsee_ray.aggregation import ModelId, plan_aggregation
-from hsee_ray.config import PipelineConfig
 from hsee_ray.failures import Failure
 from hsee_ray.reports import EvaluationReport, RoundReport, TrainReport
 from hsee_ray.schedule import (
     aggregates_after,
+    batches_per_message,
     evaluates_after,
+    evaluation_window,
     learning_rate,
     ordered_steps,
     participants,
     queue_order,
     round_batches,
+    window_batches,
 )
 from hsee_ray.setup import Setup
-
-MESSAGE_BYTES = 256 << 10
-"""Batches travel together until a message is about this large, so that small ones do not pay for each call."""
-LARGE_MESSAGE_BYTES = 16 << 20
-"""And up to this size while a client's round still makes MESSAGES of them: a message costs Ray some milliseconds."""
-MESSAGES = 4
-EVALUATION_WINDOW = 2
-"""Evaluation batches are large: two in flight keep client and server busy."""
-
 
 K = TypeVar("K", bound=Hashable)
 MemberCall = tuple[Member, Callable[[], "ObjectRef[Any]"]]
 """An actor, and what submits a call to it: a second time, too, when it has been replaced."""
-
-
-def window_batches(pipeline: PipelineConfig, batch_bytes: int) -> int:
-    """How many batches of features a client may be ahead of its server, at least one."""
-    return max(1, min(pipeline.max_in_flight, (pipeline.max_in_flight_mib << 20) // batch_bytes))
-
-
-def batches_per_message(pipeline: PipelineConfig, batch_bytes: int, n_batches: int) -> int:
-    """How many of a client's batches in a round travel together, at least one; at most half of a window."""
-    least, most = -(-MESSAGE_BYTES // batch_bytes), LARGE_MESSAGE_BYTES // batch_bytes
-    wanted = max(least, min(most, n_batches // MESSAGES))
-    return max(1, min(wanted, window_batches(pipeline, batch_bytes) // 2))
-
-
-def evaluation_window(pipeline: PipelineConfig, batch_bytes: int) -> int:
-    """The same in an evaluation."""
-    return min(EVALUATION_WINDOW, window_batches(pipeline, batch_bytes))
 
 
 class Rounds:

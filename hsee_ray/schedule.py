@@ -10,9 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hsee_ray.config import Config, CosineSchedule, StepSchedule, TrainingConfig
+from hsee_ray.config import Config, CosineSchedule, PipelineConfig, StepSchedule, TrainingConfig
 from hsee_ray.fleet import Fleet
 from hsee_ray.keys import generator
+
+MESSAGE_BYTES = 256 << 10
+"""Batches travel together until a message is about this large, so that small ones do not pay for each call."""
+LARGE_MESSAGE_BYTES = 16 << 20
+"""And up to this size while a client's round still makes MESSAGES of them: a message costs Ray some milliseconds."""
+MESSAGES = 4
+EVALUATION_WINDOW = 2
+"""Evaluation batches are large: two in flight keep client and server busy."""
 
 
 @dataclass(frozen=True)
@@ -94,3 +102,20 @@ def ordered_steps(
         return [(number, step) for number in queue for step in range(n_steps[number])]
     longest = max((n_steps[number] for number in queue), default=0)
     return [(number, step) for step in range(longest) for number in queue if step < n_steps[number]]
+
+
+def window_batches(pipeline: PipelineConfig, batch_bytes: int) -> int:
+    """How many batches of features a client may be ahead of its server, at least one."""
+    return max(1, min(pipeline.max_in_flight, (pipeline.max_in_flight_mib << 20) // batch_bytes))
+
+
+def batches_per_message(pipeline: PipelineConfig, batch_bytes: int, n_batches: int) -> int:
+    """How many of a client's batches in a round travel together, at least one; at most half of a window."""
+    least, most = -(-MESSAGE_BYTES // batch_bytes), LARGE_MESSAGE_BYTES // batch_bytes
+    wanted = max(least, min(most, n_batches // MESSAGES))
+    return max(1, min(wanted, window_batches(pipeline, batch_bytes) // 2))
+
+
+def evaluation_window(pipeline: PipelineConfig, batch_bytes: int) -> int:
+    """How many batches of an evaluation a client may be ahead of its server."""
+    return min(EVALUATION_WINDOW, window_batches(pipeline, batch_bytes))

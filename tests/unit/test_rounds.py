@@ -2,8 +2,8 @@
 
 import pytest
 
-from actors.rounds import batches_per_message, window_batches
 from hsee_ray.config import PipelineConfig
+from hsee_ray.schedule import batches_per_message, window_batches
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -1,0 +1,344 @@
+"""The time that a round of training takes on given devices and links, event by event: no clock, no torch, no chance.
+
+Seconds and bytes go in, spans come out. What is simulated, with the formulas and three rounds by hand, is in
+docs/simulation.md.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal, NamedTuple
+
+from hsee_ray.links import Link, Transfer, transfer_ends
+from hsee_ray.queues import Cores, ParallelServer, SerialServer, queue
+
+Kind = Literal["away", "fetch", "compute", "upload", "server", "exchange"]
+
+
+class Batch(NamedTuple):
+    """One step of a client, and of its server on the features."""
+
+    compute_s: float
+    sent_bytes: int = 0
+    server_s: float | None = None
+    """None: nothing is sent, the client's part is all."""
+
+
+class Span(NamedTuple):
+    """Something that a client, its link or its model at the server does without a pause."""
+
+    client: int
+    kind: Kind
+    begin_s: float
+    end_s: float
+    batch: int = 0
+    """The batch's place in its client's load; 0 where the kind has none."""
+
+
+@dataclass(frozen=True)
+class ClientLoad:
+    """What one client has to do in a round, and its link."""
+
+    client: int
+    batches: Sequence[Batch]
+    uplink_bytes_s: float
+    downlink_bytes_s: float
+    latency_s: float = 0.0
+    """One way, for each message."""
+    delay_s: float = 0.0
+    """Seconds for which it is away at the beginning."""
+    model_up_bytes: int = 0
+    """Its part of the model, sent when everybody has trained."""
+    model_down_bytes: int = 0
+    """Averages, taken when everybody has sent."""
+    fetch_bytes: int = 0
+    """Averages of earlier rounds that it has missed, taken before it computes."""
+
+
+@dataclass(frozen=True)
+class ServerSite:
+    """The machine with all servers; its link is shared by all clients, max-min fairly."""
+
+    cores: int
+    downlink_bytes_s: float
+    uplink_bytes_s: float
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How batches pass the servers."""
+
+    order: Literal["parallel", "serial"]
+    """parallel: a model for each client. serial: one for all, which takes batches in the order of the queue."""
+    turn: Literal["client", "batch"] = "client"
+    """Of a serial server: whole turns, or round robin by batch. On one machine, also who computes first."""
+    window: int = 32
+    """A client begins a batch when fewer of its earlier ones than this are sent and not finished by the server."""
+
+
+@dataclass(frozen=True)
+class OneMachine:
+    """All clients and servers share the cores of one machine, and sending takes a core's time too."""
+
+    cores: int
+
+
+@dataclass(frozen=True)
+class RoundTiming:
+    """What happened when, from second 0 of the round."""
+
+    spans: tuple[Span, ...]
+    """By their end."""
+    train_s: float
+    """Until the last batch is finished."""
+    end_s: float
+    """Until the last average has arrived as well."""
+
+
+def simulate_round(
+    loads: Sequence[ClientLoad], site: ServerSite, rules: Rules, one_machine: OneMachine | None = None
+) -> RoundTiming:
+    """A round of these clients, listed in the order of the queue.
+
+    Each fetches the averages that it has missed, if any, and trains; when all have trained, they exchange their parts
+    of the model. Without `one_machine` every client has a device and a link of its own: its batches are computed one
+    after the other, and sent one after the other while the next ones are computed.
+    """
+    simulated = _Round(loads, site, rules) if one_machine is None else _OneMachineRound(loads, rules, one_machine.cores)
+    spans = simulated.run()
+    train_s = max((span.end_s for span in spans), default=0.0)
+    exchange = simulated.exchange(train_s)
+    end_s = max((span.end_s for span in exchange), default=train_s)
+    return RoundTiming(tuple(sorted([*spans, *exchange], key=_end)), train_s, end_s)
+
+
+class _Round:
+    """Every client has a device and a link of its own; they share the server and its link."""
+
+    def __init__(self, loads: Sequence[ClientLoad], site: ServerSite, rules: Rules) -> None:
+        self.loads = loads
+        self.site = site
+        self.window = rules.window
+        self.spans: list[Span] = []
+        self.link = Link(site.downlink_bytes_s)
+        self.events: list[tuple[float, int, int, int]] = []
+        """Heap of (second, what, client, batch); clients and batches by their places."""
+        self.next_batch = [0] * len(loads)
+        self.computing = [True] * len(loads)
+        """Whether a client has a batch under way, or is not there yet."""
+        self.unfinished = [0] * len(loads)
+        """Batches of a client that are to be sent, have begun, and are not finished by the server."""
+        self.outgoing: list[deque[int]] = [deque() for _ in loads]
+        """Batches of a client that are computed and not sent; the first one is under way."""
+        self.sent_since = [0.0] * len(loads)
+        self.server = _server(loads, rules, Cores(site.cores))
+
+    def run(self) -> list[Span]:
+        events, link = self.events, self.link
+        self._arrive()
+        while True:
+            sent_s = link.next_s()
+            now_s = min(events[0][0] if events else inf, sent_s)
+            if now_s == inf:
+                return self.spans
+            if sent_s <= now_s:
+                for client, batch in link.finish():
+                    self._sent(now_s, client, batch)
+            while events and events[0][0] <= now_s:
+                _, what, client, batch = heapq.heappop(events)
+                if what == _COMPUTED:
+                    self._computed(now_s, client, batch)
+                elif what == _ARRIVED:
+                    self.server.arrived(now_s, client, batch)
+                else:
+                    self.server.finished(client)
+                    self.unfinished[client] -= 1
+                    self._compute(now_s, client)
+            self._serve(now_s)
+
+    def _arrive(self) -> None:
+        """Who is away comes later; who has missed averages begins when it has fetched them."""
+        fetching = [client for client, load in enumerate(self.loads) if load.fetch_bytes]
+        fetches = [(self.loads[client].delay_s, self.loads[client].fetch_bytes) for client in fetching]
+        fetched = dict(zip(fetching, self._down(fetching, fetches), strict=True))
+        for client, load in enumerate(self.loads):
+            if load.delay_s:
+                self.spans.append(Span(load.client, "away", 0.0, load.delay_s))
+            if client in fetched:
+                self.spans.append(Span(load.client, "fetch", load.delay_s, fetched[client]))
+            heapq.heappush(self.events, (fetched.get(client, load.delay_s), _COMPUTED, client, _NONE))
+
+    def _compute(self, now_s: float, client: int) -> None:
+        """Begins the client's next batch, if it may."""
+        load, batch = self.loads[client], self.next_batch[client]
+        if self.computing[client] or batch == len(load.batches) or self.unfinished[client] >= self.window:
+            return
+        compute_s, _, server_s = load.batches[batch]
+        self.computing[client] = True
+        self.next_batch[client] += 1
+        self.unfinished[client] += server_s is not None
+        self.spans.append(Span(load.client, "compute", now_s, now_s + compute_s, batch))
+        heapq.heappush(self.events, (now_s + compute_s, _COMPUTED, client, batch))
+
+    def _computed(self, now_s: float, client: int, batch: int) -> None:
+        self.computing[client] = False
+        if batch != _NONE and self.loads[client].batches[batch].server_s is not None:
+            self.outgoing[client].append(batch)
+            if len(self.outgoing[client]) == 1:
+                self._send(now_s, client)
+        self._compute(now_s, client)
+
+    def _send(self, now_s: float, client: int) -> None:
+        load, batch = self.loads[client], self.outgoing[client][0]
+        self.sent_since[client] = now_s
+        self.link.start(now_s, (client, batch), load.batches[batch].sent_bytes, load.uplink_bytes_s)
+
+    def _sent(self, now_s: float, client: int, batch: int) -> None:
+        load = self.loads[client]
+        self.spans.append(Span(load.client, "upload", self.sent_since[client], now_s, batch))
+        heapq.heappush(self.events, (now_s + load.latency_s, _ARRIVED, client, batch))
+        self.outgoing[client].popleft()
+        if self.outgoing[client]:
+            self._send(now_s, client)
+
+    def _serve(self, now_s: float) -> None:
+        # Only when all that arrives at this moment is there: who has waited longest is next, then the lower number.
+        for client, batch, server_s in self.server.begin():
+            self.spans.append(Span(self.loads[client].client, "server", now_s, now_s + server_s, batch))
+            heapq.heappush(self.events, (now_s + server_s, _SERVED, client, batch))
+
+    def exchange(self, begin_s: float) -> list[Span]:
+        """Every client's part of the model to the server and, when all are there, averages back."""
+        up = [client for client, load in enumerate(self.loads) if load.model_up_bytes]
+        transfers = [
+            Transfer(begin_s, load.model_up_bytes, load.uplink_bytes_s) for load in self.loads if load.model_up_bytes
+        ]
+        arrived = [
+            end_s + self.loads[client].latency_s
+            for client, end_s in zip(up, transfer_ends(transfers, self.site.downlink_bytes_s), strict=True)
+        ]
+        all_s = max(arrived, default=begin_s)
+        down = [client for client, load in enumerate(self.loads) if load.model_down_bytes]
+        taken = self._down(down, [(all_s, self.loads[client].model_down_bytes) for client in down])
+        return [
+            Span(self.loads[client].client, "exchange", since_s, end_s)
+            for since_s, clients, ends in ((begin_s, up, arrived), (all_s, down, taken))
+            for client, end_s in zip(clients, ends, strict=True)
+        ]
+
+    def _down(self, clients: Sequence[int], wanted: Sequence[tuple[float, int]]) -> list[float]:
+        """When each client has got so many bytes, which are sent to it from that second on."""
+        transfers = [
+            Transfer(begin_s, size_bytes, self.loads[client].downlink_bytes_s)
+            for client, (begin_s, size_bytes) in zip(clients, wanted, strict=True)
+        ]
+        ends = transfer_ends(transfers, self.site.uplink_bytes_s)
+        return [end_s + self.loads[client].latency_s for client, end_s in zip(clients, ends, strict=True)]
+
+
+class _OneMachineRound:
+    """Everything shares the cores. A free one goes to a server first, then to the client that is first in the queue.
+
+    So it is in a run on one machine: servers get what is there for them, and clients wait while others have the cores.
+    """
+
+    def __init__(self, loads: Sequence[ClientLoad], rules: Rules, cores: int) -> None:
+        self.loads = loads
+        self.window = rules.window
+        self.n_cores = cores
+        self.cores = Cores(cores)
+        self.server = _server(loads, rules, self.cores)
+        self.place = {step: place for place, step in enumerate(queue(loads, rules))}
+        self.spans: list[Span] = []
+        self.events: list[tuple[float, int, int, int]] = []
+        self.ready: list[tuple[int, int]] = []
+        """Heap of clients that wait for a core, by the place of their next batch in the queue."""
+        self.next_batch = [0] * len(loads)
+        self.occupied = [True] * len(loads)
+        """Whether a client has a batch under way, waits for a core, or is not there yet."""
+        self.unfinished = [0] * len(loads)
+
+    def run(self) -> list[Span]:
+        events = self.events
+        for client, load in enumerate(self.loads):
+            if load.delay_s:
+                self.spans.append(Span(load.client, "away", 0.0, load.delay_s))
+            heapq.heappush(events, (load.delay_s, _ARRIVED, client, _NONE))
+        while events:
+            now_s = events[0][0]
+            while events and events[0][0] <= now_s:
+                _, what, client, batch = heapq.heappop(events)
+                if what == _SERVED:
+                    self.server.finished(client)
+                    self.unfinished[client] -= 1
+                else:
+                    self.occupied[client] = False
+                    self.cores.free += batch != _NONE
+                    if batch != _NONE and self.loads[client].batches[batch].server_s is not None:
+                        self.server.arrived(now_s, client, batch)
+                self._line_up(client)
+            for client, batch, server_s in self.server.begin():
+                self.spans.append(Span(self.loads[client].client, "server", now_s, now_s + server_s, batch))
+                heapq.heappush(events, (now_s + server_s, _SERVED, client, batch))
+            while self.ready and self.cores.free:
+                self._compute(now_s, heapq.heappop(self.ready)[1])
+        return self.spans
+
+    def _line_up(self, client: int) -> None:
+        batch = self.next_batch[client]
+        whole = batch == len(self.loads[client].batches)
+        if not self.occupied[client] and not whole and self.unfinished[client] < self.window:
+            self.occupied[client] = True
+            heapq.heappush(self.ready, (self.place[client, batch], client))
+
+    def _compute(self, now_s: float, client: int) -> None:
+        load, batch = self.loads[client], self.next_batch[client]
+        self.cores.free -= 1
+        self.next_batch[client] += 1
+        compute_s, sent_bytes, server_s = load.batches[batch]
+        pieces: list[tuple[Kind, float]] = [("compute", compute_s)]
+        if batch == 0 and load.fetch_bytes:
+            pieces.insert(0, ("fetch", core_send_s(load, load.fetch_bytes)))
+        if server_s is not None:
+            self.unfinished[client] += 1
+            pieces.append(("upload", core_send_s(load, sent_bytes)))
+        for kind, taken_s in pieces:
+            self.spans.append(Span(load.client, kind, now_s, now_s + taken_s, batch))
+            now_s += taken_s
+        heapq.heappush(self.events, (now_s, _COMPUTED, client, batch))
+
+    def exchange(self, begin_s: float) -> list[Span]:
+        """Every client's part of the model and, when all have sent, the averages; each message takes a core."""
+        spans: list[Span] = []
+        for sizes in (
+            [(load, load.model_up_bytes) for load in self.loads if load.model_up_bytes],
+            [(load, load.model_down_bytes) for load in self.loads if load.model_down_bytes],
+        ):
+            cores = [max((span.end_s for span in spans), default=begin_s)] * self.n_cores
+            for load, size_bytes in sizes:
+                since_s = heapq.heappop(cores)
+                spans.append(Span(load.client, "exchange", since_s, since_s + core_send_s(load, size_bytes)))
+                heapq.heappush(cores, spans[-1].end_s)
+        return spans
+
+
+_NONE = -1
+"""In place of a batch: the client is there."""
+_COMPUTED, _ARRIVED, _SERVED = range(3)
+
+
+def core_send_s(load: ClientLoad, size_bytes: float) -> float:
+    """Seconds of a core for a message on one machine."""
+    return load.latency_s + size_bytes / load.uplink_bytes_s
+
+
+def _server(loads: Sequence[ClientLoad], rules: Rules, cores: Cores) -> ParallelServer | SerialServer:
+    return ParallelServer(loads, cores) if rules.order == "parallel" else SerialServer(loads, rules, cores)
+
+
+def _end(span: Span) -> float:
+    return span.end_s

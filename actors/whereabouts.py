@@ -12,6 +12,7 @@ import ray
 import ray._private.state
 import ray._private.utils
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.internal_api import get_memory_info_reply
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.actor import ActorHandle
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
@@ -53,6 +54,11 @@ def placed_actors(actors: Mapping[Any, ActorHandle[Any]]) -> set[Any]:
 def draining_nodes() -> dict[str, int]:
     """Nodes that are about to go, with the time at which they do, in ms since 1970; 0 when nobody knows."""
     return dict(ray._private.state.state.get_draining_nodes())
+
+
+def spilled_bytes() -> int:
+    """What the object stores of all nodes have written to disk so far, because they were full."""
+    return int(get_memory_info_reply(ray._private.state.state).store_stats.spilled_bytes_total)
 
 
 def living_nodes() -> list[Node]:

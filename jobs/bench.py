@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.benches import overhead, peers, scale, serve, snapshots, startup, throughput, transport
+from jobs.benches import overhead, payload, peers, scale, serve, snapshots, startup, throughput, transport
 from jobs.outcome import exit_code
 
 BENCHES = {
@@ -21,6 +21,7 @@ BENCHES = {
     "transport": (transport, "gibibytes per second from actor to actor"),
     "scale": (scale, "time and memory with many clients in few actors"),
     "startup": (startup, "seconds until the first training step"),
+    "payload": (payload, "bytes and accuracy of features by codec, and of images"),
     "peers": (peers, "Flower's simulation beside ours"),
     "snapshots": (snapshots, "what snapshots cost"),
     "serve": (serve, "how fast a server answers"),

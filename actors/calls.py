@@ -29,6 +29,8 @@ TICK_S = 1.0
 """At most so long passes before a request to stop, or an actor that hangs, is noticed."""
 
 T = TypeVar("T")
+Worked = Callable[[Member, str, int, float, float], None]
+"""Told of every call that has been answered: who, stage, round, and from when to when, in `time.monotonic` seconds."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,15 @@ class Answer(Generic[T]):
 class Calls(Generic[T]):
     """Results that are being waited for, each with the actor that owes it and a tag of the caller's."""
 
-    def __init__(self, team: Team, attendance: Attendance, round_number: int, stage: str, stop: StopRequest) -> None:
+    def __init__(
+        self, team: Team, attendance: Attendance, round_number: int, stage: str, stop: StopRequest, worked: Worked
+    ) -> None:
         self.team = team
         self.attendance = attendance
         self.round_number = round_number
         self.stage = stage
         self.stop = stop
+        self.tell_worked = worked
         self.under_way: dict[ObjectRef[Any], tuple[Member, T]] = {}
         self.since: dict[Member, float] = {}
         """When an actor that owes an answer last gave one, or was first asked."""
@@ -91,8 +96,9 @@ class Calls(Generic[T]):
 
     def _answer(self, ref: ObjectRef[Any]) -> Answer[T]:
         member, tag = self.under_way.pop(ref)
+        begin_s, end_s = self.since[member], time.monotonic()
         if any(other == member for other, _ in self.under_way.values()):
-            self.since[member] = time.monotonic()
+            self.since[member] = end_s
         else:
             del self.since[member]
         try:
@@ -104,6 +110,7 @@ class Calls(Generic[T]):
             return Answer(tag, member, None, self._failure(member, kind, reason))
         self.team.started.add(self.team.seat_of(member))
         self.team.uprooted.discard(self.team.seat_of(member))
+        self.tell_worked(member, self.stage, self.round_number, begin_s, end_s)
         return Answer(tag, member, value, None)
 
     def _on_leaving_nodes(self) -> list[Member]:

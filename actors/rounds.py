@@ -12,7 +12,7 @@ import ray
 from ray import ObjectRef
 
 from actors.attendance import Attendance
-from actors.calls import Calls
+from actors.calls import Calls, Worked
 from actors.cluster import Site
 from actors.interrupt import StopRequest
 from actors.pipeline import Done, Pipeline, Stage, TurnLost, Work
@@ -54,6 +54,7 @@ class Rounds:
         trained: Callable[[int], None],
         entered: Callable[[int, str], None],
         site: Site,
+        worked: Worked = lambda member, stage, round_number, begin_s, end_s: None,
     ) -> None:
         """`trained` is told of every piece of training that is done, in samples; `entered` of every stage."""
         self.setup = setup
@@ -63,6 +64,7 @@ class Rounds:
         self.stop = stop
         self.tell_trained = trained
         self.tell_entered = entered
+        self.tell_worked = worked
         self.site = site
         self.one_turn = team.shared_server and setup.config.training.turn == "batch"
         """Whether all clients share one turn at the server."""
@@ -173,7 +175,7 @@ class Rounds:
 
     def calls(self, round_number: int, stage: str) -> Calls[Any]:
         """A new set of calls under way."""
-        return Calls(self.team, self.attendance, round_number, stage, self.stop)
+        return Calls(self.team, self.attendance, round_number, stage, self.stop, self.tell_worked)
 
     def pipeline(
         self, works: Sequence[Work], stage: Stage, calls: Calls[Any], window: int, one_turn: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import ray
@@ -13,11 +13,12 @@ from actors.cluster import Site
 from actors.interrupt import GraceOver, StopRequest
 from actors.meters import Meters
 from actors.origin import Origin, versions
-from actors.placement import AGGREGATOR, RowRefs, Team
+from actors.placement import AGGREGATOR, Member, RowRefs, Team
 from actors.recipe import RunState
 from actors.recovery import Event, Recovery, StateLost
 from actors.rounds import Rounds
 from hsee_ray.checkpoint import Manifest, Progress, newest_checkpoint, remove_newer
+from hsee_ray.clock import clock_of
 from hsee_ray.errors import Interrupted, RunError, TakenOverError
 from hsee_ray.home import RunHome
 from hsee_ray.record import Record
@@ -25,6 +26,7 @@ from hsee_ray.reports import RoundReport
 from hsee_ray.run import MODELS_DIR, SUMMARY_FILE
 from hsee_ray.setup import Setup
 from hsee_ray.summary import DataSummary, build_summary, write_summary
+from hsee_ray.timeline import TIMELINE_FILE, Timeline
 from hsee_ray.weights import weights_sha256
 
 CHECKPOINTS_DIR = "checkpoints"
@@ -69,7 +71,10 @@ class Session:
         self.recovery = Recovery(self.team, self.progress.history, listener.happened)
         # Nobody looks at the metrics of a Ray that ends with the run.
         self.meters = None if site.local else Meters(home.name, setup.fleet)
-        self.rounds = Rounds(setup, self.team, self.recovery, stop, listener.trained, listener.entered, site)
+        self.rounds = Rounds(
+            setup, self.team, self.recovery, stop, listener.trained, listener.entered, site, self._worked
+        )
+        self.clock = clock_of(setup)
 
     def train(self, resumed: tuple[Manifest, Progress] | None) -> None:
         """All rounds that are left, and the final files."""
@@ -105,6 +110,11 @@ class Session:
         self.progress.config = self.config.model_dump(mode="json")
         self.progress.history = self.recovery.history
         self.record = Record(self.run_dir, self.setup, self.progress)
+        done, wall_s = self.progress.round_number, self.progress.wall_s
+        rounds = self.config.simulation.timeline_rounds
+        self.timeline = Timeline(self.run_dir / TIMELINE_FILE, rounds, done, wall_s, self.team.shared_server)
+        if self.clock is not None:
+            self.clock.set(self.progress.ledger, self.progress.trained)
 
     def _take_up(self, found: tuple[Manifest, Progress] | None, anew: bool) -> None:
         """Goes to the state of a checkpoint, or to the beginning; later checkpoints are removed.
@@ -123,8 +133,9 @@ class Session:
         try:
             with self.stop.listening(self.config.checkpoint.grace_s):
                 for number in range(self.rounds.state.round_number + 1, last + 1):
-                    report = self.rounds.run_round(number)
+                    report = self._simulated(self.rounds.run_round(number))
                     self.record.add(report)
+                    self.timeline.write()
                     if self.meters is not None:
                         self.meters.update(report, self.recovery.replaced)
                     self.listener.finished_round(report)
@@ -143,6 +154,18 @@ class Session:
         if self.stop.asked:
             self._end_early(spread=True)
 
+    def _simulated(self, report: RoundReport) -> RoundReport:
+        """The report with what the round took on the tiers' devices, where these are known."""
+        if self.clock is None:
+            return report
+        cost, before = self.clock.advance(report), self.progress.totals.simulated
+        self.timeline.simulated(report.round_number, before.total_s if before else 0.0, cost)
+        return replace(report, simulated=cost)
+
+    def _worked(self, member: Member, stage: str, round_number: int, begin_s: float, end_s: float) -> None:
+        actor = self.team.label(self.team.seat_of(member))
+        self.timeline.worked(actor, self.team.label(member), stage, round_number, begin_s, end_s)
+
     def _send(self, round_number: int) -> None:
         """What is known of the run goes to where it lives, also when it does not end well."""
         trouble = self.home.send()
@@ -154,6 +177,7 @@ class Session:
         """Raises Interrupted, with the last whole round in a checkpoint."""
         self._checkpoint(spread)
         self.record.write_metrics()
+        self.timeline.write()
         raise Interrupted(self._interrupted(), self.stop.signal_number or 0)
 
     def _save_what_there_is(self, error: RunError) -> None:
@@ -200,6 +224,7 @@ class Session:
             failures=self.recovery.history.by_actor,
         )
         self.record.finish(summary)
+        self.timeline.write()
         # Last: a run directory with a summary is a finished run.
         write_summary(self.run_dir / SUMMARY_FILE, summary)
         self.home.send_all()

@@ -13,12 +13,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from hsee_ray.aggregation import Ledger, ModelId
+from hsee_ray.config import Config
 from hsee_ray.errors import DataError, UserError
 from hsee_ray.failures import History
 from hsee_ray.reports import EvaluationReport
 from hsee_ray.storage import Storage
-from hsee_ray.summary import RunTotals
+from hsee_ray.summary import RunTotals, SimulatedTotals
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -206,6 +209,9 @@ class Progress:
         reports = {int(number): _report(report) for number, report in totals.pop("evaluation").items()}
         sent = {int(number): count for number, count in totals.pop("train_sent_bytes").items()}
         missed = {int(number): rounds for number, rounds in totals.pop("missed_rounds").items()}
+        simulated = totals.pop("simulated", None)
+        if simulated is not None:
+            totals["simulated"] = SimulatedTotals(**simulated)
         seen = {(ModelId(side, number), unit): last for side, number, unit, last in ledger["seen"]}
         return cls(
             ledger=Ledger(ledger["newest"], seen),
@@ -225,12 +231,21 @@ def _report(values: Mapping[str, Any]) -> EvaluationReport:
 
 def changed_keys(trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
     """Dotted keys in which two configurations differ such that what was already trained would be another run."""
-    yield from (key for key in _differences(trained, wanted, "") if not _FREE.fullmatch(key))
+    yield from (key for key in _differences(_up_to_date(trained), wanted, "") if not _FREE.fullmatch(key))
+
+
+def _up_to_date(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of a checkpoint with today's keys: those that there were not yet have their defaults."""
+    try:
+        return Config.model_validate(dict(config)).model_dump(mode="json")
+    except ValidationError:
+        return config
 
 
 _FREE = re.compile(
     r"training\.rounds|data\.(root|cache)|evaluation\.every|"
-    r"(tiers\.\d+|server)\.(seats|resources(\..*)?)|(cluster|pipeline|storage|checkpoint|failures)\..*"
+    r"(tiers\.\d+|server)\.(seats|resources(\..*)?)|(cluster|pipeline|storage|checkpoint|failures)\..*|"
+    r"simulation\.timeline_rounds"
 )
 """Keys that decide how long, how fast and where a run goes, and nothing of what it has computed."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,9 @@ from hsee_ray.errors import DataError
 from hsee_ray.fleet import ClientSpec, Fleet
 from hsee_ray.reports import EvaluationReport, RoundReport
 from hsee_ray.storage import write_whole
+
+if TYPE_CHECKING:
+    from hsee_ray.prediction import RoundCost
 
 SCHEMA = pa.schema(
     [
@@ -34,8 +37,9 @@ class MetricRow(NamedTuple):
 
     round: int
     client: int | None
-    """None where the number is about the whole run's round."""
+    """None where the number is about a whole tier, or about the whole run's round."""
     tier: str | None
+    """None where the number is about the whole run's round."""
     metric: str
     tau: float | None
     """None where the metric has no gate."""
@@ -43,7 +47,7 @@ class MetricRow(NamedTuple):
 
 
 def metric_rows(report: RoundReport, fleet: Fleet, taus: Sequence[float]) -> list[MetricRow]:
-    """Rows of one round: the round's own first, then every client's in the order of the fleet.
+    """Rows of one round: the round's own first, then the tiers', then every client's in the order of the fleet.
 
     Losses are means over the round's steps in nats; accuracies, ratios and rates lie in [0, 1]. `taus` is the
     grid in the order of the report's counts. A metric that does not exist for a client has no row:
@@ -58,6 +62,8 @@ def metric_rows(report: RoundReport, fleet: Fleet, taus: Sequence[float]) -> lis
     for missing in report.missing:
         client = fleet.clients[missing]
         rows.append(MetricRow(number, client.number, client.tier, "missing", None, 1.0))
+    if report.simulated is not None:
+        rows.extend(MetricRow(number, None, *simulated) for simulated in _simulated_metrics(report.simulated))
     for client in fleet.clients:
         for metric, tau, value in _client_metrics(report, client, taus):
             rows.append(MetricRow(number, client.number, client.tier, metric, tau, float(value)))
@@ -109,6 +115,22 @@ def _client_metrics(
     evaluated = report.evaluation.get(client.number)
     if evaluated is not None:
         yield from _evaluation_metrics(evaluated, taus)
+
+
+def _simulated_metrics(cost: RoundCost) -> Iterator[tuple[str | None, str, None, float]]:
+    """Tier, name, no tau and value of what a round took on the tiers' devices."""
+    yield None, "simulated_s", None, cost.round_s
+    yield None, "simulated_train_s", None, cost.train_s
+    yield None, "simulated_exchange_s", None, cost.exchange_s
+    if cost.evaluated:
+        yield None, "simulated_evaluation_s", None, cost.evaluation_s
+    for tier, spent in cost.tiers().items():
+        yield tier, "simulated_joules", None, spent.joules
+        yield tier, "simulated_sent_bytes", None, float(spent.sent_bytes)
+        yield tier, "simulated_received_bytes", None, float(spent.received_bytes)
+    for tier, spent in cost.evaluated_tiers().items() if cost.evaluated else ():
+        yield tier, "simulated_evaluation_joules", None, spent.joules
+        yield tier, "simulated_evaluation_sent_bytes", None, float(spent.sent_bytes)
 
 
 def _evaluation_metrics(

@@ -56,8 +56,8 @@ class Record:
 
     def add(self, report: RoundReport) -> None:
         """Writes down one whole round."""
-        self.board.round(report)
         self.progress.totals.add(report)
+        self.board.round(report, self.progress.totals.simulated)
         self.rows.extend(metric_rows(report, self.setup.fleet, self.setup.config.exits.taus))
 
     def cut(self) -> None:

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hsee_ray.prediction import RoundCost
 
 CONFIDENCE_BINS = 20
 """Bins of the confidence histogram, equal in width over [0, 1]."""
@@ -93,6 +97,8 @@ class RoundReport:
     """Whether actors started in it, so that its time says nothing about speed."""
     missing: tuple[int, ...] = ()
     """Clients that had no place on the cluster."""
+    simulated: RoundCost | None = None
+    """What it took on the tiers' devices, where these are known."""
 
     @property
     def samples(self) -> int:

@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hsee_ray.config import Config
 from hsee_ray.fleet import ClientSpec, Fleet
 from hsee_ray.reports import EvaluationReport, RoundReport
 from hsee_ray.storage import write_whole
+
+if TYPE_CHECKING:
+    from hsee_ray.prediction import RoundCost
 
 CENTRAL = "central"
 """Identity of Centralized's only client, where others have their number."""
@@ -50,6 +53,44 @@ class DataSummary:
 
 
 @dataclass
+class SimulatedTotals:
+    """What the rounds add up to on the devices that the tiers stand for (docs/simulation.md)."""
+
+    train_s: float = 0.0
+    exchange_s: float = 0.0
+    evaluation_s: float = 0.0
+    joules: dict[str, float] = field(default_factory=dict)
+    """Of the devices of each tier, in training and exchange."""
+    sent_bytes: dict[str, int] = field(default_factory=dict)
+    received_bytes: dict[str, int] = field(default_factory=dict)
+    evaluation_joules: dict[str, float] = field(default_factory=dict)
+    """The same in evaluations, which only measure."""
+    evaluation_sent_bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def learning_s(self) -> float:
+        """Seconds without evaluations: what the models took to become what they are."""
+        return self.train_s + self.exchange_s
+
+    @property
+    def total_s(self) -> float:
+        return self.learning_s + self.evaluation_s
+
+    def add(self, cost: RoundCost) -> None:
+        """Counts one more round."""
+        self.train_s += cost.train_s
+        self.exchange_s += cost.exchange_s
+        self.evaluation_s += cost.evaluation_s
+        for tier, spent in cost.tiers().items():
+            self.joules[tier] = self.joules.get(tier, 0.0) + spent.joules
+            self.sent_bytes[tier] = self.sent_bytes.get(tier, 0) + spent.sent_bytes
+            self.received_bytes[tier] = self.received_bytes.get(tier, 0) + spent.received_bytes
+        for tier, spent in cost.evaluated_tiers().items():
+            self.evaluation_joules[tier] = self.evaluation_joules.get(tier, 0.0) + spent.joules
+            self.evaluation_sent_bytes[tier] = self.evaluation_sent_bytes.get(tier, 0) + spent.sent_bytes
+
+
+@dataclass
 class RunTotals:
     """What the rounds add up to so far."""
 
@@ -66,6 +107,8 @@ class RunTotals:
     """Of the last round in which a client was evaluated, by client number."""
     missed_rounds: dict[int, list[int]] = field(default_factory=dict)
     """By client number, the rounds in which it had no place on the cluster."""
+    simulated: SimulatedTotals | None = None
+    """None where the devices are not known."""
 
     def add(self, report: RoundReport) -> None:
         """Counts one more round."""
@@ -80,6 +123,9 @@ class RunTotals:
         self.evaluation = {**self.evaluation, **report.evaluation}
         for number in report.missing:
             self.missed_rounds.setdefault(number, []).append(report.round_number)
+        if report.simulated is not None:
+            self.simulated = self.simulated or SimulatedTotals()
+            self.simulated.add(report.simulated)
 
 
 def build_summary(
@@ -97,7 +143,8 @@ def build_summary(
     `failures` counts the replaced actors by name. `local_samples` counts each client's own training samples, in the
     order of the fleet. Accuracies and ratios lie in [0, 1]; `samples_per_s` counts training samples per second of
     training, without rounds in which actors started. Tiers and `overall` are means over their clients, each client
-    with the same weight; `server_accuracy` is the mean over the clients that have one, or None.
+    with the same weight; `server_accuracy` is the mean over the clients that have one, or None. `simulation` tells what
+    the run took on the tiers' devices, or is None.
     """
     clients = [
         _client_summary(client, samples, totals, config.exits.taus)
@@ -117,6 +164,7 @@ def build_summary(
         "clients": clients,
         "tiers": [_tier_summary(tier, clients) for tier in fleet.tiers],
         "overall": {"clients": len(clients), **_means(clients)},
+        "simulation": _simulation_summary(config, fleet, totals.simulated),
     }
 
 
@@ -173,6 +221,33 @@ def _evaluation_summary(evaluated: EvaluationReport | None, taus: Sequence[float
         "eval_sent_bytes": evaluated.sent_bytes,
         "gated": [
             {"tau": tau, "accuracy": correct / samples, "offload_ratio": sent / samples} for tau, correct, sent in gates
+        ],
+    }
+
+
+def _simulation_summary(config: Config, fleet: Fleet, totals: SimulatedTotals | None) -> dict[str, Any] | None:
+    """Simulated seconds of the whole run, and what each tier's devices spent; None where devices are not known."""
+    if totals is None:
+        return None
+    devices = {tier.name: tier.device for tier in config.tiers}
+    on_server = config.simulation.one_machine or config.training.strategy == "centralized"
+    return {
+        "server": config.simulation.server,
+        "one_machine": config.simulation.one_machine,
+        "train_s": totals.train_s,
+        "exchange_s": totals.exchange_s,
+        "evaluation_s": totals.evaluation_s,
+        "tiers": [
+            {
+                "name": tier,
+                "device": config.simulation.server if on_server else devices[tier],
+                "joules": totals.joules.get(tier, 0.0),
+                "sent_bytes": totals.sent_bytes.get(tier, 0),
+                "received_bytes": totals.received_bytes.get(tier, 0),
+                "evaluation_joules": totals.evaluation_joules.get(tier, 0.0),
+                "evaluation_sent_bytes": totals.evaluation_sent_bytes.get(tier, 0),
+            }
+            for tier in fleet.tiers
         ],
     }
 

@@ -94,12 +94,24 @@ def align(rows: Rows) -> str:
 
 
 def render_summary(summary: Mapping[str, Any], tau: float | None = None) -> str:
-    """Text of the tiers' table, with the majority-class rate beneath it.
+    """Text of the tiers' table, with the majority-class rate beneath it, and what the tiers' devices spent.
 
     Raises UserError when tau is not in the run's grid.
     """
     majority = _percent(summary["overall"]["majority_rate"])
-    return f"{align(tier_table(summary, tau))}\nmajority-class rate: {majority}"
+    lines = [align(tier_table(summary, tau)), f"majority-class rate: {majority}"]
+    if (simulation := summary.get("simulation")) is not None:
+        lines.append(_simulation_line(simulation))
+    return "\n".join(lines)
+
+
+def _simulation_line(simulation: Mapping[str, Any]) -> str:
+    seconds = ", ".join(f"{simulation[f'{part}_s']:,.1f} s {part}" for part in ("train", "exchange", "evaluation"))
+    tiers = [
+        f"{tier['name']} on {tier['device']} {tier['joules']:,.1f} J, {tier['sent_bytes'] / 2**20:,.1f} MiB sent"
+        for tier in simulation["tiers"]
+    ]
+    return f"simulated: {seconds}; in training: {'; '.join(tiers)}"
 
 
 def render_comparison(runs: Sequence[Run]) -> str:

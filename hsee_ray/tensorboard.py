@@ -1,7 +1,9 @@
 """A run on TensorBoard: curves per tier, overall and per client, confidences, class counts, hyperparameters.
 
 Tags read `<metric>/<tier>` and, behind a gate, `<metric>/tau=0.5/<tier>`: TensorBoard groups them by metric.
-Means are over the clients of the tier that have the metric; the step is the round.
+Means are over the clients of the tier that have the metric; the step is the round. Where devices are simulated,
+`by_simulated_second/...` and `by_sent_mib/...` have the accuracies once more; the step is then whole seconds, or MiB,
+of training and exchange so far.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ from hsee_ray.config import Config
 from hsee_ray.fleet import Fleet
 from hsee_ray.metrics import MetricRow, metric_rows
 from hsee_ray.reports import CONFIDENCE_BINS, RoundReport
+from hsee_ray.summary import SimulatedTotals
 
 MOST_LABELS = 32
 """Above this many clients there are no curves per client, and above this many rows or columns no labels."""
 
 OVERALL = "overall"
+AGAINST_SPENDING = ("client_accuracy/", "server_accuracy/", "gated_accuracy/")
+"""What stands against simulated seconds and sent bytes too, by tier and overall."""
 PER_CLIENT = ("client_loss", "server_loss", "client_accuracy", "server_accuracy", "gated_accuracy")
 
 
@@ -42,11 +47,18 @@ class RunBoard:
         self._writer.add_figure("data/class_counts", class_counts_figure(counts_NK, class_names), 0)
         self._writer.flush()
 
-    def round(self, report: RoundReport) -> None:
-        """Every metric of a round, and the confidences of the exits when the round was evaluated."""
+    def round(self, report: RoundReport, simulated: SimulatedTotals | None = None) -> None:
+        """Every metric of a round, and the confidences of the exits when the round was evaluated.
+
+        `simulated`: what the devices have spent so far. Accuracies then stand against that as well.
+        """
         rows = metric_rows(report, self._fleet, self._config.exits.taus)
         for tag, value in self._scalars(rows):
             self._writer.add_scalar(tag, value, report.round_number)
+            if simulated is not None and tag.startswith(AGAINST_SPENDING):
+                sent_mib = sum(simulated.sent_bytes.values()) / 2**20
+                self._writer.add_scalar(f"by_simulated_second/{tag}", value, round(simulated.learning_s))
+                self._writer.add_scalar(f"by_sent_mib/{tag}", value, round(sent_mib))
         if report.evaluation:
             self._confidences(report)
         self._writer.flush()
@@ -71,11 +83,11 @@ class RunBoard:
         single: dict[str, float] = {}
         groups: dict[str, list[float]] = {}
         for row in rows:
-            if row.client is None or row.tier is None:
-                single[f"round/{row.metric}"] = row.value
+            if row.client is None:
+                single[f"round/{row.metric}" if row.tier is None else f"{row.metric}/{row.tier}"] = row.value
                 continue
             gate = "" if row.tau is None else f"tau={row.tau:g}/"
-            for group in (row.tier, OVERALL):
+            for group in (str(row.tier), OVERALL):
                 groups.setdefault(f"{row.metric}/{gate}{group}", []).append(row.value)
             if per_client and row.metric in PER_CLIENT:
                 label = self._fleet.clients[row.client].label

@@ -90,6 +90,8 @@ def round_line(report: RoundReport, rounds: int) -> str:
         if served:
             parts.append(f"server {fmean(served):.1%}")
     parts.append(f" {report.samples / report.train_s:.0f} samples/s")
+    if report.simulated is not None:
+        parts.append(f" {report.simulated.round_s:.3g} s simulated")
     return " ".join(parts)
 
 

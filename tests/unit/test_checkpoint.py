@@ -33,7 +33,7 @@ from hsee_ray.errors import DataError, UserError
 from hsee_ray.failures import History
 from hsee_ray.reports import EvaluationReport
 from hsee_ray.storage import Storage
-from hsee_ray.summary import RunTotals
+from hsee_ray.summary import RunTotals, SimulatedTotals
 from tests.object_store import ObjectStore
 
 MODEL = ModelId("client", 3)
@@ -72,6 +72,17 @@ def storage(request: Any, tmp_path: Path) -> Storage:
 
 def test_progress_is_read_back_equal() -> None:
     assert Progress.from_json(progress(2).to_json()) == progress(2)
+
+
+def test_simulated_totals_are_read_back_equal_and_older_checkpoints_have_none() -> None:
+    with_devices = progress(2)
+    with_devices.totals.simulated = SimulatedTotals(
+        1.5, 0.25, 2.0, {"a": 3.5}, {"a": 7}, {"a": 1}, {"a": 0.5}, {"a": 9}
+    )
+    assert Progress.from_json(with_devices.to_json()) == with_devices
+    older = json.loads(progress(2).to_json())
+    del older["totals"]["simulated"]
+    assert Progress.from_json(json.dumps(older).encode()) == progress(2)
 
 
 def test_a_checkpoint_is_read_back(storage: Storage) -> None:
@@ -185,3 +196,12 @@ def test_what_may_change_on_resume(override: str, told: list[str]) -> None:
     trained = load_config(CONFIG).model_dump(mode="json")
     wanted = load_config(CONFIG, [override]).model_dump(mode="json")
     assert list(changed_keys(trained, wanted)) == told
+
+
+def test_keys_that_a_checkpoint_does_not_know_have_their_defaults() -> None:
+    trained = load_config(CONFIG).model_dump(mode="json")
+    older = {key: value for key, value in trained.items() if key != "simulation"}
+    older["tiers"] = [{key: value for key, value in tier.items() if key != "codec"} for tier in older["tiers"]]
+    assert list(changed_keys(older, trained)) == []
+    wanted = load_config(CONFIG, ["simulation.dropout_probability=0.5"]).model_dump(mode="json")
+    assert list(changed_keys(older, wanted)) == ["simulation.dropout_probability"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from hsee_ray.config_files import load_config
 from hsee_ray.errors import DataError
 from hsee_ray.fleet import Fleet, build_fleet
 from hsee_ray.metrics import SCHEMA, MetricRow, metric_rows, metrics_table, read_metrics, write_table
+from hsee_ray.prediction import ClientCost, RoundCost
 from hsee_ray.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
 
 TAUS = (0.2, 0.8)
@@ -34,6 +36,13 @@ def evaluation(client_correct: int, server_correct: int | None) -> EvaluationRep
         label_counts=(3, 7),
         confidence_counts=(10,) + (0,) * (CONFIDENCE_BINS - 1),
     )
+
+
+def simulated(fleet: Fleet, evaluated: bool) -> RoundCost:
+    """3 s of training, 1 s of exchange; the sensor spends 2 J, the phone 5 J. An evaluation of 8 s and 0.5 J each."""
+    spent = {0: ClientCost(1.0, 0.5, 0.25, 600, 40, 2.0), 1: ClientCost(3.0, 0.0, 0.0, 0, 40, 5.0)}
+    tested = {number: ClientCost(sent_bytes=100, joules=0.5) for number in spent} if evaluated else {}
+    return RoundCost(3.0, 1.0, 8.0 if evaluated else 0.0, fleet, spent, tested)
 
 
 def both_sides(evaluated: bool) -> RoundReport:
@@ -128,3 +137,33 @@ def test_damaged_or_missing_file_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"{path.name}: metrics cannot be read") as caught:
             read_metrics(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_rows_of_what_a_round_took_on_the_devices(fleet: Fleet, evaluated: bool) -> None:
+    """The round's own rows have no tier, those of a tier no client."""
+    report = replace(both_sides(evaluated), simulated=simulated(fleet, evaluated))
+    found = {
+        (row.tier, row.metric): row.value
+        for row in metric_rows(report, fleet, TAUS)
+        if row.metric.startswith("simulated")
+    }
+    expected: dict[tuple[str | None, str], float] = {
+        (None, "simulated_s"): 4.0,
+        (None, "simulated_train_s"): 3.0,
+        (None, "simulated_exchange_s"): 1.0,
+        ("sensor", "simulated_joules"): 2.0,
+        ("sensor", "simulated_sent_bytes"): 600.0,
+        ("sensor", "simulated_received_bytes"): 40.0,
+        ("phone", "simulated_joules"): 5.0,
+        ("phone", "simulated_sent_bytes"): 0.0,
+        ("phone", "simulated_received_bytes"): 40.0,
+    }
+    if evaluated:
+        expected |= {(None, "simulated_s"): 12.0, (None, "simulated_evaluation_s"): 8.0}
+        for tier in ("sensor", "phone"):
+            expected[tier, "simulated_evaluation_joules"] = 0.5
+            expected[tier, "simulated_evaluation_sent_bytes"] = 100.0
+    assert found == expected
+    rows = metric_rows(report, fleet, TAUS)
+    assert metrics_table(rows).to_pylist() == [row._asdict() for row in rows]

@@ -11,12 +11,14 @@ import pytest
 
 from hsee_ray.config_files import load_config
 from hsee_ray.fleet import build_fleet
+from hsee_ray.prediction import ClientCost, RoundCost
 from hsee_ray.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
 from hsee_ray.summary import DataSummary, RunTotals, build_summary, environment, write_summary
+from hsee_ray.tables import render_summary
 
 UNITS = ("stem", "layer1", "head")
 DATA = DataSummary("digits", (8, 8, 1), ("zero", "one"), (0.5,), (0.25,))
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "seed": 7,
     "tiers": [
         {"name": "sensor", "clients": 2, "cut": "stem"},
@@ -166,3 +168,65 @@ def test_file_is_json_without_nan(tmp_path: Path) -> None:
     }
     assert '\n  "a": null' in path.read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_simulated_seconds_and_spending() -> None:
+    """Two rounds of 3 s and 1 s: each sensor spends 2 J and sends 1 MiB, the phone 5 J. One evaluation of 8 s."""
+    config = load_config(
+        {
+            **CONFIG,
+            "tiers": [{**CONFIG["tiers"][0], "device": "board"}, {**CONFIG["tiers"][1], "device": "phone"}],
+            "simulation": {"server": "cloud"},
+        }
+    )
+    fleet = build_fleet(config, UNITS)
+    spent = {number: ClientCost(1.0, 0.5, 0.25, 2**20, 40, 2.0) for number in range(2)}
+    spent[2] = ClientCost(3.0, received_bytes=40, joules=5.0)
+    totals = RunTotals()
+    training = {number: TrainReport(12, (1.0,)) for number in range(3)}
+    answers = {0: evaluation(2, 6, 5), 1: evaluation(4, 8, 10), 2: evaluation(9, None, 0)}
+    for number in (1, 2):
+        tested = {n: ClientCost(sent_bytes=100, joules=0.5) for n in range(3)} if number == 2 else {}
+        cost = RoundCost(3.0, 1.0, 8.0 if tested else 0.0, fleet, spent, tested)
+        evaluated = answers if tested else {}
+        totals.add(RoundReport(number, 0.1, 3.0, 2.0, training, {}, evaluated, simulated=cost))
+    assert totals.simulated is not None
+    assert (totals.simulated.learning_s, totals.simulated.total_s) == (8.0, 16.0)
+    summary = build_summary(config, fleet, totals, (12, 12, 12), "", 1.0, DATA, {})
+    assert summary["simulation"] == {
+        "server": "cloud",
+        "one_machine": False,
+        "train_s": 6.0,
+        "exchange_s": 2.0,
+        "evaluation_s": 8.0,
+        "tiers": [
+            {
+                "name": "sensor",
+                "device": "board",
+                "joules": 8.0,
+                "sent_bytes": 4 * 2**20,
+                "received_bytes": 160,
+                "evaluation_joules": 1.0,
+                "evaluation_sent_bytes": 200,
+            },
+            {
+                "name": "phone",
+                "device": "phone",
+                "joules": 10.0,
+                "sent_bytes": 0,
+                "received_bytes": 80,
+                "evaluation_joules": 0.5,
+                "evaluation_sent_bytes": 100,
+            },
+        ],
+    }
+    assert render_summary(summary).splitlines()[-1] == (
+        "simulated: 6.0 s train, 2.0 s exchange, 8.0 s evaluation; in training: "
+        "sensor on board 8.0 J, 4.0 MiB sent; phone on phone 10.0 J, 0.0 MiB sent"
+    )
+
+
+def test_without_devices_nothing_is_simulated() -> None:
+    summary = summary_of_two_rounds()
+    assert summary["simulation"] is None
+    assert "simulated" not in render_summary(summary)

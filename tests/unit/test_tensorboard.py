@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from hsee_ray.config import Config
 from hsee_ray.config_files import load_config
 from hsee_ray.fleet import build_fleet
+from hsee_ray.prediction import ClientCost, RoundCost
 from hsee_ray.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
+from hsee_ray.summary import SimulatedTotals
 from hsee_ray.tensorboard import MOST_LABELS, RunBoard, hyperparameters, save_class_counts
 
 UNITS = ("stem", "layer1", "head")
@@ -91,6 +94,27 @@ def test_scalars_by_tier_overall_and_client(tmp_path: Path) -> None:
     assert scalar(events, "gated_accuracy_per_client/tau=0.5/002") == [(2, 0.9)]
     assert "server_accuracy/phone" not in events.Tags()["scalars"]
     board.close()
+
+
+def test_accuracies_stand_against_simulated_seconds_and_sent_bytes_too(tmp_path: Path) -> None:
+    """40.4 s and 2.5 MiB of the sensors by the first evaluation, 90 s and 5 MiB by the second: whole numbers."""
+    board = board_of(tmp_path, sensors=2)
+    fleet = build_fleet(config_of(2), UNITS)
+    spent = {0: ClientCost(sent_bytes=10, joules=2.0), 1: ClientCost(sent_bytes=10, joules=3.0)}
+    cost = RoundCost(3.0, 1.0, 2.0, fleet, spent)
+    sent = {"sensor": 5 * 2**19, "phone": 0}
+    for number, totals in ((1, SimulatedTotals(30.0, 10.4, 500.0, sent_bytes=sent)),
+                           (2, SimulatedTotals(80.0, 10.0, 900.0, sent_bytes={"sensor": 5 * 2**20}))):  # fmt: skip
+        board.round(replace(round_report(number, 2, evaluated=True), simulated=cost), totals)
+    board.close()
+    events = read_events(tmp_path)
+    assert scalar(events, "by_simulated_second/client_accuracy/sensor") == [(40, 0.15), (90, 0.15)]
+    assert scalar(events, "by_sent_mib/server_accuracy/overall") == [(2, 0.35), (5, 0.35)]
+    assert scalar(events, "by_sent_mib/gated_accuracy/tau=0.5/sensor") == [(2, 0.15), (5, 0.15)]
+    assert scalar(events, "round/simulated_train_s") == [(1, 3.0), (2, 3.0)]
+    assert scalar(events, "simulated_joules/sensor") == [(1, 5.0), (2, 5.0)]
+    others = [tag for tag in events.Tags()["scalars"] if tag.startswith("by_") and "accuracy/" not in tag]
+    assert others == []
 
 
 def test_large_fleets_have_no_curves_per_client(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""From counted costs and device profiles to what each client has to do in a round: its batches in seconds and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from hsee_ray.codecs import feature_bytes
+from hsee_ray.config import Config
+from hsee_ray.devices import DeviceProfile
+from hsee_ray.fleet import EXIT, ClientSpec
+from hsee_ray.reports import EvaluationReport, TrainReport
+from hsee_ray.schedule import round_batches
+from hsee_ray.simulation import Batch, ClientLoad
+
+if TYPE_CHECKING:
+    from hsee_ray.cost import CostTable
+
+FLOAT_BYTES = 4
+
+Side = Literal["client", "server"]
+Step = Literal["train", "infer"]
+
+
+class Loads:
+    """Loads of one configuration's clients. Batches are worked out once for all clients that are alike."""
+
+    def __init__(self, config: Config, costs: CostTable, profiles: Mapping[str, DeviceProfile]) -> None:
+        """`config` names the tiers' devices and the server's, all of them in `profiles`."""
+        server = config.simulation.server
+        assert server is not None, "a configuration without devices has no simulated time"
+        self.config = config
+        self.costs = costs
+        self.server = profiles[server]
+        self.devices = {tier.name: profiles[tier.device] for tier in config.tiers if tier.device is not None}
+        self.all_on_server = config.simulation.one_machine or config.training.strategy == "centralized"
+        self._known: dict[tuple[object, ...], tuple[Batch, ...]] = {}
+
+    def device(self, spec: ClientSpec) -> DeviceProfile:
+        """What a client computes on: the server's machine in Centralized, and where all is on one machine."""
+        return self.server if self.all_on_server else self.devices[spec.tier]
+
+    def training(self, spec: ClientSpec, samples: int) -> ClientLoad:
+        """A client's steps in a round, each sent by itself; without dropout and exchange."""
+        key = ("train", self._device_name(spec), spec.cut, spec.codec, spec.batch_size, samples)
+        if key not in self._known:
+            steps = round_batches(self.config.training, samples, spec.batch_size)
+            sizes = [step.stop - step.start for step in steps]
+            self._known[key] = tuple(self._batch("train", spec, size, spec.batch_size) for size in sizes)
+        return self.load(spec, self._known[key])
+
+    def evaluation(self, spec: ClientSpec, n_test: int) -> ClientLoad:
+        """A client's answers to the test images, to all of which the server answers too."""
+        most = min(self.config.evaluation.batch_size, n_test)
+        key = ("infer", self._device_name(spec), spec.cut, spec.codec, most, n_test)
+        if key not in self._known:
+            sizes = [min(most, n_test - first) for first in range(0, n_test, most)]
+            self._known[key] = tuple(self._batch("infer", spec, size, most) for size in sizes)
+        return self.load(spec, self._known[key])
+
+    def load(self, spec: ClientSpec, batches: Sequence[Batch]) -> ClientLoad:
+        """These batches on the client's device and link."""
+        device = self.device(spec)
+        return ClientLoad(
+            client=spec.number,
+            batches=batches,
+            uplink_bytes_s=bytes_s(device.uplink_mbit_s),
+            downlink_bytes_s=bytes_s(device.downlink_mbit_s),
+            latency_s=device.latency_ms / 1000,
+        )
+
+    def feature_bytes(self, spec: ClientSpec, samples: int) -> int:
+        """Of a batch without labels: what windows are reckoned by."""
+        return feature_bytes(spec.codec, self.costs.units[spec.cut - 1].feature_shape, samples)
+
+    def unit_bytes(self, spec: ClientSpec, units: Iterable[str]) -> int:
+        """Bytes of what is averaged of a client's units: parameters, and the optimiser's state where that is too."""
+        training, values = self.config.training, 1
+        if training.optimizer_state == "average":
+            values += 2 if training.optimizer.name == "adamw" else int(training.optimizer.momentum > 0)
+        below = {unit.name: unit.parameters for unit in self.costs.units[: spec.cut]}
+        parameters = 0
+        for unit in units:
+            if unit == EXIT:
+                whole = self.costs.client(spec.cut, spec.batch_size, with_exit=True)
+                parameters += whole.parameters - sum(below.values())
+            else:
+                parameters += below[unit]
+        return FLOAT_BYTES * values * parameters
+
+    def _device_name(self, spec: ClientSpec) -> str | None:
+        return None if self.all_on_server else spec.tier
+
+    def _batch(self, step: Step, spec: ClientSpec, samples: int, batch_size: int) -> Batch:
+        """A batch of so many samples, among others of `batch_size`."""
+        compute_s = self._seconds("client", step, spec, samples, batch_size)
+        if not spec.has_server:
+            return Batch(compute_s)
+        sent_bytes = self.costs.feature_bytes(spec.cut, spec.codec, samples)
+        return Batch(compute_s, sent_bytes, self._seconds("server", step, spec, samples, batch_size))
+
+    def _seconds(self, side: Side, step: Step, spec: ClientSpec, samples: int, batch_size: int) -> float:
+        """Seconds of one side for a batch. What is counted is a straight line over samples: two sizes tell all."""
+
+        from hsee_ray.devices import seconds
+
+        def of(size: int) -> float:
+            if side == "client":
+                cost = self.costs.client(spec.cut, size, with_exit=spec.has_server)
+            else:
+                cost = self.costs.server(spec.cut, size)
+            return seconds(cost.train if step == "train" else cost.infer, profile)
+
+        profile = self.device(spec) if side == "client" else self.server
+        if samples == batch_size:
+            return of(batch_size)
+        other = batch_size // 2 if batch_size >= 4 else 2 * batch_size
+        slope = (of(batch_size) - of(other)) / (batch_size - other)
+        return of(batch_size) + slope * (samples - batch_size)
+
+
+def bytes_s(mbit_s: float) -> float:
+    """Bytes per second of a link of so many Mbit/s."""
+    return mbit_s * 1e6 / 8
+
+
+def as_sent(load: ClientLoad, report: TrainReport | EvaluationReport | None) -> ClientLoad:
+    """The load with what was really sent. Which batches were skipped no report tells: the last ones are taken to be."""
+    if report is None:
+        return load
+    batches = list(load.batches)
+    skipped = report.skipped if isinstance(report, TrainReport) else 0
+    for place in range(len(batches) - skipped, len(batches)):
+        batches[place] = Batch(batches[place].compute_s)
+    reckoned = sum(batch.sent_bytes for batch in batches)
+    if reckoned not in (0, report.sent_bytes):
+        given = so_far = 0
+        for place, batch in enumerate(batches):
+            so_far += batch.sent_bytes
+            share = so_far * report.sent_bytes // reckoned - given
+            batches[place] = batch._replace(sent_bytes=share)
+            given += share
+    elif not skipped:
+        return load
+    return replace(load, batches=tuple(batches))
+
+
+def in_messages(load: ClientLoad, together: int) -> ClientLoad:
+    """The load with so many batches in a message, as one; what is not sent only adds its computing."""
+    groups = [load.batches[first : first + together] for first in range(0, len(load.batches), together)]
+    batches = tuple(
+        Batch(
+            sum(batch.compute_s for batch in group),
+            sum(batch.sent_bytes for batch in group),
+            None if all(b.server_s is None for b in group) else sum(b.server_s or 0.0 for b in group),
+        )
+        for group in groups
+    )
+    return replace(load, batches=batches)

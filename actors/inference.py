@@ -158,9 +158,8 @@ def _take_models(rounds: Rounds, run: Run) -> None:
     snapshots: dict[ModelId, ObjectRef[Any]] = {}
 
     def read(model: ModelId, path: Path) -> ObjectRef[Any]:
-        read_model: Any = rounds.team.actor(rounds.team.seat_of(model)).read_model.options(num_returns=2)
         nothing: ObjectRef[Any]
-        snapshots[model], nothing = read_model.remote(str(path))
+        snapshots[model], nothing = rounds.team.submit(model, "read_model", str(path), num_returns=2)
         return nothing
 
     calls: dict[ModelId, MemberCall] = {}

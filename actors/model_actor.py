@@ -3,13 +3,13 @@
 Models of one pool take turns in an actor: `restore` puts another one there. From the second one on they compute with
 the same modules, which are put back to their first state for each.
 
-Calls that build on the model's state take `after`, the result of the restore they follow: Ray fails such a call with
-that restore, so nothing ever runs on a state that was not put back. It is not used otherwise.
+Calls that build on the model's state take `after`, a result of the call that has restored it: Ray fails such a call
+with that one, so nothing ever runs on a state that was not put back. It is not used otherwise.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from actors.presence import Presence, presence_here
 from actors.recipe import Takes
 from actors.sealed import Sealed, seal
 from actors.shards import picked, read_snapshot, write_shard
+from actors.turns import TakesTurns
 from hsee_ray.backbones import Backbone
 from hsee_ray.checkpoint import FileEntry
 from hsee_ray.model import Model
@@ -38,7 +39,7 @@ class Side(Protocol):
     def take_tensors(self, tensors: Arrays) -> None: ...
 
 
-class ModelActor(ABC):
+class ModelActor(TakesTurns):
     """An actor around one model at a time."""
 
     device: torch.device
@@ -78,10 +79,6 @@ class ModelActor(ABC):
         *averages: Sealed[ModelState],
         **data: Any,
     ) -> None:
-        """Client `number`'s model goes back to a snapshot (None: to the beginning) and takes the averages since.
-
-        `data` is what a client computes on, where it cannot be mapped.
-        """
         moves = number != self.number
         if moves:
             self.move_in(number, **data)
@@ -102,7 +99,7 @@ class ModelActor(ABC):
             unit.zero_grad(set_to_none=True)
         return backbone
 
-    def read_model(self, path: str) -> tuple[Sealed[Snapshot], None]:
+    def read_model(self, path: str, after: object = None) -> tuple[Sealed[Snapshot], None]:
         """A final model file as a snapshot, by reference. Raises DataError when it is damaged or does not fit."""
         self.side.take_tensors(read_model(Path(path)))
         return seal(self.side.snapshot()), None

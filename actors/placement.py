@@ -108,8 +108,10 @@ class Team:
         self.requests: dict[Member, Request] = {seat: _request(setup.config, setup.fleet, seat) for seat in seats}
         self.started: set[Member] = set()
         """Actors that have answered a call; the others may still wait for a place."""
-        self.restored: dict[Seat, ObjectRef[Any]] = {}
-        """Results of the last restores in each seat, on which later calls depend."""
+        self._to_restore: dict[Seat, tuple[ModelId, Recipe]] = {}
+        """Models that the next call in their seat puts back to a state."""
+        self._restored: dict[Seat, ObjectRef[Any]] = {}
+        """Of each seat, a result of the last call that has put a model back: later calls depend on it."""
         self.uprooted: set[Member] = set()
         """Actors that were created anew because the other one of their pair had to move: old calls of theirs fail."""
         self.actors: dict[Member, ActorHandle[Any]] = {}
@@ -141,11 +143,22 @@ class Team:
         return 0 if self.shared_server else spec.number
 
     def submit(self, model: ModelId, method: str, *args: Any, num_returns: int = 1) -> Any:
-        """Calls the actor in which a model sits; the call fails if the last restore there has failed."""
+        """Calls the actor in which a model sits; the call fails if the last restore there has failed.
+
+        A restore that is still to be done travels with it.
+        """
         seat = self.seat_of(model)
         assert not isinstance(seat, str)
-        call = getattr(self.actor(seat), method).options(num_returns=num_returns)
-        return call.remote(*args, after=self.restored.get(seat))
+        if seat not in self._to_restore:
+            call = getattr(self.actor(seat), method).options(num_returns=num_returns)
+            return call.remote(*args, after=self._restored.get(seat))
+        sitter, recipe = self._to_restore.pop(seat)
+        rows = {} if self.rows is None or not self.seats.takes_turns(sitter) else self.rows.of(sitter)
+        takes, averages = taken(recipe.loads)
+        what = method, num_returns > 1, len(args), sitter.number, recipe.snapshot, takes
+        call = self.actor(seat).restore_and.options(num_returns=num_returns + 1)
+        *results, self._restored[seat] = call.remote(*what, *args, *averages, **rows)
+        return results if num_returns > 1 else results[0]
 
     def actor(self, member: Member) -> ActorHandle[Any]:
         """The actor of a seat, or the aggregator; created now where its start has not been asked for."""
@@ -171,11 +184,8 @@ class Team:
     def restore(self, model: ModelId, recipe: Recipe) -> None:
         """Has a model that sits go back to a state before whatever is submitted next; one that does not, does later."""
         seat = self.seats.of(model)
-        if seat is None:
-            return
-        rows = {} if self.rows is None or not self.seats.takes_turns(model) else self.rows.of(model)
-        takes, averages = taken(recipe.loads)
-        self.restored[seat] = self.actor(seat).restore.remote(model.number, recipe.snapshot, takes, *averages, **rows)
+        if seat is not None:
+            self._to_restore[seat] = model, recipe
 
     def replace(self, member: Member, elsewhere: bool = False) -> list[Seat]:
         """Ends what is left of a member's actor and creates it anew; gives the seats that are created anew.
@@ -193,7 +203,7 @@ class Team:
             ray.kill(self.actor(each), no_restart=True)
             self.started.discard(each)
             if not isinstance(each, str):
-                self.restored.pop(each, None)
+                self._restored.pop(each, None)
             self._create(each)
         return [each for each in moving if not isinstance(each, str)]
 

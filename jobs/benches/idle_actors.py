@@ -11,6 +11,7 @@ import numpy as np
 
 from actors.presence import Presence, presence_here
 from actors.sealed import Sealed, seal
+from actors.turns import TakesTurns
 from hsee_ray.reports import TrainReport
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +41,7 @@ def idle_actors(
         yield
 
 
-class IdleActor:
+class IdleActor(TakesTurns):
     """What the driver asks of every model's actor in a round."""
 
     def presence(self) -> Presence:

@@ -19,6 +19,7 @@ from actors.presence import Presence, presence_here
 from actors.recipe import Takes
 from actors.sealed import Sealed, seal
 from actors.shards import picked
+from actors.turns import TakesTurns
 from hsee_ray.fleet import EXIT
 from hsee_ray.reports import TrainReport
 from hsee_ray.snapshot import Snapshot
@@ -40,7 +41,7 @@ BELOW, ABOVE = "below", "above"
 """The units of the network, on either side of the cut."""
 
 
-class IdleActor:
+class IdleActor(TakesTurns):
     """Models with next to no parameters take turns here. numpy only: it starts at once, as Flower's clients do."""
 
     def __init__(self, units: tuple[str, ...], work: str) -> None:

@@ -191,7 +191,7 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
     def finished_round(report: RoundReport) -> None:
         if report.round_number == 2:  # by the next round the client has found a place
             (victim,) = report.missing
-            ready, _ = ray.wait([teams[0].restored[ModelId("client", victim)]], timeout=60, fetch_local=False)
+            ready, _ = ray.wait([teams[0].presences[ModelId("client", victim)]], timeout=60, fetch_local=False)
             assert ready
 
     listener = Listener(

@@ -182,8 +182,11 @@ class Client:
 
         A client that has not trained yet takes the range of its first training images, and keeps nothing of it.
         """
-        if self.model.observer is None or self.model.observer.bounds is not None:
-            return None if self.model.observer is None else self.model.observer.bounds
+        if self.model.observer is None:
+            return None
+        seen = self.model.observer.bounds
+        if seen is not None:
+            return seen
         rows = self.data.train.indices[: self.spec.batch_size]
         x_BCHW, y_B = self._tensors(self.data.train.images_NHWC[rows], self.data.train.labels_N[rows])
         return encode(self.model.network(x_BCHW), y_B).coded("int8").bounds

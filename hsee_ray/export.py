@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from hsee_ray.backbones import published_state_dict
 from hsee_ray.bundle import CLIENT_MODEL, Bundle, ServerPart, write_bundle
-from hsee_ray.codecs import ChannelRange, FeatureCodec
+from hsee_ray.codecs import FeatureCodec
 from hsee_ray.errors import RunError, UserError
 from hsee_ray.exits import NEVER_SENDS, Gate
-from hsee_ray.fleet import CODEC, ClientSpec
+from hsee_ray.fleet import ClientSpec
 from hsee_ray.graphs import DeviceNetwork, Graph, chain_names, inline_tensors, tensors_in, trace
 from hsee_ray.keys import generator
 from hsee_ray.offload import MOST_DIMENSIONS
@@ -31,7 +31,7 @@ from hsee_ray.run import MODELS_DIR, Run
 from hsee_ray.split import UnitChain
 from hsee_ray.state import to_array
 from hsee_ray.storage import write_whole
-from hsee_ray.weights import read_model, write_model
+from hsee_ray.weights import write_model
 
 Array = np.ndarray[Any, Any]
 
@@ -74,7 +74,7 @@ def export(run: Run, out: Path, tau: float | None = None) -> Export:
     Then the directory is removed.
     """
     run.check_models()
-    found = {spec.number: _codec(run, spec) for spec in run.fleet.clients}
+    found = {spec.number: run.codec(spec.number) for spec in run.fleet.clients}
     codecs = {number: codec for number, codec in found.items() if codec is not None}
     trained = [spec for spec in run.fleet.clients if spec.number in codecs]
     if not trained:
@@ -120,19 +120,6 @@ def choose_gates(run: Run, specs: list[ClientSpec], tau: float | None) -> dict[i
                 f"{run.path}: has no calibrated tau; run hsee calibrate --run {run.path}, or give one with --tau"
             )
     return gates
-
-
-def _codec(run: Run, spec: ClientSpec) -> FeatureCodec | None:
-    """How a trained client's features travel; None where it never trained: it has no model, or no range for int8."""
-    path = run.path / MODELS_DIR / f"{spec.client_file}.safetensors"
-    if not path.is_file():
-        return None
-    if spec.codec != "int8":
-        return FeatureCodec(spec.codec)
-    tensors = read_model(path)
-    if tensors[f"{CODEC}.batches"] == 0:
-        return None
-    return FeatureCodec(spec.codec, ChannelRange(tensors[f"{CODEC}.low_C"], tensors[f"{CODEC}.high_C"]))
 
 
 class SharedTensors:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from hsee_ray.backbones import Backbone
     from hsee_ray.calibration import Calibration
+    from hsee_ray.codecs import FeatureCodec
     from hsee_ray.fleet import ClientSpec, Fleet
     from hsee_ray.split import ExitHead, UnitChain
 
@@ -141,6 +142,27 @@ class Run:
         own = f"{spec.client_file}."
         tensors.update({name.removeprefix(own): t for name, t in tensors.items() if name.startswith(own)})
         return _fill(chain, chain.units, tensors)
+
+    def codec(self, number: int) -> FeatureCodec | None:
+        """How a client's features travel outside of training.
+
+        None where it never trained: it has no model file, or has seen no range for int8. Raises UserError when there is
+        no such client.
+        """
+        from hsee_ray.codecs import ChannelRange, FeatureCodec
+        from hsee_ray.fleet import CODEC
+        from hsee_ray.weights import read_model
+
+        spec = self._spec(number)
+        path = self.path / MODELS_DIR / f"{spec.client_file}.safetensors"
+        if not path.is_file():
+            return None
+        if spec.codec != "int8":
+            return FeatureCodec(spec.codec)
+        tensors = read_model(path)
+        if tensors[f"{CODEC}.batches"] == 0:
+            return None
+        return FeatureCodec(spec.codec, ChannelRange(tensors[f"{CODEC}.low_C"], tensors[f"{CODEC}.high_C"]))
 
     def preprocess(self, images_NHWC: np.ndarray[Any, Any]) -> torch.Tensor:
         """Normalised float32 images (N, C, H, W) of uint8 images (N, H, W, C), as the run was trained on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,22 +20,27 @@ from actors.node_report import SHM, NodeReport, look_at_node
 from actors.node_types import read_growth
 from actors.origin import REMEDY, difference, versions
 from actors.placement import requests
-from actors.rounds import evaluation_window, window_batches
 from actors.seats import decide_seating
 from actors.whereabouts import living_nodes, node_ids, submission_id
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
+from hsee_ray.codecs import feature_bytes
 from hsee_ray.config import Config, DataConfig
+from hsee_ray.data import known_classes, known_shape, known_train_images
+from hsee_ray.data.known import KnownSet
+from hsee_ray.data.sizes import even_samples
 from hsee_ray.errors import ResourceError, UserError
-from hsee_ray.fleet import Fleet, build_fleet
+from hsee_ray.fleet import ClientSpec, Fleet, build_fleet
 from hsee_ray.home import RunHome, run_place
+from hsee_ray.planning import pick_cuts
+from hsee_ray.schedule import evaluation_window, window_batches
 from hsee_ray.setup import Setup
 from hsee_ray.storage import Storage, is_uri
 
 PATIENCE_S = 60.0
 SPILLS_AT = 0.8
 """Share of an object store above which Ray writes to disk."""
-IMAGE_SHAPES = {"digits": (8, 1), "cifar10": (32, 3), "cifar100": (32, 3), "stl10": (96, 3), "synthetic": (16, 3)}
-"""Pixels per side and channels of data sets that are known by name."""
+GUESSED = KnownSet(size=32, channels=3, classes=10, train_images=50_000)
+"""What is taken for true of images that only the data set could tell of."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,14 @@ class Diagnosis:
 def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
     """Holds a configuration against the cluster that it names, or against a file that describes one.
 
-    Reads no images: sizes that only they tell are guessed from the data set's name. Raises ConfigError for a
-    configuration that cannot be used, ResourceError when the cluster cannot be joined.
+    Reads no images: sizes that only they tell are guessed from the data set's name, also for the plan of cuts that are
+    `auto`. Raises ConfigError for a configuration that cannot be used, ResourceError when the cluster cannot be joined.
     """
-    backbone = build_backbone(config.model, _image_shape(config.data), 10, config.seed)
+    shape, classes = _image_shape(config.data), known_classes(config.data) or GUESSED.classes
+    backbone = build_backbone(config.model, shape, classes, config.seed)
+    n_images = known_train_images(config.data) or GUESSED.train_images
+    samples = [max(2, n) for n in even_samples(config, n_images)]
+    config = pick_cuts(config, shape, classes, samples)
     fleet = build_fleet(config, tuple(backbone.units))
     if cluster_yaml is not None:
         named = config.cluster.model_copy(update={"node_types": str(cluster_yaml)})
@@ -97,7 +105,7 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
     with connected(config.cluster, [], lambda who, text: None):
         nodes, can_add, site = living_nodes(), growth_of(config.cluster), joined_site(config, fleet)
         verdicts = assess(requests(config, fleet, site.seating), nodes, can_add)
-        shapes = feature_shapes(backbone, _image_shape(config.data))
+        shapes = feature_shapes(backbone, shape)
         waits = any(verdict.waits for verdict in verdicts)
         checks = [
             _authentication(),
@@ -174,10 +182,13 @@ def _expected_bytes(
     Of every model there are a state before the round, one after it, and one that is being made, each with the
     optimiser's share: one more copy of the parameters for SGD's momentum, two for AdamW's moments.
     """
-    samples = [4 * math.prod(shapes[spec.cut - 1]) for spec in fleet.clients]
-    batches = [size * spec.batch_size for size, spec in zip(samples, fleet.clients, strict=True)]
+
+    def batch_bytes(spec: ClientSpec, samples: int) -> int:
+        return feature_bytes(spec.codec, shapes[spec.cut - 1], samples)
+
+    batches = [batch_bytes(spec, spec.batch_size) for spec in fleet.clients]
     ahead = [size * window_batches(config.pipeline, max(batches)) for size in batches]
-    tested_batches = [size * config.evaluation.batch_size for size in samples]
+    tested_batches = [batch_bytes(spec, config.evaluation.batch_size) for spec in fleet.clients]
     tested = [size * evaluation_window(config.pipeline, max(tested_batches)) for size in tested_batches]
     features = max(sum(sorted(each, reverse=True)[: site.at_once]) for each in (ahead, tested))
     weights = sum(4 * tensor.numel() for unit in backbone.units.values() for tensor in unit.parameters())
@@ -188,9 +199,8 @@ def _expected_bytes(
 
 def _image_shape(data: DataConfig) -> tuple[int, int, int]:
     """(H, W, C) of the images, as far as it is known without reading them."""
-    size, channels = IMAGE_SHAPES.get(data.name, (32, 3))
-    size, channels = data.image_size or size, data.channels or channels
-    return size, size, channels
+    size = data.image_size or GUESSED.size
+    return known_shape(data) or (size, size, data.channels or GUESSED.channels)
 
 
 def _storage_uri(config: Config) -> str:

@@ -44,7 +44,11 @@ def run(config: Config, place: Path | str, listener: Listener = SILENT, stop: St
         )
     home.check_free()
     setup = prepare_run(config)
-    with seated(config, setup.fleet, _teller(listener)) as site, _locked(home.local):
+    if setup.config != config:
+        picked = ", ".join(f"{tier.cut} for {tier.name}" for tier in setup.config.tiers)
+        listener.happened(Event(0, "start", "plan", f"cuts by the devices' profiles: {picked}"))
+    # From here on its own configuration: a cut that was left to the planner stands there by name, and stays.
+    with seated(setup.config, setup.fleet, _teller(listener)) as site, _locked(home.local):
         if not site.local:
             check_nodes(setup, site, home, _teller(listener))
         home.claim()
@@ -71,7 +75,7 @@ def resume(
         newest, found = _newest_checkpoint(home, listener)
         _check_progress(found, config)
         setup = prepare_run(config)
-        with seated(config, setup.fleet, _teller(listener)) as site:
+        with seated(setup.config, setup.fleet, _teller(listener)) as site:
             if not site.local:
                 check_nodes(setup, site, home, _teller(listener))
             home.claim()

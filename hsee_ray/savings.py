@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hsee_ray.errors import ConfigError
 
@@ -134,6 +134,26 @@ class TierSavings:
         """Share of another way's figure that the split saves; below 0 it costs more, None where the other has 0."""
         other = self.ways[against].figures[figure].value
         return 1 - self.ways["split"].figures[figure].value / other if other else None
+
+
+def savings_values(found: Sequence[TierSavings]) -> list[dict[str, Any]]:
+    """The figures as plain values, for JSON."""
+    return [
+        {
+            "tier": tier.tier,
+            "ways": {
+                way: {
+                    "obstacle": each.obstacle,
+                    "figures": {
+                        name: {"value": figure.value, "formula": figure.formula, "inputs": dict(figure.inputs)}
+                        for name, figure in each.figures.items()
+                    },
+                }
+                for way, each in tier.ways.items()
+            },
+        }
+        for tier in found
+    ]
 
 
 def savings(tiers: Sequence[TierInputs], prices: Prices) -> list[TierSavings]:

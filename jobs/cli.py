@@ -11,6 +11,8 @@ COMMANDS = {
     "train": "train a configuration",
     "chaos": "train while actors are killed, and compare the weights",
     "bench": "measure speed, overhead, scale, start-up, snapshots and serving, on this machine",
+    "profile-device": "measure what the device that it runs on computes, holds and sends",
+    "plan": "which cut for which device, what it costs, what it saves",
     "doctor": "see whether a cluster can give a run what it asks for",
     "compare": "one table over several finished runs",
     "calibrate": "choose when exits are sure enough",
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: Sequence[str]) -> int:
     try:
-        code: int = import_module(f"jobs.{command}").main(arguments)
+        code: int = import_module(f"jobs.{command.replace('-', '_')}").main(arguments)
     except ModuleNotFoundError as error:
         if error.name not in PACKAGES:
             raise

@@ -1,0 +1,233 @@
+"""`python -m jobs.plan --config FILE`: which cut for which device, what it costs, what it saves; also `hsee plan`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.outcome import exit_code
+
+# Heavy packages are imported where they are needed: --help and a wrong key answer at once.
+if TYPE_CHECKING:
+    from hsee_ray.config import Config
+    from hsee_ray.plan_report import Plan
+
+DESCRIPTION = """\
+Plan before you deploy. The devices are profiles by name: tiers.N.device and simulation.server in the config.
+
+  --config FILE            the best cut for every tier: seconds, joules and bytes of a round, and why not another cut
+  --config FILE --table    what the network costs, by unit and by cut; needs no devices
+  --run RUN_DIR --savings  what a calibrated and evaluated run saves per million inferences
+  --run RUN_DIR --actual   the predicted seconds of a round against those that the run took on this machine
+
+Nothing is trained, and images are read only where nothing else tells how many there are, and how large.
+"""
+EXAMPLES = """\
+examples:
+  hsee plan --config jobs/configs/planned_cifar10.yaml --objective energy --round-time-s 60
+  hsee plan --config jobs/configs/paper_cifar10.yaml --table
+  hsee plan --config jobs/configs/cifar10_cpu.yaml --set tiers.0.device=raspberry-pi-4 tiers.1.device=... \\
+    --png plan.png --write planned.yaml
+  hsee plan --run runs/my-20260101-120000 --savings --price-per-kwh 0.30 --price-per-gib 0.09
+
+docs/planning.md explains what is assumed.
+"""
+PLANNING = ("objective", "round_time_s", "samples", "png", "write")
+SAVING = ("image_bytes", "price_per_kwh", "price_per_gib", "price_per_server_hour", "split")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 done, 2 bad input."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.run is not None and not (options.savings or options.actual):
+        parser.error("--run RUN_DIR needs --savings or --actual")
+    allowed: set[str] = set()
+    if options.config is not None:
+        if options.savings or options.actual:
+            parser.error("--savings and --actual go with --run RUN_DIR")
+        allowed = {"samples"} if options.table else set(PLANNING)
+    elif options.savings:
+        allowed = set(SAVING)
+    else:
+        allowed = {"profile"}
+    misplaced = [name for name in (*PLANNING, *SAVING, "profile") if getattr(options, name) and name not in allowed]
+    if options.run is not None and options.table:
+        misplaced.append("table")
+    if misplaced:
+        parser.error(f"--{misplaced[0].replace('_', '-')} does not go with the other options; see --help")
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from hsee_ray.errors import ConfigError
+
+    for name in ("round_time_s", "samples", "image_bytes"):
+        value = getattr(options, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: should be above 0")
+    if options.config is not None:
+        found = _table(options) if options.table else _plan(options)
+    else:
+        found = _savings(options) if options.savings else _actual(options)
+    if options.json is not None:
+        from hsee_ray.storage import write_whole
+
+        write_whole(options.json, f"{json.dumps(found, indent=2, allow_nan=False)}\n".encode())
+        print(f"\n{options.json}: the same as JSON")
+    return 0
+
+
+def _table(options: argparse.Namespace) -> Mapping[str, Any]:
+    from hsee_ray.config_files import load_config
+    from hsee_ray.data.sizes import image_sizes
+
+    config = load_config(options.config, options.set)
+    shape, n_classes = image_sizes(config.data)
+
+    from hsee_ray.cost import CostTable
+    from hsee_ray.planning_tables import cost_rows, render_costs
+
+    batch_size = config.training.batch_size
+    rows = cost_rows(CostTable(config, shape, n_classes), shape, batch_size)
+    print(render_costs(rows, config, shape, batch_size))
+    return {"model": config.model.name, "image_shape": shape, "batch_size": batch_size, "cuts": rows}
+
+
+def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
+    from dataclasses import asdict
+
+    from hsee_ray.config_files import load_config
+    from hsee_ray.data.sizes import image_sizes, local_samples
+    from hsee_ray.devices import load_profiles
+    from hsee_ray.errors import ConfigError
+    from hsee_ray.planning import Planner, check_devices
+
+    config = load_config(options.config, options.set)
+    profiles = load_profiles(config.simulation.profiles)
+    check_devices(config, profiles)
+    if options.write is not None and options.write.exists():
+        raise ConfigError(f"--write {options.write}: there is such a file already; name another, or remove it")
+    shape, n_classes = image_sizes(config.data)
+    samples = local_samples(config, options.samples)
+
+    from hsee_ray.cost import CostTable
+    from hsee_ray.plan_report import make_plan
+    from hsee_ray.planning_tables import render_plan
+
+    planner = Planner(config, CostTable(config, shape, n_classes), profiles, samples.counts)
+    plan = make_plan(planner, options.objective or "time", options.round_time_s)
+    print(f"{options.config}: {config.training.strategy}, {samples.origin}\n\n{render_plan(plan)}")
+    if options.png is not None:
+        from hsee_ray.plan_plots import draw_plan
+
+        draw_plan(plan).savefig(options.png, format="png")
+        print(f"\n{options.png}: seconds per cut and tier")
+    if options.write is not None:
+        _write_config(options.write, config, plan)
+    return {"samples": {"counts": samples.counts, "origin": samples.origin}, **asdict(plan)}
+
+
+def _write_config(path: Path, config: Config, plan: Plan) -> None:
+    """The configuration with the plan's cuts, which nothing else is changed in."""
+    from hsee_ray.config_files import dump_config
+    from hsee_ray.planning import with_cuts
+
+    planned = with_cuts(config, [tier.cuts[tier.cut - 1].name for tier in plan.tiers])
+    with path.open("x", encoding="utf-8") as file:
+        file.write(dump_config(planned))
+    print(f"\n{path}: this config with the recommended cuts; hsee train --config {path}")
+
+
+def _savings(options: argparse.Namespace) -> Mapping[str, Any]:
+    from dataclasses import asdict
+
+    from hsee_ray.run import load_run
+    from hsee_ray.savings import INFERENCES, Prices, savings, savings_values
+
+    run = load_run(options.run)
+    prices = Prices(options.price_per_kwh, options.price_per_gib, options.price_per_server_hour)
+
+    from hsee_ray.planning_tables import render_savings
+    from hsee_ray.run_savings import accuracy_rows, savings_inputs, with_devices
+    from hsee_ray.tables import align
+
+    split = options.split or "test"
+    inputs = savings_inputs(run, with_devices(run, options.set), split, options.image_bytes)
+    found = savings(inputs, prices)
+    print(f"{run.name}, {split} images\n\n{align(accuracy_rows(run, split))}\n\n{render_savings(found)}")
+    return {
+        "run": run.name,
+        "inferences": INFERENCES,
+        "inputs": [asdict(each) for each in inputs],
+        "tiers": savings_values(found),
+    }
+
+
+def _actual(options: argparse.Namespace) -> Mapping[str, Any]:
+    from dataclasses import asdict
+
+    from hsee_ray.run import load_run
+
+    run = load_run(options.run)
+
+    from hsee_ray.run_savings import compare_with_actual, with_devices
+
+    found = compare_with_actual(run, with_devices(run, options.set), options.profile)
+    print(
+        f"{run.name} on {found.profile} ({found.cores} cores): training of a round predicted "
+        f"{found.predicted_s:.2f} s, measured {found.actual_s:.2f} s (median of {found.rounds}, from "
+        f"{found.fastest_s:.2f} to {found.slowest_s:.2f}), error {100 * found.error:+.1f} %"
+    )
+    return {**asdict(found), "error": found.error}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hsee plan",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="FILE", help="YAML file; see jobs/configs/")
+    source.add_argument("--run", type=Path, metavar="RUN_DIR", help="directory of a finished run")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="a.b.c=value",
+        help="override a key of the config, such as tiers.0.device=raspberry-pi-4",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is printed as JSON")
+    plan = parser.add_argument_group("with --config")
+    plan.add_argument("--table", action="store_true", help="print what the network costs, and plan nothing")
+    plan.add_argument(
+        "--objective", choices=("time", "energy", "bytes"), help="what a round is to have little of (time)"
+    )
+    plan.add_argument(
+        "--round-time-s", type=float, metavar="T", help="only plans with rounds of at most so many seconds"
+    )
+    plan.add_argument(
+        "--samples", type=int, metavar="N", help="training images, in equal shares; the data are not read"
+    )
+    plan.add_argument("--png", type=Path, metavar="FILE", help="draw compute, upload and server for every cut and tier")
+    plan.add_argument("--write", type=Path, metavar="FILE", help="write the config with the recommended cuts, to train")
+    run = parser.add_argument_group("with --run")
+    run.add_argument("--savings", action="store_true", help="per million inferences, against the cloud and the device")
+    run.add_argument("--split", choices=("test", "calibration"), help="whose evaluation --savings counts with (test)")
+    run.add_argument(
+        "--image-bytes", type=float, metavar="N", help="of one raw image, such as its JPEG (default: H*W*C)"
+    )
+    run.add_argument("--price-per-kwh", type=float, metavar="MONEY", help="of energy, on devices and at the server")
+    run.add_argument("--price-per-gib", type=float, metavar="MONEY", help="of traffic from devices")
+    run.add_argument("--price-per-server-hour", type=float, metavar="MONEY", help="of the server, all cores in use")
+    run.add_argument("--actual", action="store_true", help="predicted seconds of a round against those of the run")
+    run.add_argument("--profile", metavar="NAME", help="of the machine that the run was on, for --actual")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

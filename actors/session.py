@@ -58,6 +58,7 @@ class Session:
     def __init__(self, setup: Setup, home: RunHome, listener: Listener, stop: StopRequest, site: Site) -> None:
         self.setup = setup
         self.config = setup.config
+        self.clock = clock_of(setup)
         self.home = home
         self.run_dir = home.local
         self.listener = listener
@@ -74,7 +75,6 @@ class Session:
         self.rounds = Rounds(
             setup, self.team, self.recovery, stop, listener.trained, listener.entered, site, self._worked
         )
-        self.clock = clock_of(setup)
 
     def train(self, resumed: tuple[Manifest, Progress] | None) -> None:
         """All rounds that are left, and the final files."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hsee_ray.aggregation import Ledger, plan_aggregation
 from hsee_ray.config import Config
-from hsee_ray.devices import DeviceProfile
+from hsee_ray.devices import DeviceProfile, load_profiles
 from hsee_ray.fleet import Fleet
 from hsee_ray.keys import generator
 from hsee_ray.prediction import Happening, Predictor, RoundCost
@@ -80,7 +80,6 @@ def clock_of(setup: Setup) -> Clock | None:
         return None
     # Counting needs torch, and whoever only reads a clock's results does not.
     from hsee_ray.cost import CostTable
-    from hsee_ray.devices import load_profiles
 
     costs = CostTable(setup.config, setup.files.image_shape, setup.n_classes)
     profiles = load_profiles(setup.config.simulation.profiles)

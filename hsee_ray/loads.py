@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hsee_ray.codecs import feature_bytes
 from hsee_ray.config import Config
-from hsee_ray.devices import DeviceProfile
+from hsee_ray.devices import DeviceProfile, load_profiles, profile_of, seconds
 from hsee_ray.fleet import EXIT, ClientSpec
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.schedule import round_batches
@@ -27,13 +27,10 @@ class Loads:
     """Loads of one configuration's clients. Batches are worked out once for all clients that are alike."""
 
     def __init__(self, config: Config, costs: CostTable, profiles: Mapping[str, DeviceProfile]) -> None:
-        """`config` names the tiers' devices and the server's, all of them in `profiles`."""
-        server = config.simulation.server
-        assert server is not None, "a configuration without devices has no simulated time"
+        """`config` names the tiers' devices and the server's. Raises ConfigError for one that is not in `profiles`."""
         self.config = config
         self.costs = costs
-        self.server = profiles[server]
-        self.devices = {tier.name: profiles[tier.device] for tier in config.tiers if tier.device is not None}
+        self.server, self.devices = devices_of(config, profiles)
         self.all_on_server = config.simulation.one_machine or config.training.strategy == "centralized"
         self._known: dict[tuple[object, ...], tuple[Batch, ...]] = {}
 
@@ -103,8 +100,6 @@ class Loads:
     def _seconds(self, side: Side, step: Step, spec: ClientSpec, samples: int, batch_size: int) -> float:
         """Seconds of one side for a batch. What is counted is a straight line over samples: two sizes tell all."""
 
-        from hsee_ray.devices import seconds
-
         def of(size: int) -> float:
             if side == "client":
                 cost = self.costs.client(spec.cut, size, with_exit=spec.has_server)
@@ -118,6 +113,24 @@ class Loads:
         other = batch_size // 2 if batch_size >= 4 else 2 * batch_size
         slope = (of(batch_size) - of(other)) / (batch_size - other)
         return of(batch_size) + slope * (samples - batch_size)
+
+
+def devices_of(config: Config, profiles: Mapping[str, DeviceProfile]) -> tuple[DeviceProfile, dict[str, DeviceProfile]]:
+    """The server's profile and those of the tiers, by tier. Raises ConfigError for a device that is not known."""
+    server = config.simulation.server
+    assert server is not None, "a configuration without devices has no simulated time"
+    tiers = {
+        tier.name: profile_of(profiles, tier.device, f"tiers.{index}.device")
+        for index, tier in enumerate(config.tiers)
+        if tier.device is not None
+    }
+    return profile_of(profiles, server, "simulation.server"), tiers
+
+
+def check_profiles(config: Config) -> None:
+    """Raises ConfigError when a device of the configuration is not known, or its file of profiles is no such file."""
+    if config.simulates:
+        devices_of(config, load_profiles(config.simulation.profiles))
 
 
 def bytes_s(mbit_s: float) -> float:

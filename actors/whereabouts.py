@@ -58,7 +58,8 @@ def draining_nodes() -> dict[str, int]:
 
 def spilled_bytes() -> int:
     """What the object stores of all nodes have written to disk so far, because they were full."""
-    return int(get_memory_info_reply(ray._private.state.state).store_stats.spilled_bytes_total)
+    reply = get_memory_info_reply(ray._private.state.state)  # type: ignore[no-untyped-call]
+    return int(reply.store_stats.spilled_bytes_total)
 
 
 def living_nodes() -> list[Node]:

@@ -130,7 +130,11 @@ def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
         print(f"\n{options.png}: seconds per cut and tier")
     if options.write is not None:
         _write_config(options.write, config, plan)
-    return {"samples": {"counts": samples.counts, "origin": samples.origin}, **asdict(plan)}
+    figures = {
+        "round": plan.round._asdict(),
+        "configured": None if plan.configured is None else plan.configured._asdict(),
+    }
+    return {"samples": asdict(samples), **asdict(plan), **figures}
 
 
 def _write_config(path: Path, config: Config, plan: Plan) -> None:

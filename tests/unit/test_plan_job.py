@@ -73,6 +73,8 @@ def test_a_plan_is_printed_drawn_and_written(config: Path, tmp_path: Path, capsy
     plan = json.loads(places["json"].read_text())
     picked = [tier["cuts"][tier["cut"] - 1] for tier in plan["tiers"]]
     assert [cut["rejected"] for cut in picked] == [None, None]
+    assert [cut["round_s"] for cut in picked] == [plan["round"]["seconds"]] * 2
+    assert plan["configured"] is None, "one of its cuts is auto"
     assert plan["samples"]["counts"] == [len(part.train) for part in prepare_run(load_config(places["yaml"])).parts]
     written = load_config(places["yaml"])
     assert [tier.cut for tier in written.tiers] == [cut["name"] for cut in picked]

@@ -17,6 +17,7 @@ from actors.placement import AGGREGATOR, Member, RowRefs, Team
 from actors.recipe import RunState
 from actors.recovery import Event, Recovery, StateLost
 from actors.rounds import Rounds
+from actors.whereabouts import spilled_bytes
 from hsee_ray.checkpoint import Manifest, Progress, newest_checkpoint, remove_newer
 from hsee_ray.clock import clock_of
 from hsee_ray.errors import Interrupted, RunError, TakenOverError
@@ -61,6 +62,9 @@ class Session:
         self.clock = clock_of(setup)
         self.home = home
         self.run_dir = home.local
+        self.timeline = self._timeline(0, 0.0)
+        self.spilled_bytes = spilled_bytes()
+        """What Ray had written to disk before the run."""
         self.listener = listener
         self.stop = stop
         self.uri = home.place(CHECKPOINTS_DIR)
@@ -110,11 +114,13 @@ class Session:
         self.progress.config = self.config.model_dump(mode="json")
         self.progress.history = self.recovery.history
         self.record = Record(self.run_dir, self.setup, self.progress)
-        done, wall_s = self.progress.round_number, self.progress.wall_s
-        rounds = self.config.simulation.timeline_rounds
-        self.timeline = Timeline(self.run_dir / TIMELINE_FILE, rounds, done, wall_s, self.team.shared_server)
+        self.timeline = self._timeline(self.progress.round_number, self.progress.wall_s)
         if self.clock is not None:
             self.clock.set(self.progress.ledger, self.progress.trained)
+
+    def _timeline(self, done_rounds: int, wall_s: float) -> Timeline:
+        shared, rounds = self.config.training.strategy == "sequential", self.config.simulation.timeline_rounds
+        return Timeline(self.run_dir / TIMELINE_FILE, rounds, done_rounds, wall_s, shared)
 
     def _take_up(self, found: tuple[Manifest, Progress] | None, anew: bool) -> None:
         """Goes to the state of a checkpoint, or to the beginning; later checkpoints are removed.
@@ -190,6 +196,13 @@ class Session:
         except (RunError, OSError, StateLost) as second:
             raise RunError(f"{error}; and no checkpoint could be written ({second})") from error
 
+    def _tell_spilling(self) -> None:
+        """Says so when object stores were full: disks are slow, and a run is meant to fit."""
+        spilled = spilled_bytes() - self.spilled_bytes
+        if spilled > 0:
+            text = f"Ray has written {spilled >> 20:,} MiB to disk: lower pipeline.max_in_flight_mib, or add memory"
+            self.listener.happened(Event(self.progress.round_number, "end", "object store", text))
+
     def _interrupted(self) -> str:
         number = self.rounds.whole.round_number
         kept = f"round {number} is in a checkpoint" if number else "no round was whole yet"
@@ -212,6 +225,7 @@ class Session:
 
     def _finish(self) -> None:
         digest = weights_sha256(self.rounds.save(self.home.place(MODELS_DIR)))
+        self._tell_spilling()
         files = self.setup.files
         summary = build_summary(
             self.config,

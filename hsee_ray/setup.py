@@ -26,6 +26,7 @@ from hsee_ray.data import (
 )
 from hsee_ray.errors import ConfigError
 from hsee_ray.fleet import AUTO, ClientSpec, Fleet, build_fleet
+from hsee_ray.loads import check_profiles
 from hsee_ray.server import Server
 
 Array = np.ndarray[Any, Any]
@@ -68,6 +69,7 @@ def prepare_run(config: Config) -> Setup:
     The setup's own configuration has a cut by name where the given one leaves it to the planner.
     Raises ConfigError or DataError, in one line, for everything that the user can mend.
     """
+    check_profiles(config)
     files = prepare(config.data)
     if config.model.weights is not None and not os.path.isfile(config.model.weights):
         raise ConfigError(f"model.weights is {config.model.weights!r}: there is no such file")

@@ -147,5 +147,5 @@ def _features(run: Run, client: torch.nn.Module, images_NHWC: Array) -> Array:
 def _answers(server: torch.nn.Module, h_BCHW: torch.Tensor) -> Array:
     import torch
 
-    answers_B: Array = torch.cat([server(batch).argmax(dim=1) for batch in h_BCHW.split(BATCH)]).numpy()
+    answers_B: Array = torch.cat([server(batch).argmax(dim=1) for batch in torch.split(h_BCHW, BATCH)]).numpy()
     return answers_B

@@ -59,7 +59,7 @@ class IdleActor(TakesTurns):
         self.state = Snapshot({**self.state.units, **picked(takes, averages)})
 
     def restore(
-        self, number: int, snapshot: Sealed[Snapshot] | None, takes: Takes, *averages: Sealed[ModelState]
+        self, number: int, snapshot: Sealed[Snapshot] | None, takes: Takes, *averages: Sealed[ModelState], **data: Any
     ) -> None:
         self.state = self.initial if snapshot is None else snapshot.payload
         self.load(takes, *averages)

@@ -1,0 +1,130 @@
+"""What a device needs for training steps, measured, and the profile that explains it best.
+
+The steps are those of a run: `Client.train` and `Server.train` on synthetic images, with everything that belongs to
+them (augmentation, codec, optimiser), one torch thread each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from hsee_ray.config import Config
+from hsee_ray.cost import CostTable
+from hsee_ray.counter import Work
+from hsee_ray.errors import RunError
+from hsee_ray.process import keep_freed_memory
+from hsee_ray.setup import build_client, build_server, mapped_client_data, prepare_run
+
+BATCHES = 2
+"""Of a client in a measurement."""
+LEAST_S_PER_GFLOP = 1e-6
+"""No core does a PFLOP/s: below it, arithmetic has explained nothing."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One kind of step: what it needs, and how long it took."""
+
+    name: str
+    work: Work
+    seconds: float
+    """The median over repetitions."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Figures of a device profile, and how well they explain what was measured."""
+
+    compute_gflops: float
+    memory_gib_s: float | None
+    """None where the memory's bandwidth explains nothing."""
+    operator_us: float
+    fitted_s: tuple[float, ...]
+    """In the order of the measurements."""
+    errors: tuple[float, ...]
+    """fitted / measured - 1, of each."""
+
+    @property
+    def median_error(self) -> float:
+        return median(map(abs, self.errors))
+
+
+def time_steps(config: Config, repetitions: int) -> list[Timed]:
+    """Times a step of both sides for every cut and batch size of a configuration of synthetic images.
+
+    They take turns; the first repetition is a warm-up. Raises ConfigError as `prepare_run` does.
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    setup = prepare_run(config)
+    costs = CostTable(config, setup.files.image_shape, setup.n_classes)
+    specs = {(spec.cut, spec.batch_size): spec for spec in setup.fleet.clients}.values()
+    cpu = torch.device("cpu")
+    clients = {s.number: build_client(setup, s.number, mapped_client_data(setup, s.number), cpu) for s in specs}
+    servers = {s.number: build_server(setup, [s.number], cpu) for s in specs if s.has_server}
+    seconds: dict[tuple[int, str], list[float]] = {}
+    for repetition in range(repetitions + 1):
+        for spec in specs:
+            begin = time.perf_counter()
+            packet, _ = clients[spec.number].train(repetition + 1, 0, BATCHES)
+            middle = time.perf_counter()
+            seconds.setdefault((spec.number, "client"), []).append((middle - begin) / BATCHES)
+            if spec.has_server:
+                servers[spec.number].train(spec.number, repetition + 1, packet)
+                seconds.setdefault((spec.number, "server"), []).append((time.perf_counter() - middle) / BATCHES)
+    timed: list[Timed] = []
+    for spec in specs:
+        where = f"{config.model.name} of width {config.model.width}, cut {spec.cut_name}, batch {spec.batch_size}"
+        sides = {"client": costs.client(spec.cut, spec.batch_size)}
+        if spec.has_server:
+            sides["server"] = costs.server(spec.cut, spec.batch_size)
+        for side, cost in sides.items():
+            timed.append(Timed(f"{side}, {where}", cost.train, median(seconds[spec.number, side][1:])))
+    return timed
+
+
+def combined(runs: Sequence[Sequence[Timed]]) -> list[Timed]:
+    """Means over processes that measured the same steps side by side."""
+    return [
+        Timed(of_all[0].name, of_all[0].work, sum(each.seconds for each in of_all) / len(of_all))
+        for of_all in zip(*runs, strict=True)
+    ]
+
+
+def fit(timed: Sequence[Timed]) -> Fit:
+    """Non-negative least squares over relative errors, of the formula of `hsee_ray.devices.seconds`.
+
+    Raises RunError when arithmetic explains nothing of what was measured.
+    """
+    work = [(2e-9 * t.work.multiply_adds, t.work.traffic_bytes / 2**30, 1e-6 * t.work.operators) for t in timed]
+    needs, measured = np.array(work), np.array([t.seconds for t in timed])
+    (per_gflop, per_gib, operator_us), _ = nnls(needs / measured[:, None], np.ones(len(timed)))
+    if per_gflop < LEAST_S_PER_GFLOP:
+        raise RunError("the steps took no longer with more arithmetic: measure again on a quieter machine")
+    fitted = needs @ np.array([per_gflop, per_gib, operator_us])
+    return Fit(
+        compute_gflops=float(1 / per_gflop),
+        memory_gib_s=float(1 / per_gib) if per_gib > 0 else None,
+        operator_us=float(operator_us),
+        fitted_s=tuple(map(float, fitted)),
+        errors=tuple(map(float, fitted / measured - 1)),
+    )
+
+
+def link(seconds_by_bytes: Mapping[int, float]) -> tuple[float, float]:
+    """Latency in s, and bytes per second, of messages of two sizes that took so long.
+
+    Raises RunError when the larger one was as quick.
+    """
+    (small, small_s), (large, large_s) = sorted(seconds_by_bytes.items())
+    if large_s <= small_s:
+        raise RunError("a large message was as quick as a small one: measure again on a quieter machine")
+    bytes_s = (large - small) / (large_s - small_s)
+    return max(0.0, small_s - small / bytes_s), bytes_s

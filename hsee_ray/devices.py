@@ -102,18 +102,20 @@ def _parse(text: str, where: str) -> dict[str, DeviceProfile]:
 
 
 def _profile(figures: dict[Any, Any], where: str) -> DeviceProfile:
+    known = DeviceProfile.model_fields
+    for field, value in figures.items():
+        if isinstance(value, bool):
+            raise ConfigError(f"{where}: {field} is {value}: YAML reads yes, no, on and off so; write a number")
     try:
         return DeviceProfile.model_validate(figures)
     except ValidationError as error:
         first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    known = DeviceProfile.model_fields
     if first["type"] == "missing":
-        text = f"is missing; {known[field].description or 'give it'}"
+        text = f"is missing; every profile has {', '.join(name for name in known if known[name].is_required())}"
     elif first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(field, known, n=1)
         text = f"is no figure of a device{f'; did you mean {near[0]}?' if near else ''} (there are {', '.join(known)})"
     else:
-        expected = first["msg"].replace("Input should be", "should be")
-        text = f"is {first['input']!r}: {expected}; correct it there"
-    raise ConfigError(f"{where}: {field} {text}")
+        text = f"is {first['input']!r}: {first['msg'].replace('Input should be', 'it should be')}"
+    raise ConfigError(f"{where}: {field} {text} (docs/devices.md)")

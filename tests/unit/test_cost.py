@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
@@ -25,6 +25,15 @@ from hsee_ray.wire import encode
 
 SHAPE = (32, 32, 3)
 CLASSES = 10
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for one another take minutes where other processes have the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def config_of(name: str, width: int, optimizer: str = "sgd") -> Config:
@@ -86,7 +95,7 @@ def measured_peak_bytes(config: Config, cut: int, batch_size: int, side: str) ->
 CASES = [
     *[("resnet18", width, optimizer, cut, batch_size)
       for width, optimizer in ((8, "sgd"), (8, "adamw"), (16, "sgd"), (16, "adamw"))
-      for cut, batch_size in ((1, 32), (3, 8), (5, 32), (8, 4), (9, 64))],
+      for cut, batch_size in ((1, 32), (3, 8), (8, 4), (9, 64))],
     ("mobilenet_v2", 16, "sgd", 6, 16),
     ("vgg11_bn", 16, "adamw", 4, 8),
 ]  # fmt: skip

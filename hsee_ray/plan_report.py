@@ -13,7 +13,7 @@ from hsee_ray.prediction import ClientCost
 
 Resource = Literal["compute", "upload", "server"]
 RESOURCES: tuple[Resource, ...] = ("compute", "upload", "server")
-WORDS = {"seconds": "slower by {}", "joules": "{} more joules", "sent_bytes": "{} more bytes"}
+WORDS = {"seconds": "slower by {}", "joules": "more joules by {}", "sent_bytes": "more bytes by {}"}
 COMPARED: Mapping[Objective, tuple[str, ...]] = {
     "time": ("seconds", "joules", "sent_bytes"),
     "energy": ("joules", "sent_bytes"),
@@ -199,10 +199,11 @@ def _reason(
     other, best = planner.figures(there), planner.figures(cuts)
     if not meets(other.seconds, limit_s):
         return f"round of {other.seconds:.4g} s, above {limit_s:g} s"
-    for name in COMPARED[objective]:
+    for place, name in enumerate(COMPARED[objective]):
         more, less = getattr(other, name), getattr(best, name)
         if rounded(more) > rounded(less):
-            return WORDS[name].format(_percent_more(more, less))
+            words = WORDS[name].format(_percent_more(more, less))
+            return f"no better, and {words}" if place else words
     return "no better, and more on the device"
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hsee_ray.cost import CostTable
     from hsee_ray.plan_report import Plan, TierPlan
     from hsee_ray.plan_search import Figures
-    from hsee_ray.savings import Figure, TierSavings
+    from hsee_ray.savings import TierSavings
 
 CODECS: tuple[Codec, ...] = get_args(Codec)
 SHOWN_CODECS = {"none": "float32"}
@@ -206,28 +206,40 @@ def render_savings(found: Sequence[TierSavings]) -> str:
     rows: Rows = [["tier", "way", *(FIGURES[name] for name in names), "remark"]]
     for tier in found:
         for way, each in tier.ways.items():
-            cells = [f"{each.figures[name].value:,.{2 if name == 'money' else 0}f}" for name in names]
+            cells = [_number(each.figures[name].value) for name in names]
             rows.append([tier.tier, WAY_NAMES[way], *cells, each.obstacle or ""])
         for way in ("cloud", "device"):
             shares = [tier.saved(name, way) for name in names]
             rows.append([tier.tier, f"  saved against {way}", *map(_saved, shares), ""])
-    formulas = [
-        f"{tier.tier}, {WAY_NAMES[way]}, {FIGURES[name]} = {each.figures[name].formula}{_inputs(each.figures[name])}"
-        for tier in found
-        for way, each in tier.ways.items()
-        for name in names
-    ]
-    return "\n".join(
-        [align(rows), "", "per million inferences, one image at a time; below 0 %: it costs more", "", *formulas]
+    legend = (
+        "per million inferences, one image at a time; saved: of the other way's figure, or how many times as much the "
+        "split takes"
     )
+    return "\n".join([align(rows), legend, "", *_formulas(found, names)])
 
 
-def _inputs(figure: Figure) -> str:
-    if not figure.inputs:
-        return ""
-    shown = ", ".join(f"{name} {value:.6g}" for name, value in figure.inputs.items())
-    return f"  [{shown}] = {figure.value:.6g}"
+def _formulas(found: Sequence[TierSavings], names: Sequence[str]) -> list[str]:
+    """Each formula once, with every tier's inputs below it; overall is the mean of the lines above."""
+    lines: list[str] = []
+    for way in found[0].ways:
+        for name in names:
+            *figures, overall = (tier.ways[way].figures[name] for tier in found)
+            lines.append(f"{WAY_NAMES[way]}: {FIGURES[name]} = {figures[0].formula}")
+            if not figures[0].inputs:
+                continue
+            for tier, figure in zip(found, figures, strict=False):
+                inputs = ", ".join(f"{name} {value:.6g}" for name, value in figure.inputs.items())
+                lines.append(f"    {tier.tier}: {inputs} -> {figure.value:.6g}")
+            lines.append(f"    overall: {overall.formula} -> {overall.value:.6g}")
+    return lines
+
+
+def _number(value: float) -> str:
+    """Whole, but for what is below 1,000: that has three digits."""
+    return f"{value:,.0f}" if value >= 1000 or value == 0 else f"{value:.3g}"
 
 
 def _saved(share: float | None) -> str:
-    return NONE if share is None else f"{100 * share:,.1f}%"
+    if share is None:
+        return NONE
+    return f"{100 * share:.1f}%" if share >= -1 else f"{1 - share:,.1f} times"

@@ -29,6 +29,8 @@ actor to actor are timed too, for runs on this machine (simulation.one_machine).
 WIDTHS = (8, 16, 32)
 MESSAGES_KIB = (1024, 16384)
 MESSAGE_CLIENTS = 6
+ROUGH = 0.1
+"""Median error above which a profile should be measured on the network that it is for."""
 LIMIT_S = 3600.0
 """For the steps of one network."""
 ASSUMED = {"uplink_mbit_s": 100.0, "downlink_mbit_s": 100.0, "latency_ms": 5.0, "active_w": 10.0, "radio_w": 1.0}
@@ -80,11 +82,7 @@ def _configs(options: argparse.Namespace, cache: Path) -> list[Config]:
     if options.config is not None:
         given = [load_config(options.config, options.set)]
     else:
-        tiers = [
-            {"name": f"{cut}-{batch}", "clients": 1, "cut": cut, "batch_size": batch}
-            for cut in ("layer1", "layer2", "layer3")
-            for batch in (32, 64)
-        ]
+        tiers = [{"name": cut, "clients": 1, "cut": cut, "batch_size": 64} for cut in ("layer1", "layer2", "layer3")]
         data = {"name": "synthetic", "image_size": 32, "augment": True}
         given = [
             load_config({"model": {"width": width}, "tiers": tiers, "data": data}, options.set) for width in WIDTHS
@@ -93,7 +91,7 @@ def _configs(options: argparse.Namespace, cache: Path) -> list[Config]:
 
 
 def _on_synthetic(config: Config, cache: Path) -> Config:
-    """A client for each tier, and for each cut where it is `auto`: its network and its batches of made-up images."""
+    """A client for each cut (all cuts, where it is `auto`), at its batch size and at half of it; made-up images."""
     from hsee_ray.backbones import build_backbone
     from hsee_ray.data.sizes import image_sizes
     from hsee_ray.profiling import BATCHES
@@ -104,8 +102,9 @@ def _on_synthetic(config: Config, cache: Path) -> Config:
     for tier in config.tiers:
         batch = tier.batch_size or config.training.batch_size
         for cut in range(1, len(units)) if tier.cut == "auto" else [tier.cut]:
-            own = {"cut": cut, "batch_size": batch, "codec": tier.codec}
-            tiers.append({"name": f"{tier.name}-{cut}", "clients": 1, **own})
+            for size in {batch, max(2, batch // 2)}:
+                own = {"cut": cut, "batch_size": size, "codec": tier.codec}
+                tiers.append({"name": f"{tier.name}-{cut}-{size}", "clients": 1, **own})
     images = BATCHES * max(tier["batch_size"] for tier in tiers) * len(tiers)
     data = {
         "name": "synthetic",
@@ -221,7 +220,9 @@ def _table(timed: Sequence[Timed], found: Fit) -> str:
     for step, fitted_s, error in zip(timed, found.fitted_s, found.errors, strict=True):
         rows.append([step.name, f"{1000 * step.seconds:.1f}", f"{1000 * fitted_s:.1f}", f"{100 * error:+.0f}%"])
     largest = max(map(abs, found.errors))
-    return f"{align(rows)}\nerror of the fit: median {100 * found.median_error:.0f} %, largest {100 * largest:.0f} %"
+    hint = "; give --config for the network that you plan with" if found.median_error > ROUGH else ""
+    shown = f"error of the fit: median {100 * found.median_error:.0f} %, largest {100 * largest:.0f} %{hint}"
+    return f"{align(rows)}\n{shown}"
 
 
 def _figures(profile: DeviceProfile) -> str:

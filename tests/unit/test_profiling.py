@@ -51,9 +51,11 @@ def test_memory_that_explains_nothing_is_left_out() -> None:
     assert found.compute_gflops == pytest.approx(2)
 
 
-def test_times_without_arithmetic_are_refused() -> None:
-    with pytest.raises(RunError, match="no longer with more arithmetic"):
-        fit([Timed(str(n), work, work.operators * 1e-6) for n, work in enumerate(WORKS)])
+def test_arithmetic_has_its_share_where_all_terms_grow_alike() -> None:
+    alike = [Work(n * 10**6, n * 2**20, n * 10) for n in (1, 2, 3)]
+    found = fit([Timed(str(work), work, work.traffic_bytes / 2**30) for work in alike])
+    assert found.median_error == pytest.approx(0, abs=1e-6)
+    assert 0 < found.compute_gflops < 1e6
 
 
 def test_side_by_side() -> None:

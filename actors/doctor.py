@@ -31,7 +31,7 @@ from hsee_ray.data.sizes import even_samples
 from hsee_ray.errors import ResourceError, UserError
 from hsee_ray.fleet import ClientSpec, Fleet, build_fleet
 from hsee_ray.home import RunHome, run_place
-from hsee_ray.planning import pick_cuts
+from hsee_ray.planning.planner import pick_cuts
 from hsee_ray.schedule import evaluation_window, window_batches
 from hsee_ray.setup import Setup
 from hsee_ray.storage import Storage, is_uri

@@ -19,15 +19,15 @@ from actors.recovery import Event, Recovery, StateLost
 from actors.rounds import Rounds
 from actors.whereabouts import spilled_bytes
 from hsee_ray.checkpoint import Manifest, Progress, newest_checkpoint, remove_newer
-from hsee_ray.clock import clock_of
 from hsee_ray.errors import Interrupted, RunError, TakenOverError
 from hsee_ray.home import RunHome
 from hsee_ray.record import Record
 from hsee_ray.reports import RoundReport
 from hsee_ray.run import MODELS_DIR, SUMMARY_FILE
 from hsee_ray.setup import Setup
+from hsee_ray.simulation.clock import clock_of
+from hsee_ray.simulation.timeline import TIMELINE_FILE, Timeline
 from hsee_ray.summary import DataSummary, build_summary, write_summary
-from hsee_ray.timeline import TIMELINE_FILE, Timeline
 from hsee_ray.weights import weights_sha256
 
 CHECKPOINTS_DIR = "checkpoints"

@@ -18,7 +18,7 @@ from hsee_ray.reports import EvaluationReport, RoundReport
 from hsee_ray.storage import write_whole
 
 if TYPE_CHECKING:
-    from hsee_ray.prediction import RoundCost
+    from hsee_ray.simulation.prediction import RoundCost
 
 SCHEMA = pa.schema(
     [

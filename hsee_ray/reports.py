@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hsee_ray.prediction import RoundCost
+    from hsee_ray.simulation.prediction import RoundCost
 
 CONFIDENCE_BINS = 20
 """Bins of the confidence histogram, equal in width over [0, 1]."""

@@ -15,7 +15,7 @@ from jobs.outcome import exit_code
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
 if TYPE_CHECKING:
     from hsee_ray.config import Config
-    from hsee_ray.plan_report import Plan
+    from hsee_ray.planning.report import Plan
 
 DESCRIPTION = """\
 Plan before you deploy. The devices are profiles by name: tiers.N.device and simulation.server in the config.
@@ -91,7 +91,7 @@ def _table(options: argparse.Namespace) -> Mapping[str, Any]:
     shape, n_classes = image_sizes(config.data)
 
     from hsee_ray.cost import CostTable
-    from hsee_ray.planning_tables import cost_rows, render_costs
+    from hsee_ray.planning.tables import cost_rows, render_costs
 
     batch_size = config.training.batch_size
     rows = cost_rows(CostTable(config, shape, n_classes), shape, batch_size)
@@ -106,7 +106,7 @@ def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
     from hsee_ray.data.sizes import image_sizes, local_samples
     from hsee_ray.devices import load_profiles
     from hsee_ray.errors import ConfigError
-    from hsee_ray.planning import Planner, check_devices
+    from hsee_ray.planning.planner import Planner, check_devices
 
     config = load_config(options.config, options.set)
     profiles = load_profiles(config.simulation.profiles)
@@ -117,14 +117,14 @@ def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
     samples = local_samples(config, options.samples)
 
     from hsee_ray.cost import CostTable
-    from hsee_ray.plan_report import make_plan
-    from hsee_ray.planning_tables import render_plan
+    from hsee_ray.planning.report import make_plan
+    from hsee_ray.planning.tables import render_plan
 
     planner = Planner(config, CostTable(config, shape, n_classes), profiles, samples.counts)
     plan = make_plan(planner, options.objective or "time", options.round_time_s)
     print(f"{options.config}: {config.training.strategy}, {samples.origin}\n\n{render_plan(plan)}")
     if options.png is not None:
-        from hsee_ray.plan_plots import draw_plan
+        from hsee_ray.planning.plots import draw_plan
 
         draw_plan(plan).savefig(options.png, format="png")
         print(f"\n{options.png}: seconds per cut and tier")
@@ -140,7 +140,7 @@ def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
 def _write_config(path: Path, config: Config, plan: Plan) -> None:
     """The configuration with the plan's cuts, which nothing else is changed in."""
     from hsee_ray.config_files import dump_config
-    from hsee_ray.planning import with_cuts
+    from hsee_ray.planning.planner import with_cuts
 
     planned = with_cuts(config, [tier.cuts[tier.cut - 1].name for tier in plan.tiers])
     with path.open("x", encoding="utf-8") as file:
@@ -151,14 +151,14 @@ def _write_config(path: Path, config: Config, plan: Plan) -> None:
 def _savings(options: argparse.Namespace) -> Mapping[str, Any]:
     from dataclasses import asdict
 
+    from hsee_ray.planning.savings import INFERENCES, Prices, savings, savings_values
     from hsee_ray.run import load_run
-    from hsee_ray.savings import INFERENCES, Prices, savings, savings_values
 
     run = load_run(options.run)
     prices = Prices(options.price_per_kwh, options.price_per_gib, options.price_per_server_hour)
 
-    from hsee_ray.planning_tables import render_savings
-    from hsee_ray.run_savings import accuracy_rows, savings_inputs, with_devices
+    from hsee_ray.planning.run_savings import accuracy_rows, savings_inputs, with_devices
+    from hsee_ray.planning.tables import render_savings
     from hsee_ray.tables import align
 
     split = options.split or "test"
@@ -180,7 +180,7 @@ def _actual(options: argparse.Namespace) -> Mapping[str, Any]:
 
     run = load_run(options.run)
 
-    from hsee_ray.run_savings import compare_with_actual, with_devices
+    from hsee_ray.planning.run_savings import compare_with_actual, with_devices
 
     found = compare_with_actual(run, with_devices(run, options.set), options.profile)
     print(

@@ -13,12 +13,12 @@ import yaml
 from actors.driver import resume, run
 from actors.interrupt import StopRequest
 from actors.session import Listener
-from hsee_ray.clock import clock_of
 from hsee_ray.config_files import load_config
 from hsee_ray.errors import Interrupted
 from hsee_ray.reference import Reference
 from hsee_ray.reports import RoundReport
 from hsee_ray.setup import prepare_run
+from hsee_ray.simulation.clock import clock_of
 from hsee_ray.summary import SimulatedTotals
 
 BOARD = {

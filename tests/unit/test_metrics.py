@@ -12,8 +12,8 @@ from hsee_ray.config_files import load_config
 from hsee_ray.errors import DataError
 from hsee_ray.fleet import Fleet, build_fleet
 from hsee_ray.metrics import SCHEMA, MetricRow, metric_rows, metrics_table, read_metrics, write_table
-from hsee_ray.prediction import ClientCost, RoundCost
 from hsee_ray.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
+from hsee_ray.simulation.prediction import ClientCost, RoundCost
 
 TAUS = (0.2, 0.8)
 

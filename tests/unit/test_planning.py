@@ -15,11 +15,11 @@ from hsee_ray.cost import Memory, SideCost, UnitCost, Work
 from hsee_ray.devices import DeviceProfile
 from hsee_ray.errors import ConfigError
 from hsee_ray.fleet import build_fleet
-from hsee_ray.plan_report import make_plan
-from hsee_ray.plan_search import OBJECTIVES, Figures, meets, plan_key
-from hsee_ray.planning import MIB, Planner, check_devices, with_cuts
-from hsee_ray.prediction import predict_round
+from hsee_ray.planning.planner import MIB, Planner, check_devices, with_cuts
+from hsee_ray.planning.report import make_plan
+from hsee_ray.planning.search import OBJECTIVES, Figures, meets, plan_key
 from hsee_ray.schedule import aggregates_after
+from hsee_ray.simulation.prediction import predict_round
 
 FLEETS = 60
 """Some of which nothing fits; of 50 and more there is a plan."""
@@ -308,7 +308,7 @@ def test_a_plan_needs_devices_and_something_to_cut() -> None:
 
 
 def test_the_picture_has_a_panel_for_every_tier(tmp_path: Path) -> None:
-    from hsee_ray.plan_plots import draw_plan
+    from hsee_ray.planning.plots import draw_plan
 
     figure = draw_plan(make_plan(small_planner(memory_mib=0.1), "time"))
     assert [axes.get_title() for axes in figure.axes] == ["fast: 1 x fast", "slow: 2 x slow"]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from hsee_ray.clock import Clock, dropouts
 from hsee_ray.config import Config
 from hsee_ray.errors import ConfigError
-from hsee_ray.prediction import ClientCost, Predictor, RoundCost, predict_round
 from hsee_ray.reports import EvaluationReport, RoundReport, TrainReport
+from hsee_ray.simulation.clock import Clock, dropouts
+from hsee_ray.simulation.prediction import ClientCost, Predictor, RoundCost, predict_round
 from tests.fake_costs import PROFILES, FakeCosts, config_of, device, fleet_of
 
 COSTS: Any = FakeCosts()

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from hsee_ray.errors import ConfigError
-from hsee_ray.savings import WAYS, Prices, TierInputs, TierSavings, savings
+from hsee_ray.planning.savings import WAYS, Prices, TierInputs, TierSavings, savings
 
 SENSOR = TierInputs(
     tier="sensor",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hsee_ray.simulation import (
+from hsee_ray.simulation.events import (
     Batch,
     ClientLoad,
     Kind,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsee_ray.bounds import lower_bound_s, server_bound_s
-from hsee_ray.links import Transfer, transfer_ends
-from hsee_ray.simulation import Batch, ClientLoad, OneMachine, RoundTiming, Rules, ServerSite, simulate_round
+from hsee_ray.simulation.bounds import lower_bound_s, server_bound_s
+from hsee_ray.simulation.events import Batch, ClientLoad, OneMachine, RoundTiming, Rules, ServerSite, simulate_round
+from hsee_ray.simulation.links import Transfer, transfer_ends
 
 SLACK = 1 + 1e-9
 """For what rounding may do."""

@@ -11,8 +11,8 @@ import pytest
 
 from hsee_ray.config_files import load_config
 from hsee_ray.fleet import build_fleet
-from hsee_ray.prediction import ClientCost, RoundCost
 from hsee_ray.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
+from hsee_ray.simulation.prediction import ClientCost, RoundCost
 from hsee_ray.summary import DataSummary, RunTotals, build_summary, environment, write_summary
 from hsee_ray.tables import render_summary
 

@@ -14,8 +14,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from hsee_ray.config import Config
 from hsee_ray.config_files import load_config
 from hsee_ray.fleet import build_fleet
-from hsee_ray.prediction import ClientCost, RoundCost
 from hsee_ray.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
+from hsee_ray.simulation.prediction import ClientCost, RoundCost
 from hsee_ray.summary import SimulatedTotals
 from hsee_ray.tensorboard import MOST_LABELS, RunBoard, hyperparameters, save_class_counts
 

@@ -10,9 +10,9 @@ import pytest
 
 from hsee_ray.config_files import load_config
 from hsee_ray.fleet import build_fleet
-from hsee_ray.prediction import RoundCost
-from hsee_ray.simulation import Span
-from hsee_ray.timeline import Timeline
+from hsee_ray.simulation.events import Span
+from hsee_ray.simulation.prediction import RoundCost
+from hsee_ray.simulation.timeline import Timeline
 
 TIERS = [{"name": "sensor", "clients": 2, "cut": "stem"}]
 FLEET = build_fleet(load_config({"tiers": TIERS}), ["stem", "head"])

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from hsee_ray.fleet import Fleet
-from hsee_ray.prediction import RoundCost
-from hsee_ray.simulation import Span
+from hsee_ray.simulation.events import Span
+from hsee_ray.simulation.prediction import RoundCost
 from hsee_ray.storage import write_whole
 
 TIMELINE_FILE = "timeline.json"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from hsee_ray.codecs import Codec
 from hsee_ray.config import Config
-from hsee_ray.planning import size_text
+from hsee_ray.planning.planner import size_text
 from hsee_ray.tables import NONE, Rows, align
 
 if TYPE_CHECKING:
     from hsee_ray.cost import CostTable
-    from hsee_ray.plan_report import Plan, TierPlan
-    from hsee_ray.plan_search import Figures
-    from hsee_ray.savings import TierSavings
+    from hsee_ray.planning.report import Plan, TierPlan
+    from hsee_ray.planning.savings import TierSavings
+    from hsee_ray.planning.search import Figures
 
 CODECS: tuple[Codec, ...] = get_args(Codec)
 SHOWN_CODECS = {"none": "float32"}

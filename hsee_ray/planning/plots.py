@@ -12,7 +12,7 @@ from hsee_ray.plots import CLIENT, COLUMNS, RIGHT, SERVER, WRONG
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hsee_ray.plan_report import Plan, TierPlan
+    from hsee_ray.planning.report import Plan, TierPlan
 
 PARTS = (("compute_s", "compute", CLIENT), ("upload_s", "upload", SERVER), ("server_s", "server", RIGHT))
 """Parts of a client's round, which overlap: they stand side by side, not on top of each other."""

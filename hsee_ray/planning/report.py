@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from hsee_ray.plan_search import Figures, Objective, meets, rounded
-from hsee_ray.planning import CutOption, Planner, size_text
-from hsee_ray.prediction import ClientCost
+from hsee_ray.planning.planner import CutOption, Planner, size_text
+from hsee_ray.planning.search import Figures, Objective, meets, rounded
+from hsee_ray.simulation.prediction import ClientCost
 
 Resource = Literal["compute", "upload", "server"]
 RESOURCES: tuple[Resource, ...] = ("compute", "upload", "server")

@@ -14,9 +14,9 @@ from hsee_ray.config import Config
 from hsee_ray.devices import DeviceProfile, load_profiles
 from hsee_ray.fleet import Fleet
 from hsee_ray.keys import generator
-from hsee_ray.prediction import Happening, Predictor, RoundCost
 from hsee_ray.reports import RoundReport
 from hsee_ray.schedule import aggregates_after, queue_order
+from hsee_ray.simulation.prediction import Happening, Predictor, RoundCost
 
 if TYPE_CHECKING:
     from hsee_ray.cost import CostTable

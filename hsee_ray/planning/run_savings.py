@@ -13,9 +13,9 @@ from hsee_ray.cost import CostTable
 from hsee_ray.devices import load_profiles, profile_of, seconds
 from hsee_ray.errors import ConfigError, UserError
 from hsee_ray.evaluation import Evaluation, read_evaluation
-from hsee_ray.planning import Planner, check_devices
+from hsee_ray.planning.planner import Planner, check_devices
+from hsee_ray.planning.savings import TierInputs
 from hsee_ray.run import CONFIG_FILE, Run
-from hsee_ray.savings import TierInputs
 
 BYTES_S_PER_MBIT_S = 1e6 / 8
 FLOAT_BYTES = 4

@@ -12,7 +12,7 @@ from hsee_ray.devices import DeviceProfile, load_profiles, profile_of, seconds
 from hsee_ray.fleet import EXIT, ClientSpec
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.schedule import round_batches
-from hsee_ray.simulation import Batch, ClientLoad
+from hsee_ray.simulation.events import Batch, ClientLoad
 
 if TYPE_CHECKING:
     from hsee_ray.cost import CostTable

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from hsee_ray.aggregation import Aggregation, ModelId, plan_aggregation
-from hsee_ray.bounds import lower_bound_s, server_bound_s
 from hsee_ray.config import Config
 from hsee_ray.devices import DeviceProfile
 from hsee_ray.fleet import ClientSpec, Fleet
-from hsee_ray.loads import Loads, as_sent, bytes_s, in_messages
 from hsee_ray.reports import EvaluationReport, TrainReport
 from hsee_ray.schedule import (
     aggregates_after,
@@ -26,7 +24,8 @@ from hsee_ray.schedule import (
     queue_order,
     window_batches,
 )
-from hsee_ray.simulation import (
+from hsee_ray.simulation.bounds import lower_bound_s, server_bound_s
+from hsee_ray.simulation.events import (
     ClientLoad,
     OneMachine,
     RoundTiming,
@@ -36,6 +35,7 @@ from hsee_ray.simulation import (
     core_send_s,
     simulate_round,
 )
+from hsee_ray.simulation.loads import Loads, as_sent, bytes_s, in_messages
 
 if TYPE_CHECKING:
     from hsee_ray.cost import CostTable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import inf
 
-from hsee_ray.simulation import Batch, ClientLoad, OneMachine, Rules, ServerSite, core_send_s
+from hsee_ray.simulation.events import Batch, ClientLoad, OneMachine, Rules, ServerSite, core_send_s
 
 
 def lower_bound_s(load: ClientLoad, site: ServerSite, one_machine: OneMachine | None = None) -> float:

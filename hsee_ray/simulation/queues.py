@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hsee_ray.schedule import ordered_steps
 
 if TYPE_CHECKING:
-    from hsee_ray.simulation import ClientLoad, Rules
+    from hsee_ray.simulation.events import ClientLoad, Rules
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Which cut suits which device: every cut of every tier held against its device, and the best of their combinations.
 
-What a plan costs is what the simulation of a round says (hsee_ray.prediction): a round in which everybody takes part
-and nobody is away, with an aggregation where the strategy has one, without an evaluation. Seconds are those of the
-round; joules are those of all clients' devices; bytes are what all clients send and receive.
+What a plan costs is what the simulation of a round says (hsee_ray.simulation.prediction): a round in which everybody
+takes part and nobody is away, with an aggregation where the strategy has one, without an evaluation. Seconds are those
+of the round; joules are those of all clients' devices; bytes are what all clients send and receive.
 
 A plan never has a tier whose device cannot hold its part in training, nor models that the server cannot hold. It has
 cuts 1 to L - 1: at cut L there is no exit and no server, which is another method, for a user to choose.
@@ -14,16 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hsee_ray.bounds import lower_bound_s, server_bound_s
 from hsee_ray.config import Config
 from hsee_ray.cost import CostTable, Memory
 from hsee_ray.devices import DeviceProfile, load_profiles, profile_of
 from hsee_ray.errors import ConfigError
 from hsee_ray.fleet import AUTO, ClientSpec, Fleet, build_fleet, resolve_cut
-from hsee_ray.plan_search import Figures, Objective, Option, search
-from hsee_ray.prediction import Predictor, RoundCost
+from hsee_ray.planning.search import Figures, Objective, Option, search
 from hsee_ray.schedule import aggregates_after
-from hsee_ray.simulation import ClientLoad, Rules
+from hsee_ray.simulation.bounds import lower_bound_s, server_bound_s
+from hsee_ray.simulation.events import ClientLoad, Rules
+from hsee_ray.simulation.prediction import Predictor, RoundCost
 
 MIB = 2**20
 
@@ -210,7 +210,7 @@ class Planner:
         """Seconds that no round is below in which these tiers are cut so: of training, and of the exchange after it.
 
         A client waits for nobody when it is alone, so it is never faster with others; what all send passes one link,
-        and what all servers compute their cores, or one machine's, and others only add to it (hsee_ray.bounds).
+        and what all servers compute their cores, or one machine's, and others only add to it (simulation.bounds).
         """
         specs = [spec for option in chosen for spec in option.specs]
         samples = [n for option in chosen for n in option.samples]

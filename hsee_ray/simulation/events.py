@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, NamedTuple
 
-from hsee_ray.links import Link, Transfer, transfer_ends
-from hsee_ray.queues import Cores, ParallelServer, SerialServer, queue
+from hsee_ray.simulation.links import Link, Transfer, transfer_ends
+from hsee_ray.simulation.queues import Cores, ParallelServer, SerialServer, queue
 
 Kind = Literal["away", "fetch", "compute", "upload", "server", "exchange"]
 

@@ -19,8 +19,9 @@ from hsee_ray.config import Config
 from hsee_ray.cost import CostTable
 from hsee_ray.counter import Work
 from hsee_ray.errors import RunError
+from hsee_ray.fleet import ClientSpec
 from hsee_ray.process import keep_freed_memory
-from hsee_ray.setup import build_client, build_server, mapped_client_data, prepare_run
+from hsee_ray.setup import Setup, build_client, build_server, mapped_client_data, prepare_run
 
 BATCHES = 2
 """Of a client in a measurement."""
@@ -56,38 +57,58 @@ class Fit:
         return median(map(abs, self.errors))
 
 
-def time_steps(config: Config, repetitions: int) -> list[Timed]:
-    """Times a step of both sides for every cut and batch size of a configuration of synthetic images.
+def time_steps(configs: Sequence[Config], repetitions: int) -> list[Timed]:
+    """Times a step of both sides for every cut and batch size of configurations of synthetic images.
 
-    They take turns; the first repetition is a warm-up. Raises ConfigError as `prepare_run` does.
+    All take turns, so that a disturbance meets each of them; the first repetition is a warm-up. Seconds are those of
+    this process on its core: a process beside it that wants the core too does not count. Raises ConfigError as
+    `prepare_run` does.
     """
     torch.set_num_threads(1)
     keep_freed_memory()
+    steps = [step for config in configs for step in _steps(config)]
+    for repetition in range(repetitions + 1):
+        for step in steps:
+            step.repeat(repetition + 1)
+    return [timed for step in steps for timed in step.timed()]
+
+
+class _Step:
+    """A client and its server, who train the same two batches again and again."""
+
+    def __init__(self, setup: Setup, spec: ClientSpec, costs: CostTable) -> None:
+        cpu = torch.device("cpu")
+        model = setup.config.model
+        self.where = f"{model.name} of width {model.width}, cut {spec.cut_name}, batch {spec.batch_size}"
+        self.spec = spec
+        self.client = build_client(setup, spec.number, mapped_client_data(setup, spec.number), cpu)
+        self.server = build_server(setup, [spec.number], cpu) if spec.has_server else None
+        self.work = {"client": costs.client(spec.cut, spec.batch_size).train}
+        if spec.has_server:
+            self.work["server"] = costs.server(spec.cut, spec.batch_size).train
+        self.seconds: dict[str, list[float]] = {side: [] for side in self.work}
+
+    def repeat(self, round_number: int) -> None:
+        begin = time.process_time()
+        packet, _ = self.client.train(round_number, 0, BATCHES)
+        self.seconds["client"].append((time.process_time() - begin) / BATCHES)
+        if self.server is not None:
+            begin = time.process_time()
+            self.server.train(self.spec.number, round_number, packet)
+            self.seconds["server"].append((time.process_time() - begin) / BATCHES)
+
+    def timed(self) -> list[Timed]:
+        return [
+            Timed(f"{side}, {self.where}", work, median(self.seconds[side][1:])) for side, work in self.work.items()
+        ]
+
+
+def _steps(config: Config) -> list[_Step]:
+    """One for each cut and batch size."""
     setup = prepare_run(config)
     costs = CostTable(config, setup.files.image_shape, setup.n_classes)
     specs = {(spec.cut, spec.batch_size): spec for spec in setup.fleet.clients}.values()
-    cpu = torch.device("cpu")
-    clients = {s.number: build_client(setup, s.number, mapped_client_data(setup, s.number), cpu) for s in specs}
-    servers = {s.number: build_server(setup, [s.number], cpu) for s in specs if s.has_server}
-    seconds: dict[tuple[int, str], list[float]] = {}
-    for repetition in range(repetitions + 1):
-        for spec in specs:
-            begin = time.perf_counter()
-            packet, _ = clients[spec.number].train(repetition + 1, 0, BATCHES)
-            middle = time.perf_counter()
-            seconds.setdefault((spec.number, "client"), []).append((middle - begin) / BATCHES)
-            if spec.has_server:
-                servers[spec.number].train(spec.number, repetition + 1, packet)
-                seconds.setdefault((spec.number, "server"), []).append((time.perf_counter() - middle) / BATCHES)
-    timed: list[Timed] = []
-    for spec in specs:
-        where = f"{config.model.name} of width {config.model.width}, cut {spec.cut_name}, batch {spec.batch_size}"
-        sides = {"client": costs.client(spec.cut, spec.batch_size)}
-        if spec.has_server:
-            sides["server"] = costs.server(spec.cut, spec.batch_size)
-        for side, cost in sides.items():
-            timed.append(Timed(f"{side}, {where}", cost.train, median(seconds[spec.number, side][1:])))
-    return timed
+    return [_Step(setup, spec, costs) for spec in specs]
 
 
 def combined(runs: Sequence[Sequence[Timed]]) -> list[Timed]:

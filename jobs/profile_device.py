@@ -32,7 +32,7 @@ MESSAGE_CLIENTS = 6
 ROUGH = 0.1
 """Median error above which a profile should be measured on the network that it is for."""
 LIMIT_S = 3600.0
-"""For the steps of one network."""
+"""For all steps."""
 ASSUMED = {"uplink_mbit_s": 100.0, "downlink_mbit_s": 100.0, "latency_ms": 5.0, "active_w": 10.0, "radio_w": 1.0}
 """What is neither given nor measured."""
 
@@ -65,7 +65,7 @@ def _profile(options: argparse.Namespace) -> int:
     _check_given(options)
     with TemporaryDirectory() as directory:
         configs = _configs(options, Path(directory) / "cache")
-        timed = [each for config in configs for each in combined(_on_all_cores(config, options.repetitions))]
+        timed = combined(_on_all_cores(configs, options.repetitions))
     found = fit(timed)
     print(_table(timed, found))
     profile = _profile_of(found, options, _link(options))
@@ -130,7 +130,7 @@ def _on_synthetic(config: Config, cache: Path) -> Config:
     )
 
 
-def _on_all_cores(config: Config, repetitions: int) -> list[list[Timed]]:
+def _on_all_cores(configs: Sequence[Config], repetitions: int) -> list[list[Timed]]:
     """The same measurement in a process for every core, side by side, as a run keeps them busy."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -139,10 +139,11 @@ def _on_all_cores(config: Config, repetitions: int) -> list[list[Timed]]:
     from hsee_ray.process import cores
     from hsee_ray.profiling import time_steps
 
-    tell(f"{config.model.name} of width {config.model.width}: {len(config.tiers)} cuts and batch sizes")
-    prepare(config.data)  # before the processes all make the same file
+    for config in configs:
+        tell(f"{config.model.name} of width {config.model.width}: {len(config.tiers)} cuts and batch sizes")
+        prepare(config.data)  # before the processes all make the same file
     with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
-        running = [pool.submit(time_steps, config, repetitions) for _ in range(cores())]
+        running = [pool.submit(time_steps, configs, repetitions) for _ in range(cores())]
         return [each.result(timeout=LIMIT_S) for each in running]
 
 

@@ -74,7 +74,7 @@ def test_a_link_from_two_messages() -> None:
 
 def test_every_kind_of_step_is_timed_once(tmp_path: Path) -> None:
     config = load_config({**SMALL, "data": {**SMALL["data"], "cache": str(tmp_path), "train_samples": 48}})  # type: ignore[dict-item]
-    timed = time_steps(config, repetitions=1)
+    timed = time_steps([config], repetitions=1)
     assert [step.name.split(",")[0] for step in timed] == ["client", "server", "client"]
     assert all(step.seconds > 0 and step.work.multiply_adds > 0 for step in timed)
 

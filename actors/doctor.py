@@ -34,6 +34,7 @@ from hsee_ray.home import RunHome, run_place
 from hsee_ray.planning.planner import pick_cuts
 from hsee_ray.schedule import evaluation_window, window_batches
 from hsee_ray.setup import Setup
+from hsee_ray.simulation.loads import check_profiles
 from hsee_ray.storage import Storage, is_uri
 
 PATIENCE_S = 60.0
@@ -76,6 +77,7 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
     Reads no images: sizes that only they tell are guessed from the data set's name, also for the plan of cuts that are
     `auto`. Raises ConfigError for a configuration that cannot be used, ResourceError when the cluster cannot be joined.
     """
+    check_profiles(config)
     shape, classes = _image_shape(config.data), known_classes(config.data) or GUESSED.classes
     backbone = build_backbone(config.model, shape, classes, config.seed)
     n_images = known_train_images(config.data) or GUESSED.train_images
@@ -110,7 +112,7 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
         checks = [
             _authentication(),
             *node_checks(_storage_uri(config)),
-            _store_check(_expected_bytes(config, fleet, site, shapes, backbone), waits),
+            _store_check(object_store_bytes(config, fleet, site, shapes, backbone), waits),
         ]
         return Diagnosis(f"the cluster at {address}", has_text(nodes, can_add), verdicts, checks)
 
@@ -151,7 +153,7 @@ def check_nodes(setup: Setup, site: Site, home: RunHome, tell: Tell) -> None:
     asked, growth = requests(setup.config, setup.fleet, site.seating), growth_of(setup.config.cluster)
     waits = any(verdict.waits for verdict in assess(asked, living_nodes(), growth))
     backbone = build_backbone(setup.config.model, setup.files.image_shape, setup.n_classes, setup.config.seed)
-    expected = _expected_bytes(setup.config, setup.fleet, site, setup.feature_shapes, backbone)
+    expected = object_store_bytes(setup.config, setup.fleet, site, setup.feature_shapes, backbone)
     for check in [_authentication(), *node_checks(home.uri), _store_check(expected, waits)]:
         if check.finding == "bad":
             raise ResourceError(check.text)
@@ -174,7 +176,7 @@ def _store_check(expected_bytes: int, waits: bool) -> Check:
     )
 
 
-def _expected_bytes(
+def object_store_bytes(
     config: Config, fleet: Fleet, site: Site, shapes: Sequence[tuple[int, ...]], backbone: Backbone
 ) -> int:
     """What a run keeps in the object stores at most, beside images: features on their way, and states.

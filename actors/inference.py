@@ -32,7 +32,7 @@ from hsee_ray.config_files import load_config
 from hsee_ray.errors import ConfigError, DataError, RunError
 from hsee_ray.exits import Gate
 from hsee_ray.failures import History
-from hsee_ray.run import CONFIG_FILE, MODELS_DIR, Run
+from hsee_ray.run import CONFIG_FILE, MODELS_DIR, Run, without_training
 from hsee_ray.setup import Setup, prepare_run
 
 MAY_CHANGE = frozenset({"data.test_samples", "evaluation.batch_size", "exits.taus", "training.device"})
@@ -139,8 +139,7 @@ def _config_of(run: Run, overrides: Iterable[str]) -> Config:
     changed = [key for key in changed_keys(trained, wanted) if key not in MAY_CHANGE]
     if changed:
         raise ConfigError(f"--set {', '.join(changed)}: the run was trained otherwise; change only where it computes")
-    # The final models take the place of the weights that training began with: that file may be gone.
-    return config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
+    return without_training(config)
 
 
 def _check_same_data(run: Run, setup: Setup) -> None:

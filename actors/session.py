@@ -193,14 +193,15 @@ class Session:
             self.team.replace(AGGREGATOR)
             self._checkpoint(spread=False)
             self.record.write_metrics()
+            self.timeline.write()
         except (RunError, OSError, StateLost) as second:
             raise RunError(f"{error}; and no checkpoint could be written ({second})") from error
 
     def _tell_spilling(self) -> None:
-        """Says so when object stores were full: disks are slow, and a run is meant to fit."""
-        spilled = spilled_bytes() - self.spilled_bytes
+        """Says so when the cluster's object stores were full: disks are slow, and a run is meant to fit."""
+        spilled = (spilled_bytes() or 0) - (self.spilled_bytes or 0)
         if spilled > 0:
-            text = f"Ray has written {spilled >> 20:,} MiB to disk: lower pipeline.max_in_flight_mib, or add memory"
+            text = f"{spilled >> 20:,} MiB went to disk meanwhile: lower pipeline.max_in_flight_mib, or add memory"
             self.listener.happened(Event(self.progress.round_number, "end", "object store", text))
 
     def _interrupted(self) -> str:
@@ -225,7 +226,6 @@ class Session:
 
     def _finish(self) -> None:
         digest = weights_sha256(self.rounds.save(self.home.place(MODELS_DIR)))
-        self._tell_spilling()
         files = self.setup.files
         summary = build_summary(
             self.config,
@@ -242,3 +242,4 @@ class Session:
         # Last: a run directory with a summary is a finished run.
         write_summary(self.run_dir / SUMMARY_FILE, summary)
         self.home.send_all()
+        self._tell_spilling()

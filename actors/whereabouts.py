@@ -20,6 +20,9 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from actors.capacity import Node
 
+ASK_S = 5.0
+"""For what is only told, and never waited for."""
+
 
 def knock(address: str, timeout_s: float) -> None:
     """Asks whether a Ray cluster answers at HOST:PORT: joining one that does not, Ray would try for minutes.
@@ -56,9 +59,12 @@ def draining_nodes() -> dict[str, int]:
     return dict(ray._private.state.state.get_draining_nodes())
 
 
-def spilled_bytes() -> int:
-    """What the object stores of all nodes have written to disk so far, because they were full."""
-    reply = get_memory_info_reply(ray._private.state.state)  # type: ignore[no-untyped-call]
+def spilled_bytes() -> int | None:
+    """What the object stores of all nodes have written to disk so far, because they were full; None if nobody tells."""
+    try:
+        reply = get_memory_info_reply(ray._private.state.state, timeout_seconds=ASK_S)  # type: ignore[no-untyped-call]
+    except (grpc.RpcError, AssertionError):
+        return None
     return int(reply.store_stats.spilled_bytes_total)
 
 

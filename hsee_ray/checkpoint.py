@@ -245,7 +245,7 @@ def _up_to_date(config: Mapping[str, Any]) -> Mapping[str, Any]:
 _FREE = re.compile(
     r"training\.rounds|data\.(root|cache)|evaluation\.every|"
     r"(tiers\.\d+|server)\.(seats|resources(\..*)?)|(cluster|pipeline|storage|checkpoint|failures)\..*|"
-    r"simulation\.timeline_rounds"
+    r"simulation\.(profiles|timeline_rounds)"
 )
 """Keys that decide how long, how fast and where a run goes, and nothing of what it has computed."""
 

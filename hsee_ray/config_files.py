@@ -58,7 +58,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path, "give a YAML file with --config")
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no keys; see jobs/configs/reference.yaml for what a config looks like")
@@ -73,7 +73,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: write it as a.b.c=value, for instance --set training.rounds=5")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {override}: the value is not valid YAML; quote it") from None
     node: Any = values
     for depth, key in enumerate(keys):

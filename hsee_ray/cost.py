@@ -100,8 +100,8 @@ class CostTable:
         self._units = {name: copy.deepcopy(unit).to(self._device) for name, unit in backbone.units.items()}
         try:
             self.units = self._count_units()
-        except (RuntimeError, TypeError):
-            # The network looks at values, or makes tensors on the CPU.
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            # The network looks at values, or makes tensors on the CPU: a user's own may fail in any of these ways.
             self._device = torch.device("cpu")
             self._units = backbone.units
             self.units = self._count_units()

@@ -94,7 +94,7 @@ def dump_profile(name: str, profile: DeviceProfile) -> str:
 def _parse(text: str, where: str) -> dict[str, DeviceProfile]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{where}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(figures, dict) for figures in values.values()):
         raise ConfigError(f"{where}: should hold devices by name, each with its figures (docs/devices.md)")

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hsee_ray.config import Config
+from hsee_ray.config import Config, SimulationConfig
 from hsee_ray.config_files import load_config
 from hsee_ray.errors import DataError, UserError
 
@@ -201,6 +201,13 @@ def _fill(module: Network, units: Mapping[str, nn.Module], tensors: Mapping[str,
         own = f"{name}."
         unit.load_state_dict({key.removeprefix(own): t for key, t in tensors.items() if key.startswith(own)})
     return module.eval()
+
+
+def without_training(config: Config) -> Config:
+    """A run's configuration for those who only read its models: the files that training began with may be gone."""
+    model = config.model.model_copy(update={"weights": None})
+    tiers = tuple(tier.model_copy(update={"device": None}) for tier in config.tiers)
+    return config.model_copy(update={"model": model, "tiers": tiers, "simulation": SimulationConfig()})
 
 
 def load_begun(run_dir: Path, overrides: Iterable[str] = ()) -> Config:

@@ -26,6 +26,7 @@ from hsee_ray.data import (
 )
 from hsee_ray.errors import ConfigError
 from hsee_ray.fleet import AUTO, ClientSpec, Fleet, build_fleet
+from hsee_ray.planning.planner import pick_cuts
 from hsee_ray.server import Server
 from hsee_ray.simulation.loads import check_profiles
 
@@ -81,8 +82,6 @@ def prepare_run(config: Config) -> Setup:
     if config.training.strategy == "centralized":
         parts = (_union(parts),)
     elif any(tier.cut == AUTO for tier in config.tiers):
-        from hsee_ray.planning.planner import pick_cuts  # needs what builds on this module
-
         config = pick_cuts(config, files.image_shape, n_classes, [len(part.train) for part in parts])
     mean_C, std_C = channel_statistics(train.images_NHWC, np.concatenate([part.train for part in parts]))
     return Setup(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.outcome import exit_code
+from jobs.outcome import check_writable, exit_code
 
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         allowed = set(SAVING)
     else:
         allowed = {"profile"}
-    misplaced = [name for name in (*PLANNING, *SAVING, "profile") if getattr(options, name) and name not in allowed]
+    given = [name for name in (*PLANNING, *SAVING, "profile") if getattr(options, name) is not None]
+    misplaced = [name for name in given if name not in allowed]
     if options.run is not None and options.table:
         misplaced.append("table")
     if misplaced:
@@ -71,6 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: should be above 0")
+    check_writable(json=options.json, png=options.png, write=options.write)
     if options.config is not None:
         found = _table(options) if options.table else _plan(options)
     else:
@@ -220,7 +222,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--png", type=Path, metavar="FILE", help="draw compute, upload and server for every cut and tier")
     plan.add_argument("--write", type=Path, metavar="FILE", help="write the config with the recommended cuts, to train")
     run = parser.add_argument_group("with --run")
-    run.add_argument("--savings", action="store_true", help="per million inferences, against the cloud and the device")
+    what = run.add_mutually_exclusive_group()
+    what.add_argument("--savings", action="store_true", help="per million inferences, against the cloud and the device")
     run.add_argument("--split", choices=("test", "calibration"), help="whose evaluation --savings counts with (test)")
     run.add_argument(
         "--image-bytes", type=float, metavar="N", help="of one raw image, such as its JPEG (default: H*W*C)"
@@ -228,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--price-per-kwh", type=float, metavar="MONEY", help="of energy, on devices and at the server")
     run.add_argument("--price-per-gib", type=float, metavar="MONEY", help="of traffic from devices")
     run.add_argument("--price-per-server-hour", type=float, metavar="MONEY", help="of the server, all cores in use")
-    run.add_argument("--actual", action="store_true", help="predicted seconds of a round against those of the run")
+    what.add_argument("--actual", action="store_true", help="predicted seconds of a round against those of the run")
     run.add_argument("--profile", metavar="NAME", help="of the machine that the run was on, for --actual")
     return parser
 

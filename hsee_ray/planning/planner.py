@@ -20,7 +20,7 @@ from hsee_ray.devices import DeviceProfile, load_profiles, profile_of
 from hsee_ray.errors import ConfigError
 from hsee_ray.fleet import AUTO, ClientSpec, Fleet, build_fleet, resolve_cut
 from hsee_ray.planning.search import Figures, Objective, Option, search
-from hsee_ray.schedule import aggregates_after
+from hsee_ray.schedule import aggregates_after, round_batches
 from hsee_ray.simulation.bounds import lower_bound_s, server_bound_s
 from hsee_ray.simulation.events import ClientLoad, Rules
 from hsee_ray.simulation.prediction import Predictor, RoundCost
@@ -169,14 +169,17 @@ class Planner:
             up_bytes = used.sent_bytes - sum(batch.sent_bytes for batch in load.batches)
             exchanges.append(replace(load, batches=(), model_up_bytes=up_bytes, model_down_bytes=used.received_bytes))
         first = specs[0]
-        server = self.costs.server(cut, first.batch_size).memory if first.has_server else None
+        # A last sample alone joins the batch before it, and few samples make no full batch.
+        steps = [step for n in samples for step in round_batches(self.config.training, n, first.batch_size)]
+        batch_size = max(step.stop - step.start for step in steps)
+        server = self.costs.server(cut, batch_size).memory if first.has_server else None
         models = 1 if self.config.training.strategy == "sequential" else tier.clients
         return CutOption(
             cut=cut,
             least_joules=sum(used.joules for used in alone.clients.values()),
             least_bytes=sum(used.sent_bytes + used.received_bytes for used in alone.clients.values()),
             name=self.unit_names[cut - 1],
-            need_bytes=self.costs.client(cut, first.batch_size, with_exit=first.has_server).memory.total_bytes,
+            need_bytes=self.costs.client(cut, batch_size, with_exit=first.has_server).memory.total_bytes,
             device_bytes=self.profiles[str(tier.device)].memory_mib * MIB,
             kept_bytes=0.0 if server is None else _kept_bytes(server) * models,
             work_bytes=[] if server is None else [server.total_bytes - _kept_bytes(server)] * tier.clients,

@@ -16,17 +16,16 @@ from hsee_ray.evaluation import Evaluation, read_evaluation
 from hsee_ray.planning.planner import Planner, check_devices
 from hsee_ray.planning.savings import TierInputs
 from hsee_ray.run import CONFIG_FILE, Run
-
-BYTES_S_PER_MBIT_S = 1e6 / 8
-FLOAT_BYTES = 4
+from hsee_ray.simulation.loads import FLOAT_BYTES, bytes_s
 
 
 def with_devices(run: Run, overrides: Iterable[str]) -> Config:
     """The run's configuration with other devices. Raises ConfigError for a change of anything else."""
     changed = load_config(run.path / CONFIG_FILE, overrides)
+    # With another number of tiers, too, what comes of it is not what was asked for.
     tiers = [
         own.model_copy(update={"device": other.device})
-        for own, other in zip(run.config.tiers, changed.tiers, strict=True)
+        for own, other in zip(run.config.tiers, changed.tiers, strict=False)
     ]
     config = run.config.model_copy(update={"tiers": tuple(tiers), "simulation": changed.simulation})
     if config != changed:
@@ -72,8 +71,8 @@ def savings_inputs(run: Run, config: Config, split: str, image_bytes: float | No
                 whole_server_s=seconds(whole.infer, server),
                 active_w=device.active_w,
                 radio_w=device.radio_w,
-                uplink_bytes_s=BYTES_S_PER_MBIT_S * device.uplink_mbit_s,
-                link_bytes_s=BYTES_S_PER_MBIT_S * min(device.uplink_mbit_s, server.downlink_mbit_s),
+                uplink_bytes_s=bytes_s(device.uplink_mbit_s),
+                link_bytes_s=bytes_s(min(device.uplink_mbit_s, server.downlink_mbit_s)),
                 latency_s=device.latency_ms / 1000,
                 server_active_w=server.active_w,
                 server_cores=server.cores,

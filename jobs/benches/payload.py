@@ -88,9 +88,10 @@ def render(result: Mapping[str, Any]) -> str:
 
 def _images(run: Run, samples: int | None) -> Images:
     from hsee_ray.data import open_images
+    from hsee_ray.run import without_training
     from hsee_ray.setup import prepare_run
 
-    setup = prepare_run(run.config)
+    setup = prepare_run(without_training(run.config))
     test, train = open_images(setup.files.test), open_images(setup.files.train)
     rows = setup.test_indices[:samples]
     aside = {number: train.images_NHWC[part.calibration] for number, part in enumerate(setup.parts)}

@@ -146,12 +146,13 @@ class RandomFleet:
         return found
 
     def holds(self, cuts: tuple[int, ...]) -> bool:
-        kept, work = 0, []
+        kept, work, samples = 0, [], iter(self.samples)
         for cut, tier in zip(cuts, self.config.tiers, strict=True):
             assert tier.batch_size is not None and tier.device is not None
-            if self.costs.client(cut, tier.batch_size).memory.total_bytes > self.profiles[tier.device].memory_mib * MIB:
+            batch = max(largest_batch(next(samples), tier.batch_size) for _ in range(tier.clients))
+            if self.costs.client(cut, batch).memory.total_bytes > self.profiles[tier.device].memory_mib * MIB:
                 return False
-            memory = self.costs.server(cut, tier.batch_size).memory
+            memory = self.costs.server(cut, batch).memory
             states = memory.parameter_bytes + memory.gradient_bytes + memory.optimizer_bytes
             if self.config.training.strategy == "sequential":
                 kept = max(kept, states)
@@ -160,6 +161,11 @@ class RandomFleet:
             work += [memory.activation_bytes + memory.batch_bytes] * tier.clients
         cores = 1 if self.config.training.strategy == "sequential" else self.profiles["cloud"].cores
         return kept + sum(sorted(work)[-cores:]) <= self.profiles["cloud"].memory_mib * MIB
+
+
+def largest_batch(samples: int, batch_size: int) -> int:
+    """A last sample alone joins the batch before it."""
+    return min(samples, batch_size + (samples % batch_size == 1))
 
 
 @pytest.mark.parametrize("seed", range(FLEETS))

@@ -158,6 +158,7 @@ def _link(options: argparse.Namespace) -> dict[str, float]:
         tell("Ray is not installed: what a message between actors takes was not measured")
         return {}
     from hsee_ray.errors import RunError
+    from hsee_ray.process import cores
     from hsee_ray.profiling import link
     from jobs.benches.overhead_rounds import wall_times_s
 
@@ -165,9 +166,9 @@ def _link(options: argparse.Namespace) -> dict[str, float]:
     batches = 8
     # A window of two batches: each of them is a message of its own.
     times_s = wall_times_s([MESSAGE_CLIENTS], MESSAGES_KIB, batches, 5, ["pipeline.max_in_flight=2"])
-    each_s = {
-        kib * 1024: median(times_s[kib, MESSAGE_CLIENTS][1:]) / (batches * MESSAGE_CLIENTS) for kib in MESSAGES_KIB
-    }
+    # Both sides, the driver and Ray work at once on a message: it takes all cores for as long as that.
+    messages = batches * MESSAGE_CLIENTS
+    each_s = {kib * 1024: cores() * median(times_s[kib, MESSAGE_CLIENTS][1:]) / messages for kib in MESSAGES_KIB}
     try:
         latency_s, bytes_s = link(each_s)
     except RunError as error:

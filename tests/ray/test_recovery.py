@@ -286,6 +286,7 @@ def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
         "metrics.parquet",
         "summary.json",
         "tensorboard",
+        "timeline.json",
     }
 
 

@@ -9,8 +9,14 @@ from actors.whereabouts import spilled_bytes
 from hsee_ray.config_files import load_config
 
 
-def test_the_quickstart_never_spills(local_ray: None, tmp_path: Path) -> None:
+def test_the_quickstart_never_spills(warm_actors: None, tmp_path: Path) -> None:
     before = spilled_bytes()
-    overrides = ["training.rounds=2", "server.resources.num_cpus=0.5", f"data.cache={tmp_path / 'cache'}"]
+    overrides = [
+        "training.rounds=2",
+        *(f"tiers.{tier}.resources.num_cpus=0.25" for tier in range(3)),
+        "server.resources.num_cpus=0.25",
+        f"data.cache={tmp_path / 'cache'}",
+    ]
     run(load_config("jobs/configs/quickstart.yaml", overrides), tmp_path / "run")
+    assert before is not None
     assert spilled_bytes() == before

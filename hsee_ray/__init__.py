@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hsee_ray.config_files import load_config
-    from hsee_ray.run import Run, load_run
+    from hsee_ray.config.files import load_config
+    from hsee_ray.rundir.run import Run, load_run
 
 __all__ = ["Run", "load_config", "load_run"]
 
-_HOMES = {"Run": "hsee_ray.run", "load_config": "hsee_ray.config_files", "load_run": "hsee_ray.run"}
+_HOMES = {"Run": "hsee_ray.rundir.run", "load_config": "hsee_ray.config.files", "load_run": "hsee_ray.rundir.run"}
 
 
 def __getattr__(name: str) -> Any:

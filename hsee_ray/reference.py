@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from hsee_ray.aggregation import Ledger, ModelId, average_copies, plan_aggregation
-from hsee_ray.model import Model
-from hsee_ray.reports import EvaluationReport, RoundReport, TrainReport
-from hsee_ray.schedule import (
+from hsee_ray.method.aggregation import Ledger, ModelId, average_copies, plan_aggregation
+from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport
+from hsee_ray.method.schedule import (
     aggregates_after,
     evaluates_after,
     learning_rate,
@@ -19,9 +18,10 @@ from hsee_ray.schedule import (
     queue_order,
     round_batches,
 )
-from hsee_ray.setup import Setup, build_client, build_server, mapped_client_data, served_by_one
-from hsee_ray.state import Arrays, UnitState, named_tensors
-from hsee_ray.weights import digest_lines, weights_sha256
+from hsee_ray.method.setup import Setup, build_client, build_server, mapped_client_data, served_by_one
+from hsee_ray.models.model import Model
+from hsee_ray.models.state import Arrays, UnitState, named_tensors
+from hsee_ray.models.weights import digest_lines, weights_sha256
 
 
 class Reference:

@@ -12,7 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.benches import overhead, payload, peers, scale, serve, snapshots, startup, throughput, transport
+from jobs.benches import payload, serve, snapshots, transport
+from jobs.benches.overhead import bench as overhead
+from jobs.benches.peers import bench as peers
+from jobs.benches.scale import bench as scale
+from jobs.benches.startup import bench as startup
+from jobs.benches.throughput import bench as throughput
 from jobs.outcome import exit_code
 
 BENCHES = {

@@ -25,15 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from hsee_ray.calibration import CALIBRATION_FILE, parse_target, save_calibration
-    from hsee_ray.run import load_run
+    from hsee_ray.evaluation.calibration import CALIBRATION_FILE, parse_target, save_calibration
+    from hsee_ray.rundir.run import load_run
 
     run = load_run(options.run)
     target = parse_target(options.target)
 
-    from actors.evaluation import calibrate
-    from actors.inference import trained_actors
-    from hsee_ray.tables import render_calibration
+    from actors.inference.evaluate import calibrate
+    from actors.inference.trained import trained_actors
+    from hsee_ray.evaluation.tables import render_calibration
 
     confidence = options.confidence or run.config.exits.confidence
     with trained_actors(run, options.set, lambda event: print(event, flush=True)) as rounds:

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
-    from actors.placement import Member, Team
-    from actors.recovery import Event
-    from actors.session import Listener
-    from hsee_ray.config import Config
+    from actors.run.listener import Event, Listener
+    from actors.run.team import Member, Team
+    from hsee_ray.config.schema import Config
 
 START, TRAIN, AGGREGATE, EVALUATE, CHECKPOINT, SAVE = "start", "train", "aggregate", "evaluate", "checkpoint", "save"
 LONGEST_DELAY_S = {START: 2.0, TRAIN: 1.0, EVALUATE: 0.2}
@@ -59,8 +58,8 @@ class Hit:
 
 def plan_blows(config: Config, rounds: int, kills: int, targets: Sequence[str], seed: int) -> list[Blow]:
     """Blows for a run: every stage once, then as it comes; the same for the same seed."""
-    from hsee_ray.keys import generator
-    from hsee_ray.schedule import aggregates_after, evaluates_after
+    from hsee_ray.method.schedule import aggregates_after, evaluates_after
+    from hsee_ray.rng import generator
 
     everyone = range(1, rounds + 1)
     stages = {
@@ -116,9 +115,9 @@ class Killer:
                     hit.back_after_s = time.monotonic() - hit.at
 
     def _deal(self, blow: Blow) -> None:
-        from actors.placement import AGGREGATOR
-        from actors.whereabouts import process_of
-        from hsee_ray.keys import generator
+        from actors.cluster.ray_internals import process_of
+        from actors.run.team import AGGREGATOR
+        from hsee_ray.rng import generator
 
         assert self.team is not None
         members: list[Member] = [model for model in self.team.models if model.side == blow.target]
@@ -140,13 +139,13 @@ class Killer:
             time.sleep(0.1)
 
     def listener(self) -> Listener:
-        from actors.session import Listener
+        from actors.run.listener import Listener
 
         return Listener(assembled=self.assembled, entered=self.entered, happened=self.happened)
 
     def table(self) -> str:
         """One line per hit."""
-        from hsee_ray.tables import align
+        from hsee_ray.rundir.tables import align
 
         rows = [["who", "round", "stage", "signal", "back after"]]
         for hit in self.hits:
@@ -163,8 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_twice(options: argparse.Namespace) -> int:
-    from actors.driver import run
-    from hsee_ray.config_files import load_config
+    from actors.run.driver import run
+    from hsee_ray.config.files import load_config
     from hsee_ray.errors import ConfigError
 
     targets = options.targets.split(",")

@@ -23,8 +23,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _compare(paths: list[str]) -> int:
     # After the arguments are known to be right, so that --help does not wait for these imports.
-    from hsee_ray.run import load_run
-    from hsee_ray.tables import render_comparison
+    from hsee_ray.rundir.run import load_run
+    from hsee_ray.rundir.tables import render_comparison
 
     print(render_comparison([load_run(path) for path in paths]))
     return 0

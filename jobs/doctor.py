@@ -25,12 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _diagnose_and_print(options: argparse.Namespace) -> int:
-    from hsee_ray.config_files import load_config
+    from hsee_ray.config.files import load_config
 
     config = load_config(options.config, options.set)
 
-    from actors.doctor import diagnose
-    from hsee_ray.tables import align
+    from actors.cluster.doctor import diagnose
+    from hsee_ray.rundir.tables import align
 
     found = diagnose(config, options.cluster_yaml)
     print(f"{options.config} on {found.where}\n{found.has}\n")

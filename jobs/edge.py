@@ -17,7 +17,7 @@ from jobs.token_file import read_token
 if TYPE_CHECKING:
     import numpy as np
 
-    from hsee_ray.edge import Prediction
+    from hsee_ray.edge.edge_client import Prediction
 
     Array = np.ndarray[Any, Any]
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict_and_print(options: argparse.Namespace) -> int:
-    from hsee_ray.edge import EdgeClient
+    from hsee_ray.edge.edge_client import EdgeClient
 
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it reports every retry
     client = EdgeClient(
@@ -102,7 +102,7 @@ def _opened(file: Path, shape: tuple[int, int, int]) -> Array | None:
 
 def _images(arrays: Sequence[tuple[Path, Array | None]], shape: tuple[int, int, int]) -> Iterator[tuple[str, Array]]:
     """Name and pixels (H, W, C) of every image, made as training makes them; one at a time."""
-    from hsee_ray.pictures import pixels
+    from hsee_ray.edge.images import pixels
 
     height, width, channels = shape
     for file, array in arrays:

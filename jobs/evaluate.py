@@ -22,20 +22,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from hsee_ray.calibration import parse_target
     from hsee_ray.errors import ConfigError
-    from hsee_ray.run import load_run
+    from hsee_ray.evaluation.calibration import parse_target
+    from hsee_ray.rundir.run import load_run
 
     run = load_run(options.run)
     target = None if options.target is None else parse_target(options.target)
     if any(not 0 <= tau <= 1 for tau in options.taus or ()):
         raise ConfigError(f"--taus {' '.join(map(str, options.taus))}: a tau lies in [0, 1]")
 
-    from actors.evaluation import Plan, calibrate, evaluate
-    from actors.inference import trained_actors
-    from hsee_ray.evaluation import EVALUATION_DIR, write_evaluation
-    from hsee_ray.plots import draw, save_figures
-    from hsee_ray.tables import render_calibration, render_evaluation
+    from actors.inference.evaluate import Plan, calibrate, evaluate
+    from actors.inference.trained import trained_actors
+    from hsee_ray.evaluation.plots import draw, save_figures
+    from hsee_ray.evaluation.report import EVALUATION_DIR, write_evaluation
+    from hsee_ray.evaluation.tables import render_calibration, render_evaluation
 
     with trained_actors(run, options.set, lambda event: print(event, flush=True)) as rounds:
         calibration = run.calibration

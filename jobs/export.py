@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
-    from hsee_ray.export import Export
+    from hsee_ray.deploy.export import Export
 
 DESCRIPTION = """\
 Write a bundle for each client of a finished run: its part as ONNX, and its server's part as ONNX and as a torch.export
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export_and_print(options: argparse.Namespace) -> int:
-    from hsee_ray.export import export
-    from hsee_ray.run import load_run
+    from hsee_ray.deploy.export import export
+    from hsee_ray.rundir.run import load_run
 
     print(describe(export(load_run(options.run), options.out, options.tau), options.out))
     return 0
@@ -39,7 +39,7 @@ def _export_and_print(options: argparse.Namespace) -> int:
 
 def describe(exported: Export, out: Path) -> str:
     """One line per client, and what all of it takes."""
-    from hsee_ray.tables import NONE, align
+    from hsee_ray.rundir.tables import NONE, align
 
     rows = [["client", "tier", "cut", "tau", "device bytes", "server graph bytes"]]
     for client in exported.clients:

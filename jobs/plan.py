@@ -14,7 +14,7 @@ from jobs.outcome import check_writable, exit_code
 
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
 if TYPE_CHECKING:
-    from hsee_ray.config import Config
+    from hsee_ray.config.schema import Config
     from hsee_ray.planning.report import Plan
 
 DESCRIPTION = """\
@@ -86,13 +86,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> Mapping[str, Any]:
-    from hsee_ray.config_files import load_config
+    from hsee_ray.config.files import load_config
     from hsee_ray.data.sizes import image_sizes
 
     config = load_config(options.config, options.set)
     shape, n_classes = image_sizes(config.data)
 
-    from hsee_ray.cost import CostTable
+    from hsee_ray.devices.cost import CostTable
     from hsee_ray.planning.tables import cost_rows, render_costs
 
     batch_size = config.training.batch_size
@@ -104,9 +104,9 @@ def _table(options: argparse.Namespace) -> Mapping[str, Any]:
 def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
     from dataclasses import asdict
 
-    from hsee_ray.config_files import load_config
+    from hsee_ray.config.files import load_config
     from hsee_ray.data.sizes import image_sizes, local_samples
-    from hsee_ray.devices import load_profiles
+    from hsee_ray.devices.profiles import load_profiles
     from hsee_ray.errors import ConfigError
     from hsee_ray.planning.planner import Planner, check_devices
 
@@ -118,7 +118,7 @@ def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
     shape, n_classes = image_sizes(config.data)
     samples = local_samples(config, options.samples)
 
-    from hsee_ray.cost import CostTable
+    from hsee_ray.devices.cost import CostTable
     from hsee_ray.planning.report import make_plan
     from hsee_ray.planning.tables import render_plan
 
@@ -141,7 +141,7 @@ def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
 
 def _write_config(path: Path, config: Config, plan: Plan) -> None:
     """The configuration with the plan's cuts, which nothing else is changed in."""
-    from hsee_ray.config_files import dump_config
+    from hsee_ray.config.files import dump_config
     from hsee_ray.planning.planner import with_cuts
 
     planned = with_cuts(config, [tier.cuts[tier.cut - 1].name for tier in plan.tiers])
@@ -154,14 +154,14 @@ def _savings(options: argparse.Namespace) -> Mapping[str, Any]:
     from dataclasses import asdict
 
     from hsee_ray.planning.savings import INFERENCES, Prices, savings, savings_values
-    from hsee_ray.run import load_run
+    from hsee_ray.rundir.run import load_run
 
     run = load_run(options.run)
     prices = Prices(options.price_per_kwh, options.price_per_gib, options.price_per_server_hour)
 
     from hsee_ray.planning.run_savings import accuracy_rows, savings_inputs, with_devices
     from hsee_ray.planning.tables import render_savings
-    from hsee_ray.tables import align
+    from hsee_ray.rundir.tables import align
 
     split = options.split or "test"
     inputs = savings_inputs(run, with_devices(run, options.set), split, options.image_bytes)
@@ -178,7 +178,7 @@ def _savings(options: argparse.Namespace) -> Mapping[str, Any]:
 def _actual(options: argparse.Namespace) -> Mapping[str, Any]:
     from dataclasses import asdict
 
-    from hsee_ray.run import load_run
+    from hsee_ray.rundir.run import load_run
 
     run = load_run(options.run)
 

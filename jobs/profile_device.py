@@ -15,9 +15,9 @@ from jobs.benches.common import add_overrides, at_least, machine, tell
 from jobs.outcome import check_writable, exit_code
 
 if TYPE_CHECKING:
-    from hsee_ray.config import Config
-    from hsee_ray.devices import DeviceProfile
-    from hsee_ray.profiling import Fit, Timed
+    from hsee_ray.config.schema import Config
+    from hsee_ray.devices.fitting import Fit, Timed
+    from hsee_ray.devices.profiles import DeviceProfile
 
 DESCRIPTION = """\
 Measure the device that this runs on, and write a profile for simulated time and `cut: auto` (docs/devices.md).
@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    from hsee_ray.devices import dump_profile
+    from hsee_ray.devices.fitting import combined, fit
+    from hsee_ray.devices.profiles import dump_profile
     from hsee_ray.errors import ConfigError
-    from hsee_ray.profiling import combined, fit
 
     at_least(options, repetitions=1)
     if options.out.exists():
@@ -78,7 +78,7 @@ def _profile(options: argparse.Namespace) -> int:
 
 def _configs(options: argparse.Namespace, cache: Path) -> list[Config]:
     """Configurations whose clients train on two batches of synthetic images each."""
-    from hsee_ray.config_files import load_config
+    from hsee_ray.config.files import load_config
 
     if options.config is not None:
         given = [load_config(options.config, options.set)]
@@ -95,7 +95,7 @@ def _on_synthetic(config: Config, cache: Path) -> Config:
     """A client for each cut (all cuts, where it is `auto`), at its batch size and at half of it; made-up images."""
     from hsee_ray.backbones import build_backbone
     from hsee_ray.data.sizes import image_sizes
-    from hsee_ray.profiling import BATCHES
+    from hsee_ray.devices.fitting import BATCHES
 
     shape, classes = image_sizes(config.data)
     units = list(build_backbone(config.model, shape, classes, config.seed).units)
@@ -137,8 +137,8 @@ def _on_all_cores(configs: Sequence[Config], repetitions: int) -> list[list[Time
     from multiprocessing import get_context
 
     from hsee_ray.data import prepare
+    from hsee_ray.devices.fitting import time_steps
     from hsee_ray.process import cores
-    from hsee_ray.profiling import time_steps
 
     for config in configs:
         tell(f"{config.model.name} of width {config.model.width}: {len(config.tiers)} cuts and batch sizes")
@@ -157,10 +157,10 @@ def _link(options: argparse.Namespace) -> dict[str, float]:
     if find_spec("ray") is None:
         tell("Ray is not installed: what a message between actors takes was not measured")
         return {}
+    from hsee_ray.devices.fitting import link
     from hsee_ray.errors import RunError
     from hsee_ray.process import cores
-    from hsee_ray.profiling import link
-    from jobs.benches.overhead_rounds import wall_times_s
+    from jobs.benches.overhead.rounds import wall_times_s
 
     tell("messages from actor to actor")
     batches = 8
@@ -180,7 +180,7 @@ def _link(options: argparse.Namespace) -> dict[str, float]:
 
 def _profile_of(found: Fit, options: argparse.Namespace, measured: Mapping[str, float]) -> DeviceProfile:
     """What was measured, given and assumed, in four digits."""
-    from hsee_ray.devices import DeviceProfile
+    from hsee_ray.devices.profiles import DeviceProfile
 
     here = machine()
     given = {figure: getattr(options, figure) for figure in ASSUMED if getattr(options, figure) is not None}
@@ -209,7 +209,7 @@ def _check_given(options: argparse.Namespace) -> None:
     """Raises ConfigError for a figure that a device cannot have, before anything is measured."""
     from pydantic import ValidationError
 
-    from hsee_ray.devices import DeviceProfile
+    from hsee_ray.devices.profiles import DeviceProfile
     from hsee_ray.errors import ConfigError
 
     given = {figure: getattr(options, figure) for figure in ASSUMED if getattr(options, figure) is not None}
@@ -222,7 +222,7 @@ def _check_given(options: argparse.Namespace) -> None:
 
 
 def _table(timed: Sequence[Timed], found: Fit) -> str:
-    from hsee_ray.tables import align
+    from hsee_ray.rundir.tables import align
 
     rows = [["step", "measured ms", "fitted ms", "error"]]
     for step, fitted_s, error in zip(timed, found.fitted_s, found.errors, strict=True):

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from statistics import fmean
 
-from actors.placement import Team
-from actors.recovery import Event
-from actors.session import Listener
-from hsee_ray.reports import RoundReport, TrainReport
-from hsee_ray.schedule import participants
-from hsee_ray.setup import Setup
+from actors.run.listener import Event, Listener
+from actors.run.team import Team
+from hsee_ray.method.reports import RoundReport, TrainReport
+from hsee_ray.method.schedule import participants
+from hsee_ray.method.setup import Setup
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from jobs.outcome import exit_code
 from jobs.token_file import read_token
 
 if TYPE_CHECKING:
-    from actors.serving import Service
+    from actors.serving.application import Service
 
 DESCRIPTION = """\
 Answer the samples of which devices are not sure: the server parts of an export, as a Ray Serve application over HTTP.
 
-One application serves all clients of a run. Features come as a binary body (hsee_ray/offload.py has the format), and
-requests that are there at once are computed together. A wrong body gets a status of 4xx and one sentence.
+One application serves all clients of a run. Features come as a binary body (hsee_ray/edge/protocol.py has the
+format), and requests that are there at once are computed together. A wrong body gets a status of 4xx and one sentence.
 """
 EXAMPLES = """\
 examples:
@@ -45,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from hsee_ray.deploy.server_models import find_bundles
     from hsee_ray.errors import Interrupted, RunError
-    from hsee_ray.serving import find_bundles
 
     token = None if options.token_file is None else read_token(options.token_file)
     bundles = find_bundles(options.bundle)
 
-    from actors.serving import serving
+    from actors.serving.application import serving
 
     if token is None and not is_loopback(options.host):
         print(
@@ -70,8 +70,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _service(options: argparse.Namespace, token: str | None) -> Service:
-    from actors.http_handler import token_digest
-    from actors.serving import Service
+    from actors.serving.application import Service
+    from actors.serving.http_handler import token_digest
 
     low, high = options.replicas
     return Service(

@@ -16,9 +16,9 @@ from jobs.outcome import exit_code
 if TYPE_CHECKING:
     from types import FrameType
 
-    from actors.interrupt import StopRequest
-    from hsee_ray.config import Config
-    from hsee_ray.run import Run
+    from actors.run.interrupt import StopRequest
+    from hsee_ray.config.schema import Config
+    from hsee_ray.rundir.run import Run
 
 DESCRIPTION = """\
 Train a network over clients of unequal power (Hetero-SplitEE), on Ray.
@@ -52,9 +52,9 @@ def train(config: str | Path | Mapping[str, Any] | Config, run_dir: str | Path |
     `run_dir`, a directory or a URI, is `<config name>-<date>-<time>` in the configuration's storage unless given.
     Raises UserError or RunError.
     """
-    from actors.driver import run
-    from hsee_ray.config import Config
-    from hsee_ray.config_files import load_config
+    from actors.run.driver import run
+    from hsee_ray.config.files import load_config
+    from hsee_ray.config.schema import Config
 
     name = Path(config).stem if isinstance(config, str | Path) else "run"
     resolved = config if isinstance(config, Config) else load_config(config)
@@ -63,8 +63,8 @@ def train(config: str | Path | Mapping[str, Any] | Config, run_dir: str | Path |
 
 def new_place(config: Config, config_name: str) -> str:
     """Where a run begins that nobody has named: a submitted job's bears its submission id."""
-    from actors.whereabouts import submission_id
-    from hsee_ray.home import run_place
+    from actors.cluster.ray_internals import submission_id
+    from hsee_ray.rundir.location import run_place
 
     job = submission_id()
     return run_place(config, job or f"{config_name}-{datetime.now():%Y%m%d-%H%M%S}", submitted=job is not None)
@@ -82,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train_and_print(options: argparse.Namespace) -> int:
-    from hsee_ray.config_files import load_config
+    from hsee_ray.config.files import load_config
 
     # A wrong key is told before anything heavy is loaded.
     config = None if options.config is None else load_config(options.config, options.set)
 
-    from actors.driver import resume, run
-    from hsee_ray.tables import render_summary
+    from actors.run.driver import resume, run
+    from hsee_ray.rundir.tables import render_summary
     from jobs.progress import show_progress
 
     place = options.resume
@@ -109,8 +109,8 @@ def _train_and_print(options: argparse.Namespace) -> int:
 
 def _stop_on_signals() -> StopRequest:
     """A request that the first SIGINT or SIGTERM makes; where the run cannot follow it, it ends at once."""
-    from actors.interrupt import StopRequest
-    from actors.whereabouts import stop_wait_s, submission_id
+    from actors.cluster.ray_internals import stop_wait_s, submission_id
+    from actors.run.interrupt import StopRequest
 
     # A job is killed soon after it has been asked: half of that time for the round, half for the checkpoint.
     stop = StopRequest() if submission_id() is None else StopRequest(stop_wait_s() / 2)
@@ -133,7 +133,7 @@ def _tensorboard_command() -> str:
 
     Who reads the log of a submitted job is on another machine.
     """
-    from actors.whereabouts import submission_id
+    from actors.cluster.ray_internals import submission_id
 
     beside = Path(sys.executable).with_name("tensorboard")
     if submission_id() is not None or not beside.exists():

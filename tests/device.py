@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from hsee_ray.bundle import Bundle, ServerPart, write_bundle
-from hsee_ray.codecs import UNCODED, ChannelRange, FeatureCodec
-from hsee_ray.exits import NEVER_SENDS, Gate
-from hsee_ray.offload import BadRequest, SentFeatures, decode, encode_answer, encode_error
+from hsee_ray.edge.bundle import Bundle, ServerPart, write_bundle
+from hsee_ray.edge.codecs import UNCODED, ChannelRange, FeatureCodec
+from hsee_ray.edge.gate import NEVER_SENDS, Gate
+from hsee_ray.edge.protocol import BadRequest, SentFeatures, decode, encode_answer, encode_error
 
 NETWORK = "5eed" * 16
 SHAPE = (1, 2, 2)

@@ -11,10 +11,10 @@ from random import Random
 import numpy as np
 import torch
 
-from hsee_ray.bundle import load_bundle
-from hsee_ray.export import export
-from hsee_ray.offload import HEADER_BYTES, encode
-from hsee_ray.run import Run
+from hsee_ray.deploy.export import export
+from hsee_ray.edge.bundle import load_bundle
+from hsee_ray.edge.protocol import HEADER_BYTES, encode
+from hsee_ray.rundir.run import Run
 from tests.run_directories import train_run
 
 CONFIG = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hsee_ray.config import Config
-from hsee_ray.config_files import load_config
-from hsee_ray.cost import Memory, SideCost, UnitCost, Work
-from hsee_ray.devices import DeviceProfile
-from hsee_ray.fleet import Fleet, build_fleet
+from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import Fleet, build_fleet
+from hsee_ray.config.schema import Config
+from hsee_ray.devices.cost import Memory, SideCost, UnitCost, Work
+from hsee_ray.devices.profiles import DeviceProfile
 
 UNITS = ("stem", "layer1", "head")
 NOTHING = Memory(0, 0, 0, 0, 0)

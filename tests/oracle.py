@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hsee_ray import keys
 from hsee_ray.backbones import build_backbone
-from hsee_ray.config import OptimizerConfig
+from hsee_ray.config.schema import OptimizerConfig
 from hsee_ray.data import open_images
 from hsee_ray.data.batches import normalise
-from hsee_ray.setup import Setup
+from hsee_ray.method.setup import Setup
+from hsee_ray.rng import generator, torch_seed
 
 EXIT = "exit"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -115,7 +115,7 @@ class Oracle:
         units = {name: initial[name] for name in self.unit_names[:cut]}
         if cut < len(self.unit_names):
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(keys.torch_seed(self.seed, "exit", self.unit_names[cut - 1]))
+                torch.manual_seed(torch_seed(self.seed, "exit", self.unit_names[cut - 1]))
                 units[EXIT] = ExitHead(self.setup.feature_shapes[cut - 1][0], n_classes)
         return Model(units, self.training.optimizer)
 
@@ -152,7 +152,7 @@ class Oracle:
         if self.training.clients_per_round == 1:
             return list(range(n_clients))
         chosen = max(1, round(self.training.clients_per_round * n_clients))
-        drawn = keys.generator(self.seed, "participants", number).permutation(n_clients)[:chosen]
+        drawn = generator(self.seed, "participants", number).permutation(n_clients)[:chosen]
         return sorted(int(client) for client in drawn)
 
     def _learning_rate(self, number: int) -> float:
@@ -164,7 +164,7 @@ class Oracle:
     def _turns(self, number: int, queue: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """(client, rows) of every batch of the round, in the order in which a shared server learns from them."""
         if self.training.order == "shuffled":
-            order = keys.generator(self.seed, "queue", number).permutation(len(queue))
+            order = generator(self.seed, "queue", number).permutation(len(queue))
             queue = [queue[place] for place in order]
         turns = [[(client, rows) for rows in self._batches(number, client)] for client in queue]
         if self.training.turn == "batch":
@@ -175,7 +175,7 @@ class Oracle:
         rows, size = self.setup.parts[client].train, self.setup.fleet.clients[client].batch_size
         wanted, batches = self.training.local_steps, []
         for epoch in range(wanted or self.training.local_epochs):
-            shuffled = rows[keys.generator(self.seed, "order", client, number, epoch).permutation(len(rows))]
+            shuffled = rows[generator(self.seed, "order", client, number, epoch).permutation(len(rows))]
             one_pass = [shuffled[first : first + size] for first in range(0, len(rows), size)]
             if len(one_pass) > 1 and len(one_pass[-1]) == 1:
                 one_pass[-2:] = [np.concatenate(one_pass[-2:])]

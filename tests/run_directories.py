@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hsee_ray.config_files import dump_config, load_config
+from hsee_ray.config.files import dump_config, load_config
+from hsee_ray.method.setup import prepare_run
+from hsee_ray.models.weights import digest_lines, read_model, weights_sha256, write_model
 from hsee_ray.reference import Reference
-from hsee_ray.run import CONFIG_FILE, MODELS_DIR, SUMMARY_FILE, Run, load_run
-from hsee_ray.setup import prepare_run
-from hsee_ray.summary import write_summary
-from hsee_ray.weights import digest_lines, read_model, weights_sha256, write_model
+from hsee_ray.rundir.run import CONFIG_FILE, MODELS_DIR, SUMMARY_FILE, Run, load_run
+from hsee_ray.rundir.summary import write_summary
 
 
 def train_run(path: Path, content: Mapping[str, Any]) -> Run:

@@ -7,9 +7,9 @@ import torch
 from hsee_ray.backbones.backbone import Backbone
 from hsee_ray.backbones.check import check_backbone
 from hsee_ray.backbones.custom import build_custom
-from hsee_ray.config import ModelConfig
+from hsee_ray.config.schema import ModelConfig
 from hsee_ray.errors import ConfigError
-from hsee_ray.keys import torch_seed
+from hsee_ray.rng import torch_seed
 
 BUILT_IN = ("resnet18", "resnet34", "mobilenet_v2", "vgg11_bn")
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from hsee_ray.backbones.backbone import Backbone
-from hsee_ray.config import ModelConfig
+from hsee_ray.config.schema import ModelConfig
 from hsee_ray.errors import ConfigError
 
 RESERVED = {"exit": "the exit heads", "codec": "what the int8 codec knows of a client's features"}

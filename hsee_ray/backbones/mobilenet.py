@@ -22,7 +22,7 @@ from torchvision.models.mobilenetv2 import MobileNetV2
 
 from hsee_ray.backbones.backbone import Backbone
 from hsee_ray.backbones.norms import norm_layer
-from hsee_ray.config import ModelConfig
+from hsee_ray.config.schema import ModelConfig
 
 
 def build_mobilenet_v2(config: ModelConfig, in_channels: int, n_classes: int) -> Backbone:

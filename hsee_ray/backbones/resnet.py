@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, conv1x1
 
 from hsee_ray.backbones.backbone import Backbone
 from hsee_ray.backbones.norms import norm_layer
-from hsee_ray.config import ModelConfig
+from hsee_ray.config.schema import ModelConfig
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 """Blocks of each stage."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from hsee_ray.backbones.backbone import Backbone
 from hsee_ray.backbones.norms import norm_layer
-from hsee_ray.config import ModelConfig
+from hsee_ray.config.schema import ModelConfig
 
 BLOCKS = ((1, True), (2, True), (4, False), (4, True), (8, False), (8, True), (8, False), (8, True))
 """Of each block: channels in multiples of the width, and whether a max-pool follows (configuration A)."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsee_ray.config import DataConfig
+from hsee_ray.config.schema import DataConfig
 from hsee_ray.data.decode import Contents, Source, Split, decode_split
 from hsee_ray.data.images import ImageMetadata, ImageSet, read_metadata, write_images
 from hsee_ray.data.sources import find_source

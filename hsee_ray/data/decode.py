@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hsee_ray.config import DataConfig
+from hsee_ray.config.schema import DataConfig
+from hsee_ray.edge.images import pixels
 from hsee_ray.errors import DataError
-from hsee_ray.pictures import pixels
 
 Picture = bytes | Path | npt.NDArray[np.uint8] | None
 """An encoded image, its file, or its pixels (H, W) or (H, W, 3); None where a table has no image in a row."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hsee_ray.config import DataConfig
+from hsee_ray.config.schema import DataConfig
 
 
 class KnownSet(NamedTuple):

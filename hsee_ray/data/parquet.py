@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hsee_ray.config import DataConfig
+from hsee_ray.config.schema import DataConfig
 from hsee_ray.data.decode import Contents, Picture, Source, Split
+from hsee_ray.edge.images import first_line
 from hsee_ray.errors import DataError
-from hsee_ray.pictures import first_line
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hsee_ray import keys
-from hsee_ray.config import DataConfig, DirichletPartition, IidPartition, ShardsPartition
+from hsee_ray.config.schema import DataConfig, DirichletPartition, IidPartition, ShardsPartition
 from hsee_ray.errors import DataError
+from hsee_ray.rng import generator
 
 Indices = npt.NDArray[np.int64]
 
@@ -41,7 +41,7 @@ def select(labels_N: npt.NDArray[np.int64], n_samples: int | None, seed: int, sp
             f"data.{split}_samples is {n_samples}, and the {split} split has {len(labels_N)} samples: "
             f"ask for at most {len(labels_N)}"
         )
-    return np.sort(keys.generator(seed, "subset", split).permutation(len(labels_N))[:n_samples])
+    return np.sort(generator(seed, "subset", split).permutation(len(labels_N))[:n_samples])
 
 
 def partition(
@@ -82,7 +82,7 @@ def class_counts(
 
 
 def _deal_iid(indices: Indices, n_clients: int, seed: int) -> list[Indices]:
-    return np.array_split(keys.generator(seed, "partition", "iid").permutation(indices), n_clients)
+    return np.array_split(generator(seed, "partition", "iid").permutation(indices), n_clients)
 
 
 def _deal_dirichlet(
@@ -100,7 +100,7 @@ def _deal_dirichlet(
     """
     class_sizes = np.bincount(labels_N[indices], minlength=n_classes)
     for draw in range(_DIRICHLET_DRAWS):
-        rng = keys.generator(seed, "partition", "dirichlet", draw)
+        rng = generator(seed, "partition", "dirichlet", draw)
         shares = rng.dirichlet(np.full(n_clients, config.alpha), size=n_classes)
         ends = np.rint(np.cumsum(shares, axis=1) * class_sizes[:, None]).astype(np.int64)
         ends[:, -1] = class_sizes
@@ -113,7 +113,7 @@ def _deal_dirichlet(
             f"{config.min_samples} of the {len(indices)} samples: raise data.partition.alpha "
             f"({config.alpha}), lower data.partition.min_samples, or use fewer clients"
         )
-    shuffled = keys.generator(seed, "partition", "classes").permutation(indices)
+    shuffled = generator(seed, "partition", "classes").permutation(indices)
     by_class = [np.split(shuffled[labels_N[shuffled] == k], ends[k, :-1]) for k in range(n_classes)]
     return [np.concatenate([pieces[client] for pieces in by_class]) for client in range(n_clients)]
 
@@ -133,7 +133,7 @@ def _deal_shards(
     sizes = np.full(n_shards, size)
     sizes[n_shards - remainder :] += 1
     shards = np.split(by_label, np.cumsum(sizes)[:-1])
-    order = keys.generator(seed, "partition", "shards").permutation(n_shards)
+    order = generator(seed, "partition", "shards").permutation(n_shards)
     return [np.concatenate([shards[shard] for shard in hand]) for hand in order.reshape(n_clients, -1)]
 
 
@@ -145,5 +145,5 @@ def _set_aside(part: Indices, client: int, config: DataConfig, seed: int) -> Cli
             f"{_LEAST_TRAINING_SAMPLES}: use fewer clients, raise data.train_samples, "
             "or lower data.calibration_fraction"
         )
-    shuffled = keys.generator(seed, "calibration", client).permutation(part)
+    shuffled = generator(seed, "calibration", client).permutation(part)
     return ClientIndices(np.sort(shuffled[n_calibration:]), np.sort(shuffled[:n_calibration]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hsee_ray.config import Config, DataConfig
+from hsee_ray.config.schema import Config, DataConfig
 from hsee_ray.data.cache import prepare
 from hsee_ray.data.images import open_images
 from hsee_ray.data.known import known_classes, known_shape, known_train_images

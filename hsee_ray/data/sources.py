@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hsee_ray import keys
-from hsee_ray.config import DataConfig
+from hsee_ray.config.schema import DataConfig
 from hsee_ray.data.decode import Contents, Picture, Source, Split
 from hsee_ray.data.parquet import parquet_source
+from hsee_ray.edge.images import first_line
 from hsee_ray.errors import DataError
-from hsee_ray.pictures import first_line
+from hsee_ray.rng import generator
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _PICTURES_PER_BATCH = 1024
@@ -80,7 +80,7 @@ def _read_digits() -> Contents:
     digits = load_digits()
     images_NHW = np.round(digits.images * (255 / 16)).astype(np.uint8)
     labels_N = digits.target.astype(np.int64)
-    order = keys.generator(0, "digits").permutation(len(labels_N))
+    order = generator(0, "digits").permutation(len(labels_N))
     test, train = np.sort(order[:_DIGITS_TEST_SAMPLES]), np.sort(order[_DIGITS_TEST_SAMPLES:])
     return Contents(
         train=_pixel_split(images_NHW[train], labels_N[train], "digits train"),
@@ -92,12 +92,12 @@ def _read_digits() -> Contents:
 def _make_synthetic(config: DataConfig) -> Contents:
     """A smooth pattern for every class, under uniform noise; the same images for every seed of a run."""
     classes, size, channels = config.classes or 4, config.image_size or 16, config.channels or 3
-    rngs = [keys.generator(0, "pattern", k) for k in range(classes)]
+    rngs = [generator(0, "pattern", k) for k in range(classes)]
     patterns = np.stack([_smooth_pattern(rng, size, channels) for rng in rngs])
 
     def make(split: str, n_samples: int) -> Split:
         labels_N = np.arange(n_samples, dtype=np.int64) % classes
-        noise = keys.generator(0, "noise", split).integers(0, 96, (n_samples, size, size, channels), np.uint8)
+        noise = generator(0, "noise", split).integers(0, 96, (n_samples, size, size, channels), np.uint8)
         images_NHWC = patterns[labels_N] + noise
         images = images_NHWC[..., 0] if channels == 1 else images_NHWC
         return _pixel_split(images, labels_N, f"synthetic {split}")

@@ -14,15 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hsee_ray.config import Config
-from hsee_ray.cost import CostTable, Memory
-from hsee_ray.devices import DeviceProfile, load_profiles, profile_of
+from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet, build_fleet, resolve_cut
+from hsee_ray.config.schema import Config
+from hsee_ray.devices.cost import CostTable, Memory
+from hsee_ray.devices.profiles import DeviceProfile, load_profiles, profile_of
 from hsee_ray.errors import ConfigError
-from hsee_ray.fleet import AUTO, ClientSpec, Fleet, build_fleet, resolve_cut
+from hsee_ray.method.schedule import aggregates_after, round_batches
 from hsee_ray.planning.search import Figures, Objective, Option, search
-from hsee_ray.schedule import aggregates_after, round_batches
 from hsee_ray.simulation.bounds import lower_bound_s, server_bound_s
-from hsee_ray.simulation.events import ClientLoad, Rules
+from hsee_ray.simulation.model import ClientLoad, Rules
 from hsee_ray.simulation.prediction import Predictor, RoundCost
 
 MIB = 2**20

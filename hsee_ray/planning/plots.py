@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from hsee_ray.plots import CLIENT, COLUMNS, RIGHT, SERVER, WRONG
+from hsee_ray.evaluation.plots import CLIENT, COLUMNS, RIGHT, SERVER, WRONG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from math import prod
 from statistics import median
 
-from hsee_ray.config import Config
-from hsee_ray.config_files import load_config
-from hsee_ray.cost import CostTable
-from hsee_ray.devices import load_profiles, profile_of, seconds
+from hsee_ray.config.files import load_config
+from hsee_ray.config.schema import Config
+from hsee_ray.devices.cost import CostTable
+from hsee_ray.devices.profiles import load_profiles, profile_of, seconds
 from hsee_ray.errors import ConfigError, UserError
-from hsee_ray.evaluation import Evaluation, read_evaluation
+from hsee_ray.evaluation.report import Evaluation, read_evaluation
 from hsee_ray.planning.planner import Planner, check_devices
 from hsee_ray.planning.savings import TierInputs
-from hsee_ray.run import CONFIG_FILE, Run
+from hsee_ray.rundir.run import CONFIG_FILE, Run
 from hsee_ray.simulation.loads import FLOAT_BYTES, bytes_s
 
 

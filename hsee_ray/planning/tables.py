@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, get_args
 
-from hsee_ray.codecs import Codec
-from hsee_ray.config import Config
+from hsee_ray.config.schema import Config
+from hsee_ray.edge.codecs import Codec
 from hsee_ray.planning.planner import size_text
-from hsee_ray.tables import NONE, Rows, align
+from hsee_ray.rundir.tables import NONE, Rows, align
 
 if TYPE_CHECKING:
-    from hsee_ray.cost import CostTable
+    from hsee_ray.devices.cost import CostTable
     from hsee_ray.planning.report import Plan, TierPlan
     from hsee_ray.planning.savings import TierSavings
     from hsee_ray.planning.search import Figures

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import inf
 
-from hsee_ray.simulation.events import Batch, ClientLoad, OneMachine, Rules, ServerSite, core_send_s
+from hsee_ray.simulation.events import core_send_s
+from hsee_ray.simulation.model import Batch, ClientLoad, OneMachine, Rules, ServerSite
 
 
 def lower_bound_s(load: ClientLoad, site: ServerSite, one_machine: OneMachine | None = None) -> float:

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hsee_ray.aggregation import Ledger, plan_aggregation
-from hsee_ray.config import Config
-from hsee_ray.devices import DeviceProfile, load_profiles
-from hsee_ray.fleet import Fleet
-from hsee_ray.keys import generator
-from hsee_ray.reports import RoundReport
-from hsee_ray.schedule import aggregates_after, queue_order
+from hsee_ray.config.fleet import Fleet
+from hsee_ray.config.schema import Config
+from hsee_ray.devices.profiles import DeviceProfile, load_profiles
+from hsee_ray.method.aggregation import Ledger, plan_aggregation
+from hsee_ray.method.reports import RoundReport
+from hsee_ray.method.schedule import aggregates_after, queue_order
+from hsee_ray.rng import generator
 from hsee_ray.simulation.prediction import Happening, Predictor, RoundCost
 
 if TYPE_CHECKING:
-    from hsee_ray.cost import CostTable
-    from hsee_ray.setup import Setup
+    from hsee_ray.devices.cost import CostTable
+    from hsee_ray.method.setup import Setup
 
 
 class Clock:
@@ -79,7 +79,7 @@ def clock_of(setup: Setup) -> Clock | None:
     if not setup.config.simulates:
         return None
     # Counting needs torch, and whoever only reads a clock's results does not.
-    from hsee_ray.cost import CostTable
+    from hsee_ray.devices.cost import CostTable
 
     costs = CostTable(setup.config, setup.files.image_shape, setup.n_classes)
     profiles = load_profiles(setup.config.simulation.profiles)

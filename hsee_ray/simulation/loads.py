@@ -6,16 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from hsee_ray.codecs import feature_bytes
-from hsee_ray.config import Config
-from hsee_ray.devices import DeviceProfile, load_profiles, profile_of, seconds
-from hsee_ray.fleet import EXIT, ClientSpec
-from hsee_ray.reports import EvaluationReport, TrainReport
-from hsee_ray.schedule import round_batches
-from hsee_ray.simulation.events import Batch, ClientLoad
+from hsee_ray.config.fleet import EXIT, ClientSpec
+from hsee_ray.config.schema import Config
+from hsee_ray.devices.profiles import DeviceProfile, load_profiles, profile_of, seconds
+from hsee_ray.edge.codecs import feature_bytes
+from hsee_ray.method.reports import EvaluationReport, TrainReport
+from hsee_ray.method.schedule import round_batches
+from hsee_ray.simulation.model import Batch, ClientLoad
 
 if TYPE_CHECKING:
-    from hsee_ray.cost import CostTable
+    from hsee_ray.devices.cost import CostTable
 
 FLOAT_BYTES = 4
 

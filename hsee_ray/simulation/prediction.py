@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
-from hsee_ray.aggregation import Aggregation, ModelId, plan_aggregation
-from hsee_ray.config import Config
-from hsee_ray.devices import DeviceProfile
-from hsee_ray.fleet import ClientSpec, Fleet
-from hsee_ray.reports import EvaluationReport, TrainReport
-from hsee_ray.schedule import (
+from hsee_ray.config.fleet import ClientSpec, Fleet
+from hsee_ray.config.schema import Config
+from hsee_ray.devices.profiles import DeviceProfile
+from hsee_ray.method.aggregation import Aggregation, ModelId, plan_aggregation
+from hsee_ray.method.reports import EvaluationReport, TrainReport
+from hsee_ray.method.schedule import (
     aggregates_after,
     batches_per_message,
     evaluates_after,
@@ -25,20 +25,12 @@ from hsee_ray.schedule import (
     window_batches,
 )
 from hsee_ray.simulation.bounds import lower_bound_s, server_bound_s
-from hsee_ray.simulation.events import (
-    ClientLoad,
-    OneMachine,
-    RoundTiming,
-    Rules,
-    ServerSite,
-    Span,
-    core_send_s,
-    simulate_round,
-)
+from hsee_ray.simulation.events import core_send_s, simulate_round
 from hsee_ray.simulation.loads import Loads, as_sent, bytes_s, in_messages
+from hsee_ray.simulation.model import ClientLoad, OneMachine, RoundTiming, Rules, ServerSite, Span
 
 if TYPE_CHECKING:
-    from hsee_ray.cost import CostTable
+    from hsee_ray.devices.cost import CostTable
 
 
 @dataclass(frozen=True)

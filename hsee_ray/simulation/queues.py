@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hsee_ray.schedule import ordered_steps
+from hsee_ray.method.schedule import ordered_steps
 
 if TYPE_CHECKING:
-    from hsee_ray.simulation.events import ClientLoad, Rules
+    from hsee_ray.simulation.model import ClientLoad, Rules
 
 
 @dataclass

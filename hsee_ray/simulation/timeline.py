@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from hsee_ray.fleet import Fleet
-from hsee_ray.simulation.events import Span
+from hsee_ray.config.fleet import Fleet
+from hsee_ray.simulation.model import Span
 from hsee_ray.simulation.prediction import RoundCost
 from hsee_ray.storage import write_whole
 

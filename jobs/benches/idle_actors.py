@@ -9,10 +9,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from actors.presence import Presence, presence_here
-from actors.sealed import Sealed, seal
-from actors.turns import TakesTurns
-from hsee_ray.reports import TrainReport
+from actors.workers.presence import Presence, presence_here
+from actors.workers.sealed import Sealed, seal
+from actors.workers.turns import TakesTurns
+from hsee_ray.method.reports import TrainReport
 
 Array = np.ndarray[Any, Any]
 Features = tuple[Array, ...]
@@ -23,9 +23,9 @@ def idle_actors(
     client: type[Any], server: type[Any], client_args: tuple[Any, ...], server_args: tuple[Any, ...] = ()
 ) -> Iterator[None]:
     """In the block, Ray gets actors of these classes where a run wants clients and servers."""
-    from actors import placement
-    from actors.aggregator import Aggregator
-    from actors.client import ClientActor
+    from actors.run import team as placement
+    from actors.workers.aggregator import Aggregator
+    from actors.workers.client_actor import ClientActor
 
     create = placement._actor
 
@@ -37,7 +37,7 @@ def idle_actors(
             return create(client, place, *client_args)
         return create(server, place, *server_args)
 
-    with patch("actors.placement._actor", idle):
+    with patch("actors.run.team._actor", idle):
         yield
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hsee_ray.run import Run
+    from hsee_ray.rundir.run import Run
 
     Array = np.ndarray[Any, Any]
 
@@ -51,7 +51,7 @@ class Images:
 def measure(options: argparse.Namespace) -> Result:
     """Every client with every payload; rows are means over the clients of a tier."""
     at_least(options, samples=1, quality=1)
-    from hsee_ray.run import load_run
+    from hsee_ray.rundir.run import load_run
 
     run = load_run(options.run)
     images = _images(run, options.samples)
@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> Result:
 
 def render(result: Mapping[str, Any]) -> str:
     """A table with a row for each tier and payload."""
-    from hsee_ray.tables import align
+    from hsee_ray.rundir.tables import align
 
     rows = [["tier", "trained with", "sent", "bytes per sample", "accuracy"]]
     for row in result["rows"]:
@@ -88,8 +88,8 @@ def render(result: Mapping[str, Any]) -> str:
 
 def _images(run: Run, samples: int | None) -> Images:
     from hsee_ray.data import open_images
-    from hsee_ray.run import without_training
-    from hsee_ray.setup import prepare_run
+    from hsee_ray.method.setup import prepare_run
+    from hsee_ray.rundir.run import without_training
 
     setup = prepare_run(without_training(run.config))
     test, train = open_images(setup.files.test), open_images(setup.files.train)
@@ -122,7 +122,7 @@ def _of_client(
     """By payload: bytes of a sample, and the accuracy of the server's answers."""
     import torch
 
-    from hsee_ray.codecs import Codec, FeatureCodec, channel_range
+    from hsee_ray.edge.codecs import Codec, FeatureCodec, channel_range
 
     client, server = run.client(number), run.server(number)
     with torch.no_grad():

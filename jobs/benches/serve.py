@@ -26,9 +26,9 @@ from jobs.benches.common import Result, at_least, refuse_cluster
 if TYPE_CHECKING:
     import numpy as np
 
-    from actors.serving import Server
-    from hsee_ray.edge import EdgeClient
-    from hsee_ray.serving import Bundles
+    from actors.serving.application import Server
+    from hsee_ray.deploy.server_models import Bundles
+    from hsee_ray.edge.edge_client import EdgeClient
 
     Array = np.ndarray[Any, Any]
 
@@ -76,8 +76,8 @@ def measure(options: argparse.Namespace) -> Result:
     """Failures, latency, speed and batch sizes; an error when a request was not answered, or wrongly."""
     at_least(options, requests=1, clients=1, replicas=1)
     refuse_cluster()
-    from actors.serving import Service, serving
-    from hsee_ray.serving import find_bundles
+    from actors.serving.application import Service, serving
+    from hsee_ray.deploy.server_models import find_bundles
 
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it reports every retry
     bundles = find_bundles(options.bundle)
@@ -138,11 +138,11 @@ def _devices(bundles: Bundles, url: str, requests: int, clients: int) -> list[De
     import onnxruntime as ort
     import torch
 
-    from hsee_ray.bundle import CLIENT_MODEL
-    from hsee_ray.edge import EdgeClient
-    from hsee_ray.exits import SENDS_ALL
-    from hsee_ray.keys import generator
-    from hsee_ray.serving import ServerModels
+    from hsee_ray.deploy.server_models import ServerModels
+    from hsee_ray.edge.bundle import CLIENT_MODEL
+    from hsee_ray.edge.edge_client import EdgeClient
+    from hsee_ray.edge.gate import SENDS_ALL
+    from hsee_ray.rng import generator
 
     models = ServerModels(bundles, torch.device("cpu"))
     devices: list[Device] = []

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hsee_ray.config import Config
-    from hsee_ray.reports import RoundReport
+    from hsee_ray.config.schema import Config
+    from hsee_ray.method.reports import RoundReport
 
 
 class Measured(Exception):
@@ -21,8 +21,8 @@ def run_rounds(config: Config, run_dir: Path, finished: Callable[[RoundReport, f
 
     `finished` is told of every round, and when its first piece of work was done, on the clock of `time.monotonic`.
     """
-    from actors.driver import run
-    from actors.session import Listener
+    from actors.run.driver import run
+    from actors.run.listener import Listener
     from hsee_ray.errors import RunError
 
     first_done_s: float | None = None

@@ -18,8 +18,8 @@ from jobs.benches.common import NEVER, Result, add_overrides, at_least, paired, 
 from jobs.benches.watched import own_pss_mib
 
 if TYPE_CHECKING:
-    from actors.pipeline import Work
-    from hsee_ray.reports import RoundReport
+    from actors.run.pipeline import Work
+    from hsee_ray.method.reports import RoundReport
 
 DESCRIPTION = "Measure what snapshots cost: rounds with and without them, in turns, in one run."
 
@@ -34,10 +34,10 @@ def measure(options: argparse.Namespace) -> Result:
     """The ratio of the rounds' training times, and the memory early and late."""
     at_least(options, rounds=9)
     refuse_cluster()
-    from actors.driver import run
-    from actors.session import Listener
-    from actors.stages import with_records
-    from hsee_ray.config_files import load_config
+    from actors.run.driver import run
+    from actors.run.listener import Listener
+    from actors.run.stages import with_records
+    from hsee_ray.config.files import load_config
 
     rounds = options.rounds
     fixed = ["training.strategy=distributed", f"evaluation.every={NEVER}", f"checkpoint.every={NEVER}"]
@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> Result:
         if report.round_number in (3, rounds):
             memory_mib[report.round_number] = own_pss_mib()
 
-    with TemporaryDirectory() as directory, patch("actors.rounds.with_records", in_turns):
+    with TemporaryDirectory() as directory, patch("actors.run.rounds.with_records", in_turns):
         run(config, Path(directory) / "run", Listener(entered=entered, finished_round=finished_round))
     taken = [train_s[n] for n in range(3, rounds, 2)]
     bare = [(train_s[n - 1] + train_s[n + 1]) / 2 for n in range(3, rounds, 2)]

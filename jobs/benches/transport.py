@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.benches.common import Result, Spread, at_least, refuse_cluster, shown, tell
 
 if TYPE_CHECKING:
-    from actors.probe import Use
+    from actors.cluster.probe import Use
 
 DESCRIPTION = "Measure how fast objects pass from actor to actor, beside a plain memory copy, in turns."
 WAYS: dict[str, tuple[int, Use]] = {
@@ -40,7 +40,7 @@ def measure(options: argparse.Namespace) -> Result:
     """Every way at every size, in turns."""
     at_least(options, mib=1, total_mib=1, repetitions=2)
     refuse_cluster()
-    from actors.probe import transfers
+    from actors.cluster.probe import transfers
 
     rows: list[Result] = [
         {"mib": mib, "objects": max(4, options.total_mib // mib), "seconds": {}} for mib in options.mib
@@ -83,7 +83,7 @@ def summarised(row: Result) -> Result:
 
 
 def render(result: Mapping[str, Any]) -> str:
-    from hsee_ray.tables import align
+    from hsee_ray.rundir.tables import align
 
     table = [["MiB", "way", "GiB/s", "of the plain copy"]]
     for row in result["rows"]:

@@ -14,11 +14,11 @@ from ray._private.state import state
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from actors.driver import run
-from actors.placement import Team
-from actors.session import Listener
-from hsee_ray.config_files import load_config
-from hsee_ray.reports import RoundReport
+from actors.run.driver import run
+from actors.run.listener import Listener
+from actors.run.team import Team
+from hsee_ray.config.files import load_config
+from hsee_ray.method.reports import RoundReport
 
 NOTICE_S = 30.0
 

@@ -11,10 +11,9 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.driver import run
-from actors.recovery import Event
-from actors.session import Listener
-from hsee_ray.config_files import load_config
+from actors.run.driver import run
+from actors.run.listener import Event, Listener
+from hsee_ray.config.files import load_config
 
 
 def main(config_file: str, run_dir: str, lose_in_round: int) -> None:

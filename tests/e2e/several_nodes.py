@@ -12,12 +12,12 @@ import ray
 from ray import ObjectRef
 from ray.cluster_utils import Cluster
 
-from actors.driver import run
-from actors.pipeline import Work
-from actors.placement import Team
-from actors.session import Listener
-from actors.stages import TrainingStage
-from hsee_ray.config_files import load_config
+from actors.run.driver import run
+from actors.run.listener import Listener
+from actors.run.pipeline import Work
+from actors.run.stages import TrainingStage
+from actors.run.team import Team
+from hsee_ray.config.files import load_config
 
 NODES = ("sensor", "gateway", "server")
 

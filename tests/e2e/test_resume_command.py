@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from hsee_ray import load_run
-from hsee_ray.config_files import load_config
+from hsee_ray.config.files import load_config
+from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
-from hsee_ray.setup import prepare_run
 from tests.e2e.conftest import Command
 from tests.ray.test_recovery import check_each_round_once
 

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import urllib3
 
-from hsee_ray.edge import EdgeClient
-from hsee_ray.exits import SENDS_ALL
-from hsee_ray.offload import encode, error_of
-from hsee_ray.run import Run
+from hsee_ray.edge.edge_client import EdgeClient
+from hsee_ray.edge.gate import SENDS_ALL
+from hsee_ray.edge.protocol import encode, error_of
+from hsee_ray.rundir.run import Run
 from tests.e2e.conftest import Command, marked_processes
 from tests.exports import SHAPE, coded_features, labels_of, malformed_bodies, resealed, tiny_export
 

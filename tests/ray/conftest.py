@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray._private import state
 
-import actors.placement
+import actors.run.team
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -60,13 +60,13 @@ def _initialise(actor: Any, *args: Any, **kwargs: Any) -> None:
 
 @pytest.fixture(scope="package")
 def warm_pool(local_ray: None) -> WarmActors:
-    return WarmActors(actors.placement._actor)
+    return WarmActors(actors.run.team._actor)
 
 
 @pytest.fixture
 def warm_actors(warm_pool: WarmActors, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs of this test use actors of earlier tests, with all their state made anew."""
-    monkeypatch.setattr(actors.placement, "_actor", warm_pool.hand_out)
+    monkeypatch.setattr(actors.run.team, "_actor", warm_pool.hand_out)
     yield
     warm_pool.take_back()
 

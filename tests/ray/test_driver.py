@@ -13,21 +13,21 @@ import pytest
 import ray
 from safetensors.numpy import load_file
 
-import actors.calls
-import actors.session
-from actors.driver import run
-from actors.node_report import NodeReport
-from actors.placement import AGGREGATOR, RowRefs, Team
-from actors.presence import Presence
-from actors.seats import decide_seating
-from hsee_ray.aggregation import ModelId, plan_aggregation
-from hsee_ray.checkpoint import FileEntry
-from hsee_ray.config_files import load_config
+import actors.run.calls
+import actors.run.session
+from actors.cluster.node_report import NodeReport
+from actors.cluster.slots import decide_seating
+from actors.run.driver import run
+from actors.run.team import AGGREGATOR, RowRefs, Team
+from actors.workers.presence import Presence
+from hsee_ray.config.files import load_config
 from hsee_ray.data import open_images
 from hsee_ray.errors import ConfigError, ResourceError, RunError
-from hsee_ray.reports import EvaluationReport, TrainReport
-from hsee_ray.setup import Setup, prepare_run
-from hsee_ray.weights import digest_lines, weights_sha256
+from hsee_ray.method.aggregation import ModelId, plan_aggregation
+from hsee_ray.method.reports import EvaluationReport, TrainReport
+from hsee_ray.method.setup import Setup, prepare_run
+from hsee_ray.models.weights import digest_lines, weights_sha256
+from hsee_ray.rundir.checkpoint import FileEntry
 from tests.ray.conftest import WarmActors
 
 
@@ -69,7 +69,7 @@ def test_driver_fetches_reports_only(tiny: dict[str, Any], warm_actors: None, tm
         fetched.append(value)
         return value
 
-    monkeypatch.setattr(actors.calls.ray, "get", recording_get)
+    monkeypatch.setattr(actors.run.calls.ray, "get", recording_get)
     run(load_config(tiny), tmp_path / "run")
 
     kinds = {type(value) for value in fetched}
@@ -156,7 +156,7 @@ def test_directory_that_holds_something_is_refused(tiny: dict[str, Any], tmp_pat
 
 def test_progress_counts_every_sample(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
     trained: list[int] = []
-    listener = dataclasses.replace(actors.session.SILENT, trained=trained.append)
+    listener = dataclasses.replace(actors.run.listener.SILENT, trained=trained.append)
     config = load_config(tiny)
     run(config, tmp_path / "run", listener)
     assert sum(trained) == config.training.rounds * sum(prepare_run(config).local_samples)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from actors.driver import run
-from hsee_ray.config_files import load_config
+from actors.run.driver import run
+from hsee_ray.config.files import load_config
+from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
-from hsee_ray.setup import prepare_run
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "sequential": {"training.strategy": "sequential"},

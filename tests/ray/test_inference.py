@@ -13,27 +13,33 @@ import numpy as np
 import pytest
 import torch
 
-from actors.evaluation import Plan, calibrate, costs, evaluate
-from actors.inference import ask, trained_actors
-from actors.placement import Team
-from actors.recovery import Event
-from actors.rounds import Rounds
-from actors.whereabouts import process_of
-from hsee_ray.aggregation import ModelId
-from hsee_ray.answers import Answers
-from hsee_ray.calibration import Calibration, Target, TierCalibration, fit_temperature, save_calibration
-from hsee_ray.codecs import Codec, FeatureCodec
+from actors.cluster.ray_internals import process_of
+from actors.inference.evaluate import Plan, calibrate, costs, evaluate
+from actors.inference.trained import ask, trained_actors
+from actors.run.listener import Event
+from actors.run.rounds import Rounds
+from actors.run.team import Team
 from hsee_ray.data import open_images
-from hsee_ray.edge import EdgeClient
+from hsee_ray.deploy.export import export
+from hsee_ray.deploy.server_models import ServerModels, find_bundles, sent_features
+from hsee_ray.edge.codecs import Codec, FeatureCodec
+from hsee_ray.edge.edge_client import EdgeClient
+from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Confidence, Gate
+from hsee_ray.edge.protocol import decode, encode
 from hsee_ray.errors import ConfigError, DataError, UserError
-from hsee_ray.exits import NEVER_SENDS, SENDS_ALL, Confidence, Gate
-from hsee_ray.export import export
-from hsee_ray.offload import decode, encode
+from hsee_ray.evaluation.calibration import (
+    Calibration,
+    Target,
+    TierCalibration,
+    fit_temperature,
+    save_calibration,
+)
+from hsee_ray.method.aggregation import ModelId
+from hsee_ray.method.predictions import Answers
+from hsee_ray.method.reports import EvaluationReport
+from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
-from hsee_ray.reports import EvaluationReport
-from hsee_ray.run import MODELS_DIR, Run, load_run
-from hsee_ray.serving import ServerModels, find_bundles, sent_features
-from hsee_ray.setup import prepare_run
+from hsee_ray.rundir.run import MODELS_DIR, Run, load_run
 from tests.run_directories import train_run, without_client
 
 STRATEGIES = ("averaging", "sequential")

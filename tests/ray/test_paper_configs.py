@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.driver import run
-from hsee_ray.config_files import load_config
-from hsee_ray.run import Run
+from actors.run.driver import run
+from hsee_ray.config.files import load_config
+from hsee_ray.rundir.run import Run
 from tests.tiny_data import accept_any_digest, write_cifar10, write_cifar100, write_stl10
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"

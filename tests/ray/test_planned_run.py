@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from actors.driver import resume, run
-from actors.session import Listener
-from hsee_ray.config_files import load_config
-from hsee_ray.setup import prepare_run
+from actors.run.driver import resume, run
+from actors.run.listener import Listener
+from hsee_ray.config.files import load_config
+from hsee_ray.method.setup import prepare_run
 from tests.ray.test_simulated_run import with_devices
 
 

@@ -10,24 +10,23 @@ from typing import Any
 import pytest
 import ray
 
-import actors.placement
-from actors.driver import resume, run
-from actors.interrupt import StopRequest
-from actors.placement import Team
-from actors.recovery import Event
-from actors.session import Listener
-from hsee_ray.aggregation import ModelId
-from hsee_ray.calibration import CALIBRATION_FILE, Calibration, save_calibration
-from hsee_ray.checkpoint import committed_rounds
-from hsee_ray.config import Config
-from hsee_ray.config_files import load_config
+import actors.run.team
+from actors.run.driver import resume, run
+from actors.run.interrupt import StopRequest
+from actors.run.listener import Event, Listener
+from actors.run.team import Team
+from hsee_ray.config.files import load_config
+from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, Interrupted, RunError
-from hsee_ray.failures import Action, Decision, Failure, decide
-from hsee_ray.home import RunHome
+from hsee_ray.evaluation.calibration import CALIBRATION_FILE, Calibration, save_calibration
+from hsee_ray.method.aggregation import ModelId
+from hsee_ray.method.reports import RoundReport
+from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
-from hsee_ray.reports import RoundReport
-from hsee_ray.run import Run, load_run
-from hsee_ray.setup import prepare_run
+from hsee_ray.rundir.checkpoint import committed_rounds
+from hsee_ray.rundir.failures import Action, Decision, Failure, decide
+from hsee_ray.rundir.location import RunHome
+from hsee_ray.rundir.run import Run, load_run
 from hsee_ray.storage import Storage
 from jobs.chaos import Blow, Killer
 
@@ -92,7 +91,7 @@ def test_a_lost_state_takes_the_run_back(
         went_back.append(failure)
         return Decision(Action.GO_BACK, "lost", counts=True)
 
-    monkeypatch.setattr("actors.recovery.decide", decide_to_go_back)
+    monkeypatch.setattr("actors.run.recovery.decide", decide_to_go_back)
     events: list[Event] = []
     listener = Listener(assembled=killer.assembled, entered=killer.entered, happened=events.append)
     finished = run(config, tmp_path / "run", listener)
@@ -168,7 +167,7 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
             "training.rounds=4",
         ],
     )
-    create = actors.placement._actor
+    create = actors.run.team._actor
     teams: list[Team] = []
     refused: list[Any] = []
 
@@ -179,8 +178,8 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
             return warm_create(actor_class, {**place, "resources": {"nowhere": 1.0}}, *args, **kwargs)
         return create(actor_class, place, *args, **kwargs)
 
-    warm_create = actors.placement._actor.__self__.create  # type: ignore[attr-defined]
-    monkeypatch.setattr(actors.placement, "_actor", sometimes_nowhere)
+    warm_create = actors.run.team._actor.__self__.create  # type: ignore[attr-defined]
+    monkeypatch.setattr(actors.run.team, "_actor", sometimes_nowhere)
     killer = kills((2, "train", "client"))
     events: list[Event] = []
 

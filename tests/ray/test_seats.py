@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.driver import resume, run
-from actors.inference import ask, trained_actors
-from actors.interrupt import StopRequest
-from actors.placement import Team
-from actors.session import Listener
-from hsee_ray.answers import Answers
-from hsee_ray.config import Config
-from hsee_ray.config_files import load_config
+from actors.inference.trained import ask, trained_actors
+from actors.run.driver import resume, run
+from actors.run.interrupt import StopRequest
+from actors.run.listener import Listener
+from actors.run.team import Team
+from hsee_ray.config.files import load_config
+from hsee_ray.config.schema import Config
+from hsee_ray.edge.gate import Gate
 from hsee_ray.errors import Interrupted
-from hsee_ray.exits import Gate
-from hsee_ray.reports import RoundReport
+from hsee_ray.method.predictions import Answers
+from hsee_ray.method.reports import RoundReport
 from tests.ray.test_recovery import kills, reference_digest
 
 STRATEGIES = {

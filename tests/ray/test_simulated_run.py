@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from actors.driver import resume, run
-from actors.interrupt import StopRequest
-from actors.session import Listener
-from hsee_ray.config_files import load_config
+from actors.run.driver import resume, run
+from actors.run.interrupt import StopRequest
+from actors.run.listener import Listener
+from hsee_ray.config.files import load_config
 from hsee_ray.errors import Interrupted
+from hsee_ray.method.reports import RoundReport
+from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
-from hsee_ray.reports import RoundReport
-from hsee_ray.setup import prepare_run
+from hsee_ray.rundir.summary import SimulatedTotals
 from hsee_ray.simulation.clock import clock_of
-from hsee_ray.summary import SimulatedTotals
 
 BOARD = {
     "compute_gflops": 0.001,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.driver import run
-from actors.whereabouts import spilled_bytes
-from hsee_ray.config_files import load_config
+from actors.cluster.ray_internals import spilled_bytes
+from actors.run.driver import run
+from hsee_ray.config.files import load_config
 
 
 def test_the_quickstart_never_spills(warm_actors: None, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_imports_run_one_way(package: str, forbidden: set[str]) -> None:
     assert wrong == {}
 
 
-@pytest.mark.parametrize("module", ["hsee_ray.aggregation", "hsee_ray.config_files"])
+@pytest.mark.parametrize("module", ["hsee_ray.method.aggregation", "hsee_ray.config.files"])
 def test_an_aggregator_and_a_wrong_key_do_not_wait_for_torch(module: str) -> None:
     script = f"import sys, {module}; print([name for name in ('torch', 'torchvision', 'ray') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster import Site
-from actors.doctor import SPILLS_AT, object_store_bytes
-from actors.seats import decide_seating
+from actors.cluster.connection import Site
+from actors.cluster.doctor import SPILLS_AT, object_store_bytes
+from actors.cluster.slots import decide_seating
 from hsee_ray.backbones import build_backbone, feature_shapes
-from hsee_ray.config_files import load_config
+from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import build_fleet
 from hsee_ray.data.known import known_shape
-from hsee_ray.fleet import build_fleet
 
 STORE_BYTES = int(0.3 * (16 << 30))
 """Of a machine with 16 GiB: Ray takes 30 % of the memory."""

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hsee_ray.config import Config
-from hsee_ray.config_files import load_config
+from hsee_ray.config.files import load_config
+from hsee_ray.config.schema import Config
+from hsee_ray.method.reports import RoundReport
+from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.reference import Reference
-from hsee_ray.reports import RoundReport
-from hsee_ray.setup import Setup, prepare_run
 from tests.oracle import Oracle, RoundLosses
 
 RTOL, ATOL = 1e-4, 1e-5

@@ -1,0 +1,215 @@
+"""The Ray cluster of a run: a local one that ends with the run, or the one that it is told to join."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+from ray.exceptions import AuthenticationError
+
+from actors.cluster.capacity import assess
+from actors.cluster.node_types import read_growth
+from actors.cluster.process_keeper import kept_processes
+from actors.cluster.ray_internals import free_memory, knock, living_nodes, may_grow
+from actors.cluster.requests import requests
+from actors.cluster.resources import Growth, Request, take_gpus
+from actors.cluster.slots import SERVERS, Seating, decide_seating
+from hsee_ray.config.fleet import Fleet
+from hsee_ray.config.schema import ClusterConfig, Config
+from hsee_ray.errors import ResourceError
+from hsee_ray.process import cores
+
+KNOCK_S = 10.0
+NO_CALL_RECORDS = {"task_events_report_interval_ms": 0}
+"""Settings of a local Ray: no record of every call, at which nobody looks; it grows by 2 KiB each."""
+NO_METRICS = {"enable_metrics_collection": False}
+LOCAL_SHARE = 0.6
+"""Share of this machine's free memory for actors; the rest is for the object store and for what they compute."""
+
+Tell = Callable[[str, str], None]
+"""Takes who something is about, and what."""
+
+
+@contextmanager
+def connected(config: ClusterConfig, requests: Sequence[Request], tell: Tell, metrics: bool = False) -> Iterator[bool]:
+    """Connects to Ray for the length of the block; gives whether it is a local Ray of this run's own.
+
+    A local Ray has just the logical resources that the requests add up to, and `metrics` only when asked. A Ray that
+    the caller has already connected to is used and left as it is. Tells of tiers that must wait for nodes. Raises
+    ResourceError when the cluster can never give what is asked.
+    """
+    if ray.is_initialized():
+        check_room(config, requests, tell)
+        yield False
+        return
+    address = address_of(config)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with kept_processes() if address is None else nullcontext():
+        if address is None:
+            config = config.model_copy(update={"node_types": None})
+            requests = [replace(request, label_selector={}) for request in requests]
+        start(address, requests, "cluster.address" if config.address else "$RAY_ADDRESS", metrics)
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own in its place
+        try:
+            check_room(config, requests, tell)
+            yield address is None
+        finally:
+            ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a run computes."""
+
+    local: bool
+    """On a Ray of this run's own, where every actor sees this machine's files."""
+    seating: Seating
+    at_once: int
+    """Clients that compute at the same time."""
+    cores: int | None = None
+    """Actors that have work at the same time, where all share one machine; None: Ray has given each its own CPUs."""
+
+    @property
+    def at_a_time(self) -> int | None:
+        """How many actors start at a time: one for every core, which is busy loading torch; None: all."""
+        return None if self.cores is None else max(2, self.cores)
+
+
+@contextmanager
+def seated(config: Config, fleet: Fleet, tell: Tell) -> Iterator[Site]:
+    """Connects to Ray for the length of the block, and decides how many actors the models of a run share.
+
+    Tells of tiers that must wait for nodes. Raises ResourceError as `connected` does.
+    """
+    if ray.is_initialized() or address_of(config.cluster) is not None:
+        with connected(config.cluster, [], tell):
+            site = joined_site(config, fleet)
+            check_room(config.cluster, requests(config, fleet, site.seating), tell)
+            yield site
+        return
+    site = local_site(config, fleet)
+    with connected(config.cluster, requests(config, fleet, site.seating), tell):
+        yield site
+
+
+def local_site(config: Config, fleet: Fleet) -> Site:
+    """A run on a Ray of its own: as many clients at once as there are cores."""
+    at_once = config.cluster.concurrent or cores()
+    seating = decide_seating(config, fleet, int(LOCAL_SHARE * free_memory()), at_once)
+    return Site(True, seating, at_once, max(cores(), at_once))
+
+
+def joined_site(config: Config, fleet: Fleet) -> Site:
+    """A run on the connected cluster: every client that has a seat computes, as Ray has given it room for that."""
+    nodes = living_nodes()
+    memory, cpus = (sum(node.total.get(name, 0.0) for node in nodes) for name in ("memory", "CPU"))
+    asked = [*(tier.resources.num_cpus for tier in config.tiers), config.server.resources.num_cpus]
+    of_one_each = sum(asked)
+    per_pool = max(1, int(cpus / of_one_each)) if of_one_each else max(1, int(cpus))
+    at_once = config.cluster.concurrent
+    seating = decide_seating(config, fleet, None if may_grow() else int(memory), per_pool)
+    clients = sum(count for pool, count in seating.seats.items() if pool != SERVERS)
+    return Site(False, seating, at_once or clients)
+
+
+def address_of(config: ClusterConfig) -> str | None:
+    """Address of the cluster to join; None for a local Ray of the run's own."""
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
+def start(address: str | None, requests: Sequence[Request], named_by: str, metrics: bool) -> None:
+    """Connects to a cluster that `named_by` names, or starts a local Ray that can hold the requests.
+
+    Raises ResourceError.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Results of calls that were given up are dropped with their errors; the one that matters is raised.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    _mute_obituaries()
+    if address is None:
+        _start_local(local_resources(requests), metrics)
+    else:
+        _join(address, named_by)
+
+
+def _mute_obituaries() -> None:
+    """Ray prints twenty lines on stdout for every worker that dies, with no way to ask it not to; a run prints one."""
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+
+
+def _start_local(resources: dict[str, float], metrics: bool) -> None:
+    ray.init(
+        address="local",
+        num_cpus=int(resources.pop("CPU")),
+        num_gpus=int(resources.pop("GPU")),
+        resources=resources,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _system_config=NO_CALL_RECORDS if metrics else NO_CALL_RECORDS | NO_METRICS,
+    )
+
+
+def _join(address: str, named_by: str) -> None:
+    try:
+        _, colon, port = address.rpartition(":")
+        if colon and port.isdigit() and "://" not in address:
+            knock(address, KNOCK_S)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (PermissionError, AuthenticationError) as error:
+        raise ResourceError(
+            f"{named_by} is {address!r}: the cluster asks for a token; export RAY_AUTH_MODE=token, and put the token "
+            "of the cluster into ~/.ray/auth_token or RAY_AUTH_TOKEN"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ResourceError(
+            f"{named_by} is {address!r}: no Ray cluster answers there ({reason}); give HOST:PORT of its head, usually "
+            "port 6379 (8265 is for jobs), or start one"
+        ) from error
+
+
+def local_resources(requests: Sequence[Request]) -> dict[str, float]:
+    """Logical resources of a local Ray: enough for every actor at once. GPUs are whole, fractions share one."""
+    totals: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
+    for request in requests:
+        for name, amount in request.resources.items():
+            if name != "memory":
+                totals[name] = totals.get(name, 0.0) + amount
+    gpus: list[float] = []
+    for amount in sorted((request.resources.get("GPU", 0.0) for request in requests), reverse=True):
+        left = take_gpus(gpus, amount)
+        gpus += [] if left is not None else [1.0] * math.ceil(amount)
+        taken = take_gpus(gpus, amount)
+        assert taken is not None, "there are enough now"
+        gpus = taken + [0.0] * (len(gpus) - len(taken))
+    return {**{name: math.ceil(amount) for name, amount in totals.items()}, "GPU": float(len(gpus))}
+
+
+def check_room(config: ClusterConfig, requests: Sequence[Request], tell: Tell) -> None:
+    """Tells of tiers that must wait. Raises ResourceError when one can never have its place."""
+    for verdict in assess(requests, living_nodes(), growth_of(config)):
+        if verdict.never is not None:
+            raise ResourceError(verdict.never)
+        if verdict.waits:
+            tell(f"tier {verdict.tier}", str(verdict))
+
+
+def growth_of(config: ClusterConfig) -> Growth:
+    """What the autoscaler of the connected cluster can add: as its file says, or unknown without one.
+
+    Nothing where there is no autoscaler, whatever a file says.
+    """
+    if not may_grow():
+        return Growth()
+    return Growth(known=False) if config.node_types is None else read_growth(Path(config.node_types))

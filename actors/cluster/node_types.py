@@ -1,0 +1,101 @@
+"""What an autoscaler can add to its cluster, read from the file that describes the cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from actors.cluster.resources import Growth, Node, NodeType
+from hsee_ray.config.files import read_text
+from hsee_ray.errors import ConfigError
+
+REMEDY = "give cluster.node_types the cluster.yaml of `ray up`, or a KubeRay RayJob or RayCluster"
+
+
+class _NodeType(BaseModel):
+    resources: dict[str, float]
+    labels: dict[str, str] = {}
+    max_workers: int | None = Field(None, ge=0)
+
+
+class _Cluster(BaseModel):
+    """What matters here of a cluster launcher's file; KubeRay's autoscaler derives the like from a RayCluster."""
+
+    head_node_type: str
+    available_node_types: dict[str, _NodeType]
+    max_workers: int = Field(ge=0)
+
+
+def read_growth(path: Path) -> Growth:
+    """What the autoscaler can add to the cluster of a file: `cluster.yaml` of `ray up`, a RayJob or a RayCluster.
+
+    The head is no type: it is there already. Raises ConfigError when the file cannot be read, or is neither kind.
+    """
+    for document in _documents(path):
+        if document.get("kind") in ("RayJob", "RayCluster"):
+            return _growth(path, _of_kuberay(path, document))
+        if "available_node_types" in document:
+            return _growth(path, document)
+    raise ConfigError(f"{path}: describes no cluster with node types; {REMEDY}")
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    text = read_text(path, REMEDY)
+    try:
+        return [document for document in yaml.safe_load_all(text) if isinstance(document, dict)]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _of_kuberay(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """The cluster of a RayJob or a RayCluster, in the launcher's words."""
+    kind, spec = document["kind"], document.get("spec") or {}
+    where = "spec"
+    if kind == "RayJob":
+        spec, where = spec.get("rayClusterSpec") or {}, "spec.rayClusterSpec"
+    if spec.get("enableInTreeAutoscaling") is not True:
+        raise ConfigError(
+            f"{path}: its {kind} does not grow; set {where}.enableInTreeAutoscaling, or leave cluster.node_types out"
+        )
+    try:
+        return _derive(spec)
+    except Exception as error:  # Ray checks by asserting, by looking things up, by jsonschema, ...
+        reason = next(iter(str(error).splitlines()), "")
+        raise ConfigError(f"{path}: Ray cannot read its {kind} ({type(error).__name__}: {reason}); {REMEDY}") from error
+
+
+def _derive(spec: dict[str, Any]) -> dict[str, Any]:
+    """A RayCluster as Ray's own autoscaler understands it; asks no Kubernetes."""
+    # Private to Ray, and slow to import.
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    config: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "cluster", "namespace": "default"}, "spec": spec}
+    )
+    return config
+
+
+def _growth(path: Path, document: dict[str, Any]) -> Growth:
+    try:
+        cluster = _Cluster.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {key} is wrong or missing ({first['msg']}); {REMEDY}") from None
+    types = []
+    head: Node | None = None
+    for name, node_type in cluster.available_node_types.items():
+        if name == cluster.head_node_type:
+            head = Node(node_type.resources, node_type.resources, node_type.labels)
+            continue
+        if "CPU" not in node_type.resources:
+            # The launcher would ask the cloud how many there are; who reads the file cannot know.
+            raise ConfigError(
+                f"{path}: available_node_types.{name}.resources has no CPU; write down how many there are"
+            )
+        most = cluster.max_workers if node_type.max_workers is None else node_type.max_workers
+        types.append(NodeType(name, node_type.resources, node_type.labels, most))
+    return Growth(tuple(types), cluster.max_workers, head)

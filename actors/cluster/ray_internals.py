@@ -1,0 +1,118 @@
+"""What Ray knows of actors and nodes. The only use of its private state."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import grpc
+import ray
+import ray._private.state
+import ray._private.utils
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.internal_api import get_memory_info_reply
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.actor import ActorHandle
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+from actors.cluster.resources import Node
+
+ASK_S = 5.0
+"""For what is only told, and never waited for."""
+
+
+def knock(address: str, timeout_s: float) -> None:
+    """Asks whether a Ray cluster answers at HOST:PORT: joining one that does not, Ray would try for minutes.
+
+    Raises ConnectionError, or PermissionError when it asks for another token.
+    """
+    channel = init_grpc_channel(address)
+    try:
+        alive = NodeInfoGcsServiceStub(channel).CheckAlive  # type: ignore[no-untyped-call]
+        alive(CheckAliveRequest(), timeout=timeout_s, wait_for_ready=True)
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise PermissionError(error.details()) from None
+        raise ConnectionError(f"nothing within {timeout_s:g} s") from None
+    finally:
+        channel.close()
+
+
+def process_of(actor: ActorHandle[Any]) -> int | None:
+    """Process id of an actor on its node, also while it starts; None before it has a place."""
+    entry = ray._private.state.actors(actor._actor_id.hex())
+    return entry.get("Pid") or None
+
+
+def placed_actors(actors: Mapping[Any, ActorHandle[Any]]) -> set[Any]:
+    """Those of the actors that have a process on some node."""
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    table: dict[str, dict[str, Any]] = ray._private.state.actors(job_id=job)
+    return {name for name, actor in actors.items() if table.get(actor._actor_id.hex(), {}).get("Pid")}
+
+
+def draining_nodes() -> dict[str, int]:
+    """Nodes that are about to go, with the time at which they do, in ms since 1970; 0 when nobody knows."""
+    return dict(ray._private.state.state.get_draining_nodes())
+
+
+def spilled_bytes() -> int | None:
+    """What the object stores of all nodes have written to disk so far, because they were full; None if nobody tells."""
+    try:
+        reply = get_memory_info_reply(ray._private.state.state, timeout_seconds=ASK_S)  # type: ignore[no-untyped-call]
+    except (grpc.RpcError, AssertionError):
+        return None
+    return int(reply.store_stats.spilled_bytes_total)
+
+
+def living_nodes() -> list[Node]:
+    """Nodes that can take actors, with what is free on them."""
+    free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    draining = draining_nodes()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [
+        Node(node["Resources"], free.get(node["NodeID"], node["Resources"]), node.get("Labels") or {})
+        for node in nodes
+        if node["Alive"] and node["NodeID"] not in draining
+    ]
+
+
+def node_ids() -> dict[str, str]:
+    """Living nodes that stay: id -> address."""
+    draining = draining_nodes()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {n["NodeID"]: n["NodeManagerAddress"] for n in nodes if n["Alive"] and n["NodeID"] not in draining}
+
+
+def may_grow() -> bool:
+    """Whether the cluster seems to have an autoscaler that can add nodes.
+
+    A cluster without one has a monitor all the same, which calls every node a type of its own.
+    """
+    gcs: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]
+    if gcs.internal_kv_get(b"__autoscaler_v2_enabled", b"__autoscaler") == b"1":
+        return True
+    status = gcs.internal_kv_get(b"__autoscaling_status", None)
+    types: Iterable[str] = json.loads(status).get("autoscaler_report", {}).get("active_nodes", ()) if status else ()
+    return any(not name.startswith("node_") for name in types)
+
+
+def free_memory() -> int:
+    """Bytes of memory that this machine, or the container that this is in, has left."""
+    utils: Any = ray._private.utils
+    return max(0, int(utils.get_system_memory() - utils.get_used_memory()))
+
+
+def submission_id() -> str | None:
+    """Id under which this process was submitted as a job; None when it was not."""
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    found: str | None = job.get("metadata", {}).get("job_submission_id")
+    return found
+
+
+def stop_wait_s() -> float:
+    """Seconds between a job's SIGTERM and its SIGKILL, as its supervisor reads them."""
+    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 3))

@@ -1,0 +1,39 @@
+"""What each actor of a run asks of the cluster."""
+
+from __future__ import annotations
+
+from actors.cluster.resources import Request
+from actors.cluster.slots import SERVERS, Seat, Seating, seats_of
+from hsee_ray.config.fleet import Fleet
+from hsee_ray.config.schema import Config, ResourcesConfig
+
+
+def requests(config: Config, fleet: Fleet, seating: Seating) -> list[Request]:
+    """Every actor of a run and what it asks for, in the order in which they start: pairs that compute first, first.
+
+    The aggregator asks for nothing.
+    """
+    return [_request(config, fleet, seat) for seat in seats_of(config, fleet, seating)]
+
+
+def _request(config: Config, fleet: Fleet, seat: Seat) -> Request:
+    strategy, spec = config.training.strategy, fleet.clients[seat.number]
+    pair = spec.number if config.cluster.placement == "colocate" and spec.has_server else None
+    if seat.side == "server":
+        who = "the shared server" if strategy == "sequential" else f"the server of client {spec.label}"
+        server = config.server.resources
+        return Request(who, SERVERS, "server.resources", _logical(server), server.label_selector, pair)
+    index = next((i for i, tier in enumerate(config.tiers) if tier.name == spec.tier), None)
+    key = "server.resources" if strategy == "centralized" else f"tiers.{index}.resources"
+    who = f"client {spec.label} of tier {spec.tier}"
+    return Request(who, spec.tier, key, _logical(spec.resources), spec.resources.label_selector, pair)
+
+
+def _logical(resources: ResourcesConfig) -> dict[str, float]:
+    asked = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom}
+    if resources.memory is not None:
+        asked["memory"] = float(resources.memory)
+    if resources.accelerator_type is not None:
+        # How Ray itself marks nodes that have one; the amount only says that it is wanted.
+        asked[f"accelerator_type:{resources.accelerator_type}"] = 0.001
+    return asked

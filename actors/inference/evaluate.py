@@ -1,0 +1,202 @@
+"""Evaluates and calibrates the exits of a finished run over its actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from actors.inference.trained import ask, samples_of
+from actors.run.rounds import Rounds
+from hsee_ray.devices.cost import multiply_adds, unit_multiply_adds
+from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Confidence, Gate
+from hsee_ray.errors import ConfigError, RunError, UserError
+from hsee_ray.evaluation.calibration import (
+    Calibration,
+    Target,
+    TierCalibration,
+    fit_temperature,
+    gate_curve,
+    parse_target,
+    pick,
+    tier_calibration,
+)
+from hsee_ray.evaluation.report import (
+    Costs,
+    Distance,
+    Evaluation,
+    GateRow,
+    Kind,
+    Passage,
+    distances,
+    exit_rows,
+    gate_rows,
+)
+from hsee_ray.method.predictions import Answers, Part, pooled
+from hsee_ray.method.setup import Setup, build_network
+from hsee_ray.models.split import build_exit
+from hsee_ray.rundir.run import Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of an evaluation."""
+
+    part: Part
+    taus: tuple[float, ...]
+    confidence: Confidence
+    calibration: Calibration | None
+    """The gates that are in force; None where the run has not been calibrated."""
+
+
+def calibrate(rounds: Rounds, run: Run, target: Target, kind: Confidence) -> Calibration:
+    """Temperature and tau of every tier with exits, picked on what its clients have set aside.
+
+    Raises ConfigError when nothing was set aside, and UserError when no threshold meets the target.
+    """
+    tiers = _tiers_with_exits(rounds)
+    if not tiers:
+        raise ConfigError("no client that has a model has an exit: there is nothing to calibrate")
+    empty = [t for t, members in tiers.items() if not any(samples_of(rounds.setup, "calibration", n) for n in members)]
+    if empty:
+        who = ", ".join(empty)
+        raise ConfigError(
+            f"{who}: no samples are set aside to calibrate on; train with data.calibration_fraction above 0"
+        )
+    answers = ask(rounds, "calibration", _same_gate(rounds, Gate(kind, SENDS_ALL)))
+    lost = [tier for tier, members in tiers.items() if not answers.keys() & set(members)]
+    if lost:
+        raise RunError(f"{', '.join(lost)}: all clients were lost on the way; start again")
+    picked: dict[str, TierCalibration] = {}
+    missed: list[str] = []
+    for tier, members in tiers.items():
+        together = pooled([answers[number] for number in members if number in answers])
+        temperature = fit_temperature(together.logits_NK, together.labels_N)
+        confidence_N = Gate(kind, SENDS_ALL, temperature).confidence(together.logits_NK)
+        curve = gate_curve(confidence_N, together.client_right_N, together.server_right_N)
+        index = pick(curve, target)
+        if index is None:
+            best = int(curve.drop_M.argmin())
+            missed.append(
+                f"{tier} reaches {curve.drop_M[best]:.4f} at best, with {curve.offload_M[best]:.1%} sent (its exits "
+                f"alone: {curve.drop_M[0]:.4f})"
+            )
+            continue
+        gate = Gate(kind, float(curve.tau_M[index]), temperature)
+        picked[tier] = tier_calibration(gate, curve, together)
+    if missed:
+        raise UserError(f"{target} cannot be met on the samples set aside: {'; '.join(missed)}; nothing was stored")
+    return Calibration(str(target), kind, run.summary["weights_sha256"], picked)
+
+
+def evaluate(
+    rounds: Rounds, run: Run, plan: Plan, tell: Callable[[str], None] = lambda text: None
+) -> tuple[Evaluation, dict[str, Answers]]:
+    """All figures of the plan, each gate on the real path; and by tier the answers with everything sent."""
+    calibration = plan.calibration
+    temperatures = _temperatures(rounds, plan)
+    # First calls are slow, and no row is to pay for them.
+    ask(
+        rounds,
+        plan.part,
+        _same_gate(rounds, Gate(plan.confidence, SENDS_ALL)),
+        most=rounds.config.evaluation.batch_size,
+    )
+    passages: list[Passage] = []
+    for kind, gates in _gates(rounds, plan):
+        tell(kind if kind != "grid" else f"tau {next(iter(gates.values())).tau:g}")
+        passages.append(Passage(kind, gates, ask(rounds, plan.part, gates)))
+    setup = rounds.setup
+    there = set.intersection(*(set(passage.answers) for passage in passages))
+    if not there:
+        raise ConfigError(f"--split {plan.part}: no client has samples in it")
+    passages = [
+        passage._replace(answers={number: passage.answers[number] for number in sorted(there)}) for passage in passages
+    ]
+    sent = passages[-1].answers
+    gates_rows = gate_rows(passages, setup.fleet, costs(setup))
+    found = Evaluation(
+        run=run.name,
+        network=run.summary["weights_sha256"],
+        split=plan.part,
+        confidence=plan.confidence,
+        target=None if calibration is None else calibration.target,
+        gates=gates_rows,
+        exits=exit_rows(sent, temperatures, setup.fleet),
+        distances=[] if calibration is None else _distances(calibration, gates_rows),
+    )
+    by_tier = {
+        tier: pooled([sent[number] for number in members if number in sent])
+        for tier, members in _tiers_with_exits(rounds).items()
+        if any(number in sent for number in members)
+    }
+    return found, by_tier
+
+
+def costs(setup: Setup) -> dict[int, Costs]:
+    """Multiply-adds of one sample on both sides of every client's cut, counted from the modules."""
+    by_unit = unit_multiply_adds(build_network(setup.config, setup.files), setup.files.image_shape)
+    by_cut: dict[int, Costs] = {}
+    for spec in setup.fleet.clients:
+        if spec.cut not in by_cut:
+            exit_head = 0
+            if spec.has_server:
+                shape = setup.feature_shapes[spec.cut - 1]
+                exit_head = multiply_adds(build_exit(setup.config, spec.cut_name, shape, setup.n_classes), shape)
+            by_cut[spec.cut] = Costs(sum(by_unit[: spec.cut]) + exit_head, sum(by_unit[spec.cut :]))
+    return {spec.number: by_cut[spec.cut] for spec in setup.fleet.clients}
+
+
+def _gates(rounds: Rounds, plan: Plan) -> list[tuple[Kind, Mapping[int, Gate]]]:
+    """Every gate that is tried: the two ends, the grid between them, and the calibrated one."""
+
+    def at(tau: float) -> dict[int, Gate]:
+        gates: dict[int, Gate] = {}
+        for spec in rounds.setup.fleet.clients:
+            own = None if plan.calibration is None else plan.calibration.gate(spec.tier)
+            gates[spec.number] = Gate(plan.confidence, tau, 1.0 if own is None else own.temperature)
+        return gates
+
+    tried: list[tuple[Kind, Mapping[int, Gate]]] = [("local", at(NEVER_SENDS))]
+    tried += [("grid", at(tau)) for tau in plan.taus]
+    if plan.calibration is not None:
+        calibrated = at(NEVER_SENDS)
+        for spec in rounds.setup.fleet.clients:
+            calibrated[spec.number] = plan.calibration.gate(spec.tier) or calibrated[spec.number]
+        tried.append(("calibrated", calibrated))
+    return [*tried, ("sent", at(SENDS_ALL))]
+
+
+def _temperatures(rounds: Rounds, plan: Plan) -> dict[str, float]:
+    """By tier: the calibrated ones, or those that the samples set aside ask for. None of a tier without any."""
+    if plan.calibration is not None:
+        return {name: tier.temperature for name, tier in plan.calibration.tiers.items()}
+    answers = ask(rounds, "calibration", _same_gate(rounds, Gate(plan.confidence, NEVER_SENDS)))
+    fitted: dict[str, float] = {}
+    for tier, members in _tiers_with_exits(rounds).items():
+        there = [answers[number] for number in members if number in answers]
+        if there:
+            together = pooled(there)
+            fitted[tier] = fit_temperature(together.logits_NK, together.labels_N)
+    return fitted
+
+
+def _distances(calibration: Calibration, rows: Sequence[GateRow]) -> list[Distance]:
+    target = parse_target(calibration.target)
+    known = {
+        name: tier.offload_ratio if target.quantity == "offload" else tier.accuracy_drop
+        for name, tier in calibration.tiers.items()
+    }
+    return distances(rows, target, known)
+
+
+def _tiers_with_exits(rounds: Rounds) -> dict[str, list[int]]:
+    """Clients of every tier that has exits, without those that are not there."""
+    tiers: dict[str, list[int]] = {}
+    for spec in rounds.setup.fleet.clients:
+        if spec.has_server and spec.number not in rounds.missing:
+            tiers.setdefault(spec.tier, []).append(spec.number)
+    return tiers
+
+
+def _same_gate(rounds: Rounds, gate: Gate) -> dict[int, Gate]:
+    return {spec.number: gate for spec in rounds.setup.fleet.clients}

@@ -1,0 +1,70 @@
+"""Acts on failures as decided: new actors, restored states, and a record of what happened."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from actors.run.listener import Event
+from actors.run.run_state import RunState
+from actors.run.team import Member, Team
+from hsee_ray.errors import ClientError
+from hsee_ray.rundir.failures import Action, Failure, History, decide
+
+
+class StateLost(Exception):
+    """A state that is needed went with a node: the run goes back to the newest one that still exists."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class Dropped(Exception):
+    """A client has no place and is left out until it has one."""
+
+
+class Recovery:
+    """The failures of a run and what was done about them."""
+
+    def __init__(self, team: Team, history: History, tell: Callable[[Event], None]) -> None:
+        self.team = team
+        self.history = history
+        self.tell = tell
+        self.replaced: Counter[str] = Counter()
+        """Actors that were created anew, by tier."""
+        self.noticed: dict[Member, float] = {}
+        """Replaced actors that have not answered yet, with the time at which their failure was noticed."""
+
+    def replace(self, member: Member, failure: Failure, state: RunState) -> None:
+        """Puts a new actor with the model's state in the place of one that failed.
+
+        Raises ClientError when the run must end, StateLost when it must go back, Dropped when it goes on without.
+        """
+        decision = decide(failure, self.history, self.team.setup.config.failures)
+        if decision.action is Action.STOP:
+            raise ClientError(failure.who, failure.round_number, failure.stage, decision.reason)
+        if decision.counts:
+            self.history.count(failure.who)
+        said = f"{failure.reason}; {decision.action.value}"
+        self.tell(Event(failure.round_number, failure.stage, failure.who, said))
+        if decision.action is Action.GO_BACK:
+            raise StateLost(failure)
+        self.replaced[self.team.tier(member)] += 1
+        for seat in self.team.replace(member, elsewhere=failure.kind == "drained"):
+            sitter = self.team.seats.sitter(seat)
+            self.replaced[self.team.tier(sitter)] += sitter != member
+            self.team.restore(sitter, state.recipe(sitter))
+        if decision.action is Action.DROP:
+            self.noticed.pop(member, None)
+            raise Dropped
+        self.noticed[member] = time.monotonic()
+
+    def answered(self, member: Member, round_number: int, stage: str) -> None:
+        """Told of every answer: says how long a replaced actor took to be back."""
+        if member in self.noticed:
+            seconds = time.monotonic() - self.noticed.pop(member)
+            self.tell(
+                Event(round_number, stage, self.team.label(member), f"is back after {seconds:.1f} s", is_back=True)
+            )

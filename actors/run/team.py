@@ -1,0 +1,266 @@
+"""The one place that turns plain classes into Ray actors with resources."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from actors.cluster.describe import text
+from actors.cluster.requests import _request
+from actors.cluster.resources import Request
+from actors.cluster.slots import Seat, Seating, Seats, models_of, pool_of, seats_of
+from actors.run.run_state import Recipe, taken
+from actors.workers.aggregator import Aggregator
+from actors.workers.client_actor import ClientActor, own_rows
+from actors.workers.origin import Origin
+from actors.workers.server_actor import ServerActor
+from hsee_ray.config.fleet import ClientSpec
+from hsee_ray.method.aggregation import ModelId
+from hsee_ray.method.setup import Setup, mapped_client_data
+
+Member = ModelId | Literal["aggregator"]
+"""Who owes an answer: a model in its seat, or the aggregator. An actor bears the name of its seat."""
+AGGREGATOR: Literal["aggregator"] = "aggregator"
+
+
+@dataclass(frozen=True)
+class RowRefs:
+    """Images by reference, for clients on nodes that do not have the image files."""
+
+    train: Mapping[int, ObjectRef[Any]]
+    test: ObjectRef[Any]
+    calibration: Mapping[int, ObjectRef[Any]]
+
+    @classmethod
+    def put(cls, setup: Setup) -> RowRefs:
+        """Every client's images in the object store."""
+        data = {spec.number: mapped_client_data(setup, spec.number) for spec in setup.fleet.clients}
+        return cls(
+            train={number: ray.put(own_rows(each.train)) for number, each in data.items()},
+            test=ray.put(own_rows(data[0].test)),
+            calibration={number: ray.put(own_rows(each.calibration)) for number, each in data.items()},
+        )
+
+    def of(self, model: ModelId) -> dict[str, ObjectRef[Any]]:
+        """What a client computes on: its training images, the test images, and those set aside. A server on none."""
+        if model.side == "server":
+            return {}
+        number = model.number
+        return {"train": self.train[number], "test": self.test, "calibration": self.calibration[number]}
+
+
+class Team:
+    """The actors of a run: seats for clients and for servers (one server for Sequential), and one aggregator.
+
+    An actor that has failed is replaced under the same name.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        setup_ref: ObjectRef[Setup],
+        seating: Seating,
+        rows: RowRefs | None,
+        origin: Origin | None,
+        at_a_time: int | None = None,
+    ) -> None:
+        """`origin` is what actors must find on their nodes; None on a Ray of the run's own, without labels.
+
+        So many actors start `at_a_time`, where they share one machine: the first ones are sooner there; None: all.
+        """
+        self.setup = setup
+        self.setup_ref = setup_ref
+        self.rows = rows
+        self.origin = origin
+        self.shared_server = setup.config.training.strategy == "sequential"
+        self.seating = seating
+        self.models = models_of(setup.config, setup.fleet)
+        seats = seats_of(setup.config, setup.fleet, seating)
+        self.seats = Seats({model: pool_of(setup.fleet, model) for model in self.models}, seats)
+        self.requests: dict[Member, Request] = {seat: _request(setup.config, setup.fleet, seat) for seat in seats}
+        self.started: set[Member] = set()
+        """Actors that have answered a call; the others may still wait for a place."""
+        self._to_restore: dict[Seat, tuple[ModelId, Recipe]] = {}
+        """Models that the next call in their seat puts back to a state."""
+        self._restored: dict[Seat, ObjectRef[Any]] = {}
+        """Of each seat, a result of the last call that has put a model back: later calls depend on it."""
+        self.uprooted: set[Member] = set()
+        """Actors that were created anew because the other one of their pair had to move: old calls of theirs fail."""
+        self.actors: dict[Member, ActorHandle[Any]] = {}
+        self.presences: dict[Member, ObjectRef[Any]] = {}
+        """Where every actor is, to be known when it has started."""
+        self._groups: dict[int, PlacementGroup] = {}
+        """Places for a client and its server on one node, by client."""
+        self.at_a_time = at_a_time or len(self.requests) + 1
+        self._to_start = deque(self.members())
+        self.start_more(0)
+
+    def members(self) -> list[Member]:
+        """All actors in the order in which they start: pairs that compute first, first."""
+        return [*self.requests, AGGREGATOR]
+
+    def seat_of(self, member: Member) -> Member:
+        """The actor that a model sits in; the aggregator's is its own. Raises KeyError for one without a seat."""
+        if isinstance(member, str):
+            return member
+        seat = self.seats.of(member)
+        if seat is None:
+            raise KeyError(member)
+        return seat
+
+    def server_of(self, spec: ClientSpec) -> int | None:
+        """Which server takes up a client's features; None at cut L."""
+        if not spec.has_server:
+            return None
+        return 0 if self.shared_server else spec.number
+
+    def submit(self, model: ModelId, method: str, *args: Any, num_returns: int = 1) -> Any:
+        """Calls the actor in which a model sits; the call fails if the last restore there has failed.
+
+        A restore that is still to be done travels with it.
+        """
+        seat = self.seat_of(model)
+        assert not isinstance(seat, str)
+        if seat not in self._to_restore:
+            call = getattr(self.actor(seat), method).options(num_returns=num_returns)
+            return call.remote(*args, after=self._restored.get(seat))
+        sitter, recipe = self._to_restore.pop(seat)
+        rows = {} if self.rows is None or not self.seats.takes_turns(sitter) else self.rows.of(sitter)
+        takes, averages = taken(recipe.loads)
+        what = method, num_returns > 1, len(args), sitter.number, recipe.snapshot, takes
+        call = self.actor(seat).restore_and.options(num_returns=num_returns + 1)
+        *results, self._restored[seat] = call.remote(*what, *args, *averages, **rows)
+        return results if num_returns > 1 else results[0]
+
+    def actor(self, member: Member) -> ActorHandle[Any]:
+        """The actor of a seat, or the aggregator; created now where its start has not been asked for."""
+        if member not in self.actors:
+            self._to_start.remove(member)
+            self._create(member)
+        return self.actors[member]
+
+    def start_more(self, present: int) -> None:
+        """Creates the next actors, when so many are there."""
+        while self._to_start and len(self.actors) - present < self.at_a_time:
+            self._create(self._to_start.popleft())
+
+    def seat(self, recipes: Mapping[ModelId, Recipe]) -> bool:
+        """Has models hold seats, each in the state of its recipe; False, and nothing done, when one must wait."""
+        if not all(self.seats.can_take(model) for model in recipes):
+            return False
+        for model, recipe in recipes.items():
+            if self.seats.take(model, self.started):
+                self.restore(model, recipe)
+        return True
+
+    def restore(self, model: ModelId, recipe: Recipe) -> None:
+        """Has a model that sits go back to a state before whatever is submitted next; one that does not, does later."""
+        seat = self.seats.of(model)
+        if seat is not None:
+            self._to_restore[seat] = model, recipe
+
+    def replace(self, member: Member, elsewhere: bool = False) -> list[Seat]:
+        """Ends what is left of a member's actor and creates it anew; gives the seats that are created anew.
+
+        `elsewhere`: its node is about to go. A pair then gets another common place, and the other one moves along.
+        """
+        moving = [self.seat_of(member)]
+        if elsewhere and not isinstance(member, str) and member.number in self._groups:
+            remove_placement_group(self._groups.pop(member.number))
+            other = ModelId("client" if member.side == "server" else "server", member.number)
+            moving.append(other)
+        self.uprooted.discard(moving[0])
+        self.uprooted.update(moving[1:])
+        for each in moving:
+            ray.kill(self.actor(each), no_restart=True)
+            self.started.discard(each)
+            if not isinstance(each, str):
+                self._restored.pop(each, None)
+            self._create(each)
+        return [each for each in moving if not isinstance(each, str)]
+
+    def release(self) -> None:
+        """Gives places back that outlive their actors."""
+        for group in self._groups.values():
+            remove_placement_group(group)
+        self._groups.clear()
+
+    def tier(self, member: Member) -> str:
+        """The tier of an actor or a model, as in what the run asks for."""
+        return AGGREGATOR if isinstance(member, str) else self.seats.pool(member)
+
+    def label(self, member: Member) -> str:
+        """`client 003`, `server 003`, `shared server`, `aggregator`."""
+        if isinstance(member, str):
+            return member
+        if member.side == "server" and self.shared_server:
+            return "shared server"
+        return f"{member.side} {self.setup.fleet.clients[member.number].label}"
+
+    def asked(self, member: Member) -> str:
+        """What an actor asks of Ray, as text."""
+        return "nothing" if isinstance(member, str) else text(self.requests[member])
+
+    def _create(self, member: Member) -> None:
+        place = self._place(member)
+        if isinstance(member, str):
+            actor = _actor(Aggregator, place, self.setup.config.training, self.origin)
+        else:
+            actor_class = ServerActor if member.side == "server" else ClientActor
+            rows = {} if self.rows is None else self.rows.of(member)
+            actor = _actor(actor_class, place, self.setup_ref, member.number, self.origin, **rows)
+        self.actors[member] = actor
+        self.presences[member] = actor.presence.remote()
+
+    def _place(self, member: Member) -> dict[str, Any]:
+        """What Ray is told about an actor's place."""
+        if isinstance(member, str):
+            # Beside the driver, on a node that is not lost without the run: it holds copies of what others lose.
+            here = ray.get_runtime_context().get_node_id()
+            return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+        request, config = self.requests[member], self.setup.config
+        resources = dict(request.resources)
+        place: dict[str, Any] = {
+            "num_cpus": resources.pop("CPU"),
+            "num_gpus": resources.pop("GPU"),
+            "memory": resources.pop("memory", None),
+            "resources": resources,
+        }
+        if request.pair is not None:
+            index = 0 if member.side == "client" else 1
+            place["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group(request.pair), index)
+            return place
+        if request.label_selector and self.origin is not None:
+            place["label_selector"] = dict(request.label_selector)
+        if config.cluster.placement == "spread":
+            place["scheduling_strategy"] = "SPREAD"
+        return place
+
+    def _group(self, number: int) -> PlacementGroup:
+        """The common place of a client and its server."""
+        if number not in self._groups:
+            pair = [self.requests[ModelId("client", number)], self.requests[ModelId("server", number)]]
+            bundles = [_bundle(request.resources) for request in pair]
+            selectors = None if self.origin is None else [dict(request.label_selector) for request in pair]
+            self._groups[number] = placement_group(bundles, strategy="STRICT_PACK", bundle_label_selector=selectors)
+        return self._groups[number]
+
+
+def _actor(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> ActorHandle[Any]:
+    # Ray restarts nothing and repeats nothing: at most once is what training needs.
+    remote_class: Any = ray.remote(actor_class)
+    handle: ActorHandle[Any] = remote_class.options(**place, max_restarts=0, max_task_retries=0).remote(*args, **kwargs)
+    return handle
+
+
+def _bundle(resources: Mapping[str, float]) -> dict[str, float]:
+    """What a placement group reserves for an actor; Ray takes no empty bundle."""
+    return {name: amount for name, amount in resources.items() if amount > 0} or {"CPU": 0.001}

@@ -1,0 +1,117 @@
+"""HTTP requests of devices and what is answered: labels, or a status and one sentence why there are none."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from hsee_ray.edge.protocol import (
+    PATH,
+    READY_PATH,
+    BadRequest,
+    Offload,
+    SentFeatures,
+    decode,
+    encode_answer,
+    encode_error,
+)
+
+Array = np.ndarray[Any, Any]
+
+METHODS = {PATH: "POST", READY_PATH: "GET"}
+BODY_TIMEOUT_S = 60.0
+"""Whoever sends no faster holds a place that others wait for."""
+_SHOWN = 80
+"""Characters of a wrong path that the answer repeats."""
+
+log = logging.getLogger("ray.serve")
+
+
+def token_digest(token: str) -> bytes:
+    """What a server needs of its token: it can tell the token by it, and nobody can read it there."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+class HttpHandler:
+    """Answers the requests for one network; `answer` gives the labels of samples that have been checked."""
+
+    def __init__(
+        self,
+        network: str,
+        served: Mapping[int, SentFeatures],
+        answer: Callable[[Offload], Awaitable[Array]],
+        max_body_bytes: int,
+        digest: bytes | None,
+    ) -> None:
+        """`served` says what every client sends; `digest` is the token's, None to serve anyone."""
+        self.network = network
+        self.served = served
+        self.answer = answer
+        self.max_body_bytes = max_body_bytes
+        self.digest = digest
+
+    async def __call__(self, request: Request) -> Response:
+        """Never raises: whatever is wrong with one request, the next one is answered."""
+        path: str = request.scope["path"]
+        try:
+            return _json(200, await self._content(path, request))
+        except BadRequest as error:
+            headers = {401: {"WWW-Authenticate": "Bearer"}, 405: {"Allow": METHODS.get(path, "")}}
+            return _json(error.status, encode_error(str(error)), headers.get(error.status))
+        except Exception:
+            log.exception("a request could not be answered")
+            return _json(500, encode_error("the server failed at this request; its log says why"))
+
+    async def _content(self, path: str, request: Request) -> bytes:
+        if path not in METHODS:
+            raise BadRequest(404, f"there is no {path[:_SHOWN]!r} here; send to {PATH}")
+        if request.method != METHODS[path]:
+            raise BadRequest(405, f"{path} takes {METHODS[path]}, not {request.method}")
+        if path == READY_PATH:
+            return json.dumps({"network": self.network, "clients": sorted(self.served)}).encode()
+        self._check_token(request.headers.get("authorization", ""))
+        body = await self._body(request)
+        # Checking a large body takes as long as computing it, and others are waiting to be received.
+        offload = await asyncio.to_thread(decode, memoryview(body), self.network, self.served)
+        return encode_answer(await self.answer(offload))
+
+    def _check_token(self, authorization: str) -> None:
+        if self.digest is None:
+            return
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token_digest(token.strip()), self.digest):
+            raise BadRequest(401, "this server wants its token, in a header `Authorization: Bearer <token>`")
+
+    async def _body(self, request: Request) -> bytearray:
+        """The body; no more than the limit is ever held."""
+        limit = self.max_body_bytes
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise BadRequest(
+                413, f"the body has {announced} bytes, this server takes up to {limit}: send fewer samples"
+            )
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for piece in request.stream():
+                    if len(body) + len(piece) > limit:
+                        raise BadRequest(413, f"the body has more than {limit} bytes: send fewer samples")
+                    body += piece
+        except TimeoutError:
+            raise BadRequest(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+        except ClientDisconnect:
+            raise BadRequest(400, "the connection ended before the body did") from None
+        return body
+
+
+def _json(status: int, content: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(content, status, headers, "application/json")

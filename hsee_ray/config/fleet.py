@@ -1,0 +1,122 @@
+"""The clients of a run: who they are, where they cut the network, and what they ask of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hsee_ray.config.schema import Config, ResourcesConfig
+from hsee_ray.edge.codecs import Codec
+from hsee_ray.errors import ConfigError
+
+EXIT = "exit"
+"""Name of the exit head among a client's units; no unit of a network may bear it."""
+AUTO = "auto"
+"""A cut that the planner is to pick (docs/planning.md)."""
+CODEC = "codec"
+"""Name of what has seen the range of a client's features among its units; no unit of a network may bear it."""
+
+
+@dataclass(frozen=True)
+class ClientSpec:
+    """One client of the fleet."""
+
+    number: int
+    """From 0, in the order of the tiers."""
+    label: str
+    """`003`, or `central`: its files are `client-<label>` and `server-<label>`."""
+    tier: str
+    cut: int
+    """Units on the client, from 1 to L."""
+    cut_name: str
+    """Name of the last unit on the client."""
+    has_server: bool
+    """False where the cut is L: the client holds the whole network."""
+    batch_size: int
+    resources: ResourcesConfig
+    codec: Codec = "none"
+    """How its features are sent; `none` where it has no server."""
+
+    @property
+    def client_file(self) -> str:
+        return f"client-{self.label}"
+
+    @property
+    def server_file(self) -> str:
+        return f"server-{self.label}"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All clients of a run over one base network."""
+
+    clients: tuple[ClientSpec, ...]
+    unit_names: tuple[str, ...]
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(client.tier for client in self.clients))
+
+    @property
+    def lowest_cut(self) -> int:
+        """Cut of the client that holds the fewest units; a shared server begins right above it."""
+        return min(client.cut for client in self.clients)
+
+
+def build_fleet(config: Config, unit_names: Sequence[str]) -> Fleet:
+    """Clients of the configuration over a base network with these units.
+
+    Centralized has a single client, `central`, which holds the whole network.
+    Raises ConfigError for a cut that the network does not have; the message lists the cuts there are.
+    """
+    if config.training.strategy == "centralized":
+        central = ClientSpec(
+            number=0,
+            label="central",
+            tier="central",
+            cut=len(unit_names),
+            cut_name=unit_names[-1],
+            has_server=False,
+            batch_size=config.training.batch_size,
+            resources=config.server.resources,
+        )
+        return Fleet((central,), tuple(unit_names))
+    digits = max(3, len(str(config.n_clients - 1)))
+    clients: list[ClientSpec] = []
+    for index, tier in enumerate(config.tiers):
+        cut = resolve_cut(tier.cut, unit_names, where=f"tiers.{index}.cut")
+        for _ in range(tier.clients):
+            clients.append(
+                ClientSpec(
+                    number=len(clients),
+                    label=f"{len(clients):0{digits}d}",
+                    tier=tier.name,
+                    cut=cut,
+                    cut_name=unit_names[cut - 1],
+                    has_server=cut < len(unit_names),
+                    batch_size=tier.batch_size or config.training.batch_size,
+                    resources=tier.resources,
+                    codec=tier.codec if cut < len(unit_names) else "none",
+                )
+            )
+    return Fleet(tuple(clients), tuple(unit_names))
+
+
+def resolve_cut(cut: str | int, unit_names: Sequence[str], where: str = "cut") -> int:
+    """Number of units below a cut that is named by its unit, by its stage (its last unit), or by its index.
+
+    `stem` and 1 are the first unit; `layer2` is the end of that stage, as `layer2.1` is.
+    Raises ConfigError with the list of cuts when there is no such unit, and for `auto`: that is for a plan to replace.
+    """
+    if cut == AUTO:
+        raise ConfigError(f"{where} is '{AUTO}': no plan has picked it yet; hsee plan --write FILE does, or name a cut")
+    if isinstance(cut, int) or cut.isdigit():
+        index = int(cut)
+        if 1 <= index <= len(unit_names):
+            return index
+    else:
+        ends = [i for i, name in enumerate(unit_names, start=1) if name == cut or name.startswith(f"{cut}.")]
+        if ends:
+            return ends[-1]
+    cuts = ", ".join(f"{i} {name}" for i, name in enumerate(unit_names, start=1))
+    raise ConfigError(f"{where} is {cut!r}: the network has no such cut; it can be cut after {cuts}")

@@ -1,0 +1,258 @@
+"""What a network costs, counted by running it: arithmetic, memory traffic, operators, and the memory of training.
+
+The very steps of training run on the meta device, which has shapes and no data; a mode of torch sees every operator
+that they call. A network that cannot run there runs on the CPU. Figures are of float32, at the given batch size.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
+from hsee_ray.config.schema import Config
+from hsee_ray.devices.counter import Counter, Work
+from hsee_ray.edge.codecs import Codec, feature_bytes
+from hsee_ray.method.steps import client_step, server_step
+from hsee_ray.models.model import MEMORY_FORMATS, Model
+from hsee_ray.models.split import UnitChain, build_exit
+
+__all__ = ["CostTable", "Memory", "SideCost", "UnitCost", "Work", "multiply_adds", "unit_multiply_adds"]
+
+LABEL_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one side of the cut holds in training, at the moment at which it holds most."""
+
+    parameter_bytes: int
+    """Parameters and buffers."""
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    """Kept by the forward pass for the backward pass, and what comes out of it."""
+    batch_bytes: int
+    """The batch that enters: images or features, and labels."""
+    workspace_bytes: int = 0
+    """What operators have under way beside all that, at the peak."""
+
+    @property
+    def total_bytes(self) -> int:
+        return (
+            self.parameter_bytes
+            + self.gradient_bytes
+            + self.optimizer_bytes
+            + self.activation_bytes
+            + self.batch_bytes
+            + self.workspace_bytes
+        )
+
+
+@dataclass(frozen=True)
+class SideCost:
+    """One side of a cut at a batch size."""
+
+    train: Work
+    """A step: forward, backward, optimiser; on a client with its exit head."""
+    infer: Work
+    """Forward only, in evaluation mode."""
+    parameters: int
+    memory: Memory
+    """Of training."""
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """One unit of the network, per sample."""
+
+    name: str
+    parameters: int
+    multiply_adds: int
+    """Forward."""
+    backward_multiply_adds: int
+    """In a network that is trained as a whole: the first unit needs no gradient of its input."""
+    activation_bytes: int
+    """Kept for the backward pass that no unit before it keeps; without parameters and the image itself."""
+    feature_shape: tuple[int, ...]
+    """Of its output: (C, H, W) or any other."""
+
+
+class CostTable:
+    """What the configuration's network costs, by unit and by cut. Counts when asked, each thing once."""
+
+    def __init__(self, config: Config, image_shape: tuple[int, int, int], n_classes: int) -> None:
+        """For images of shape (H, W, C). Raises ConfigError as `build_backbone` does."""
+        self._config = config
+        self._n_classes = n_classes
+        self._format = MEMORY_FORMATS[config.training.memory_format]
+        backbone = build_backbone(config.model, image_shape, n_classes, config.seed)
+        height, width, channels = image_shape
+        self._shapes = ((channels, height, width), *feature_shapes(backbone, image_shape))
+        self._device = torch.device("meta")
+        self._units = {name: copy.deepcopy(unit).to(self._device) for name, unit in backbone.units.items()}
+        try:
+            self.units = self._count_units()
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            # The network looks at values, or makes tensors on the CPU: a user's own may fail in any of these ways.
+            self._device = torch.device("cpu")
+            self._units = backbone.units
+            self.units = self._count_units()
+        self._sides: dict[tuple[int, int, int, bool], SideCost] = {}
+
+    units: tuple[UnitCost, ...]
+    """In order: `units[cut - 1]` is the last one below a cut."""
+
+    def client(self, cut: int, batch_size: int, with_exit: bool = True) -> SideCost:
+        """Units 1..cut with the exit head. There is none behind the last unit, where the network itself answers.
+
+        No batch of one sample is ever trained: for that size the training costs are those of two.
+        """
+        return self._side(0, cut, batch_size, with_exit and cut < len(self._units))
+
+    def server(self, cut: int, batch_size: int) -> SideCost:
+        """Units cut+1..L, of which there must be one."""
+        return self._side(cut, len(self._units), batch_size, False)
+
+    def feature_bytes(self, cut: int, codec: Codec, batch_size: int) -> int:
+        """Bytes of a training batch as it is sent: features, what they are decoded with, labels."""
+        return feature_bytes(codec, self._shapes[cut], batch_size) + LABEL_BYTES * batch_size
+
+    def _side(self, first: int, last: int, batch_size: int, with_exit: bool) -> SideCost:
+        key = first, last, batch_size, with_exit
+        if key not in self._sides:
+            self._sides[key] = self._count_side(*key)
+        return self._sides[key]
+
+    def _count_side(self, first: int, last: int, batch_size: int, with_exit: bool) -> SideCost:
+        names = list(self._units)
+        units = {name: self._units[name] for name in names[first:last]}
+        exit_head = None
+        if with_exit:
+            exit_head = build_exit(self._config, names[last - 1], self._shapes[last], self._n_classes)
+        model = Model(units, exit_head, self._config.training, self._device)
+        infer = self._count_inference(model, self._batch(first, batch_size)[0])
+        train, memory = self._count_step(model, *self._batch(first, max(2, batch_size)), is_client=first == 0)
+        return SideCost(train, infer, sum(parameter.numel() for parameter in _parameters(model)), memory)
+
+    def _count_step(self, model: Model, x: torch.Tensor, y_B: torch.Tensor, is_client: bool) -> tuple[Work, Memory]:
+        def step() -> None:
+            if is_client:
+                client_step(model.network, model.exit_head, model.optimizer, x, y_B)
+            else:
+                server_step(model.network, model.optimizer, x, y_B)
+
+        model.train_mode(1)
+        parameters = _parameters(model)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        with Counter():
+            model.optimizer.step()  # from then on it keeps what it will always keep
+        own = [*parameters, *_buffers(model)]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        kept = [value for of in model.optimizer.state.values() for value in of.values() if torch.is_tensor(value)]
+        counter = Counter([*own, *gradients, *kept, x, y_B])
+        del gradients
+        with counter:
+            step()
+        gradient_bytes = sum(_bytes(parameter.grad) for parameter in parameters if parameter.grad is not None)
+        held = Memory(_bytes(*own), gradient_bytes, _bytes(*kept), counter.kept_bytes(), _bytes(x, y_B))
+        workspace_bytes = max(0, counter.peak_bytes - held.total_bytes)
+        return counter.work(), replace(held, workspace_bytes=workspace_bytes)
+
+    @torch.no_grad()
+    def _count_inference(self, model: Model, x: torch.Tensor) -> Work:
+        model.eval_mode()
+        with Counter() as counter:
+            h = model.network(x)
+            if model.exit_head is not None:
+                model.exit_head(h)
+        return counter.work()
+
+    def _count_units(self) -> tuple[UnitCost, ...]:
+        """All at once, as they follow one another: a unit's ReLU keeps what the next unit's convolution keeps too.
+
+        From two batch sizes: what the backward pass needs once for a batch (statistics) is no sample's.
+        """
+        few, many = self._pass_through(2), self._pass_through(4)
+        units: list[UnitCost] = []
+        for index, (name, unit) in enumerate(self._units.items()):
+            forward, backward, kept = ((b - a) // 2 for a, b in zip(few[index], many[index], strict=True))
+            parameters = sum(parameter.numel() for parameter in unit.parameters())
+            units.append(UnitCost(name, parameters, forward, backward, kept, self._shapes[index + 1]))
+        return tuple(units)
+
+    def _pass_through(self, batch_size: int) -> list[tuple[int, int, int]]:
+        """Multiply-adds forward and backward, and bytes kept, of every unit of the network that is trained whole."""
+        network = UnitChain(self._units).train()
+        x, y_B = self._batch(0, batch_size)
+        counter = Counter([*network.parameters(), *network.buffers(), x, y_B])
+        with counter:
+            h = x
+            for name, unit in network.units.items():
+                counter.enter(("forward", name))
+                h = unit(h)
+                if h.requires_grad:
+                    h.register_hook(lambda gradient, name=name: counter.enter(("backward", name)))
+            counter.enter("loss")
+            functional.cross_entropy(h, y_B).backward()  # type: ignore[no-untyped-call]
+        network.zero_grad(set_to_none=True)
+        return [
+            (
+                counter.work(("forward", name)).multiply_adds,
+                counter.work(("backward", name)).multiply_adds,
+                counter.kept_bytes(("forward", name)),
+            )
+            for name in network.names
+        ]
+
+    def _batch(self, unit: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What enters the network at a unit, in the memory format of training, and labels."""
+        shape = (batch_size, *self._shapes[unit])
+        x = torch.empty(shape, device=self._device)
+        if not x.is_meta:
+            x = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=self._format)
+        return x, torch.zeros(batch_size, dtype=torch.int64, device=self._device)
+
+
+def _parameters(model: Model) -> list[nn.Parameter]:
+    return [parameter for unit in model.units.values() for parameter in unit.parameters()]
+
+
+def _buffers(model: Model) -> list[torch.Tensor]:
+    return [buffer for unit in model.units.values() for buffer in unit.buffers()]
+
+
+def _bytes(*tensors: torch.Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def multiply_adds(module: nn.Module, sample_shape: Sequence[int]) -> int:
+    """Multiply-adds of one sample's forward pass through a module in evaluation mode.
+
+    Convolutions and matrix products count, as torch's own counter sees them run; norms, activations and pools do not.
+    """
+    first = next(module.parameters(), None)
+    sample = torch.zeros((1, *sample_shape), device=None if first is None else first.device)
+    was_training = module.training
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()(sample)
+    module.train(was_training)
+    # The counter counts a multiplication and an addition as two operations.
+    return int(counter.get_total_flops()) // 2
+
+
+def unit_multiply_adds(backbone: Backbone, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Multiply-adds of one image of shape (H, W, C) in each unit."""
+    height, width, channels = image_shape
+    shapes = ((channels, height, width), *feature_shapes(backbone, image_shape))
+    return tuple(multiply_adds(unit, shape) for unit, shape in zip(backbone.units.values(), shapes, strict=False))

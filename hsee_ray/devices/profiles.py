@@ -1,0 +1,121 @@
+"""Device profiles: what a device computes, holds, sends and draws. Presets lie in `presets.yaml`.
+
+Figures are of one core where a device computes several models side by side. docs/devices.md explains them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hsee_ray.config.files import read_text
+from hsee_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hsee_ray.devices.counter import Work
+
+
+class DeviceProfile(BaseModel):
+    """One kind of device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    compute_gflops: float = Field(gt=0)
+    """Sustained in training, float32, of one core; a multiply-add is two operations."""
+    memory_mib: float = Field(gt=0)
+    uplink_mbit_s: float = Field(gt=0)
+    downlink_mbit_s: float = Field(gt=0)
+    latency_ms: float = Field(0.0, ge=0)
+    """One way, for each message."""
+    active_w: float = Field(ge=0)
+    """Drawn while it computes."""
+    radio_w: float = Field(ge=0)
+    """Drawn while it sends or receives."""
+    cores: int = Field(1, ge=1)
+    """Models that compute side by side."""
+    memory_gib_s: float | None = Field(None, gt=0)
+    """Bandwidth of its memory, of one core; None: not known, and not reckoned with."""
+    operator_us: float = Field(0.0, ge=0)
+    """Microseconds that each operator takes beside its arithmetic."""
+    source: str = Field(min_length=1)
+    """Where the figures come from."""
+
+
+def seconds(work: Work, profile: DeviceProfile) -> float:
+    """Seconds that a piece of work takes one core of a device:
+
+        t = 2 multiply_adds / (compute_gflops 1e9) + traffic_bytes / (memory_gib_s 2**30) + operators operator_us 1e-6
+
+    The terms are those of the roofline model (Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785), added
+    and not the larger of them: the operators of a step are in turn bound by the one and by the other. A term whose
+    figure is not known is left out.
+    """
+    time_s = 2 * work.multiply_adds / (profile.compute_gflops * 1e9) + work.operators * profile.operator_us * 1e-6
+    if profile.memory_gib_s is not None:
+        time_s += work.traffic_bytes / (profile.memory_gib_s * 2**30)
+    return time_s
+
+
+def load_profiles(path: str | Path | None) -> dict[str, DeviceProfile]:
+    """The presets by name, with the profiles of the user's own YAML file beside them and before them.
+
+    Raises ConfigError, in one line, for a file that cannot be read, is no YAML, or has a profile that is none.
+    """
+    presets = files("hsee_ray.devices").joinpath("presets.yaml").read_text(encoding="utf-8")
+    profiles = _parse(presets, "hsee_ray/devices/presets.yaml")
+    if path is not None:
+        profiles.update(_parse(read_text(Path(path), "name a file of profiles in simulation.profiles"), str(path)))
+    return profiles
+
+
+def profile_of(profiles: Mapping[str, DeviceProfile], name: str, where: str) -> DeviceProfile:
+    """The profile of a device that the key `where` of a configuration names. Raises ConfigError for an unknown one."""
+    if name not in profiles:
+        near = difflib.get_close_matches(name, profiles, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"{where} is {name!r}: there is no such device{hint} (known: {', '.join(sorted(profiles))}; your own go "
+            "into a file that simulation.profiles names, see docs/devices.md)"
+        )
+    return profiles[name]
+
+
+def dump_profile(name: str, profile: DeviceProfile) -> str:
+    """YAML text that `load_profiles` reads."""
+    return yaml.safe_dump({name: profile.model_dump(exclude_none=True)}, sort_keys=False, width=110)
+
+
+def _parse(text: str, where: str) -> dict[str, DeviceProfile]:
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(figures, dict) for figures in values.values()):
+        raise ConfigError(f"{where}: should hold devices by name, each with its figures (docs/devices.md)")
+    return {str(name): _profile(figures, f"{where}: {name}") for name, figures in values.items()}
+
+
+def _profile(figures: dict[Any, Any], where: str) -> DeviceProfile:
+    known = DeviceProfile.model_fields
+    for field, value in figures.items():
+        if isinstance(value, bool):
+            raise ConfigError(f"{where}: {field} is {value}: YAML reads yes, no, on and off so; write a number")
+    try:
+        return DeviceProfile.model_validate(figures)
+    except ValidationError as error:
+        first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        text = f"is missing; every profile has {', '.join(name for name in known if known[name].is_required())}"
+    elif first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(field, known, n=1)
+        text = f"is no figure of a device{f'; did you mean {near[0]}?' if near else ''} (there are {', '.join(known)})"
+    else:
+        text = f"is {first['input']!r}: {first['msg'].replace('Input should be', 'it should be')}"
+    raise ConfigError(f"{where}: {field} {text} (docs/devices.md)")

@@ -1,0 +1,209 @@
+"""A device's side of a bundle: it answers alone where its exit is sure, and asks the server otherwise.
+
+Needs numpy, onnxruntime and urllib3: neither torch nor Ray. Legend: B samples; H, W, C of an image; K classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+import urllib3
+from urllib3.exceptions import HTTPError, MaxRetryError
+
+from hsee_ray.edge.bundle import CLIENT_MODEL, checked_file, load_bundle
+from hsee_ray.edge.protocol import MEDIA_TYPE, PATH, decode_answer, encode, error_of
+from hsee_ray.errors import RunError, UserError
+
+Array = np.ndarray[Any, Any]
+
+_log = logging.getLogger(__name__)
+
+_BUSY = (408, 429, *range(500, 600))
+"""Statuses that another try may mend: too late, too many, out of order."""
+_FIRST_PAUSE_S = 0.2
+"""Before the second retry; it doubles with each one after. The first retry is made at once."""
+_CONNECTIONS = 8
+"""Connections that are kept open, for so many threads."""
+
+
+class ServerUnreachable(RunError):
+    """No answer after all retries."""
+
+
+class ServerRefused(UserError):
+    """The server answered, and it will not be another time: bundle, token or URL are wrong."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answer for one image."""
+
+    label: int
+    """Index into the bundle's `class_names`."""
+    confidence: float
+    """Of the exit, in [0, 1]: what was compared with tau."""
+    exited: bool
+    """The exit was sure and answered alone."""
+    latency_ms: float
+    """From the call until this answer was known. `predict` returns all answers together, with the last one."""
+    degraded: bool = False
+    """The exit was not sure, but its answer stands: the server could not be reached, or there is none."""
+
+
+class EdgeClient:
+    """Answers images as one client of a run. Several threads may use it at once."""
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        server_url: str | None = None,
+        *,
+        token: str | None = None,
+        timeout_s: float = 10.0,
+        retries: int = 3,
+        on_unreachable: Literal["answer", "raise"] = "answer",
+        threads: int | None = None,
+    ) -> None:
+        """`bundle` is the directory of one client. Without a URL the exit answers everything.
+
+        A request is tried 1 + `retries` times, each until nothing has come for `timeout_s`; `on_unreachable` says what
+        follows when all fail. `threads` are those of one inference, by default as many as there are cores. Raises
+        DataError for a bundle that is missing or damaged, UserError for a URL that is none.
+        """
+        directory = Path(bundle)
+        self.bundle = load_bundle(directory)
+        self._on_unreachable = on_unreachable
+        self._url = None if server_url is None else _answer_url(server_url)
+        self._session = _session(checked_file(directory, self.bundle, CLIENT_MODEL), threads)
+        headers = {"Content-Type": MEDIA_TYPE}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        self._http = urllib3.PoolManager(
+            maxsize=_CONNECTIONS,
+            headers=headers,
+            timeout=urllib3.Timeout(timeout_s),
+            retries=urllib3.Retry(
+                total=retries,
+                redirect=False,
+                status_forcelist=_BUSY,
+                allowed_methods=None,  # an answer changes nothing on the server, so POST may be repeated too
+                backoff_factor=_FIRST_PAUSE_S / 2,
+                backoff_max=timeout_s,
+                backoff_jitter=_FIRST_PAUSE_S,  # devices that failed together do not come back together
+                retry_after_max=max(1, int(timeout_s)),
+                raise_on_status=False,
+            ),
+        )
+
+    def predict(self, images: Array | Sequence[Array]) -> list[Prediction]:
+        """Answers of uint8 images (B, H, W, C), of one (H, W, C), or of a list of them, in their order.
+
+        All unsure ones go to the server in one request. Raises UserError for images of another type or shape,
+        ServerRefused, and ServerUnreachable where the client was told to raise it.
+        """
+        begin = time.perf_counter()
+        images_BHWC = self._batch(images)
+        if len(images_BHWC) == 0:
+            return []
+        logits_BK, *features = self._session.run(None, {"images": images_BHWC})
+        label_B = logits_BK.argmax(axis=1)
+        confidence_B = self.bundle.gate.confidence(logits_BK)
+        exited_B = confidence_B > self.bundle.gate.tau
+        latency_ms_B = np.full(len(images_BHWC), _ms_since(begin))
+        degraded_B = np.zeros(len(images_BHWC), bool)
+        if not exited_B.all():
+            answer = self._ask(features[0][~exited_B])
+            if answer is None:
+                degraded_B = ~exited_B
+            else:
+                label_B[~exited_B] = answer
+            latency_ms_B[~exited_B] = _ms_since(begin)
+        columns = (label_B, confidence_B, exited_B, latency_ms_B, degraded_B)
+        return [Prediction(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def close(self) -> None:
+        """Closes the connections to the server."""
+        self._http.clear()
+
+    def __enter__(self) -> EdgeClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _batch(self, images: Array | Sequence[Array]) -> Array:
+        """One array (B, H, W, C) of what was given."""
+        given = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else images
+        shape = self.bundle.image_shape
+        arrays = [given] if isinstance(given, np.ndarray) else [image[np.newaxis] for image in map(np.asarray, given)]
+        for array in arrays:
+            if array.dtype != np.uint8 or array.shape[1:] != shape:
+                raise UserError(
+                    f"images of type {array.dtype} and shape {array.shape[1:]} were given; "
+                    f"this bundle takes uint8 and {shape} (height, width, channels)"
+                )
+        batch: Array = np.concatenate(arrays) if arrays else np.zeros((0, *shape), np.uint8)
+        return batch
+
+    def _ask(self, features: Array) -> Array | None:
+        """The server's labels (B,), or None where there is no server or none that can be reached."""
+        if self._url is None:
+            return None
+        try:
+            return self._answer(self._url, features)
+        except ServerUnreachable as error:
+            if self._on_unreachable == "raise":
+                raise
+            _log.warning("%s; the exit answers", error)
+            return None
+
+    def _answer(self, url: str, features: Array) -> Array:
+        body = encode(self.bundle.client, self.bundle.network, self.bundle.codec.encode(features))
+        try:
+            response = self._http.urlopen("POST", url, body=body, headers=self._http.headers, redirect=False)
+        except HTTPError as error:
+            reason = str(error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error)
+            # "HTTPConnection(host='192.168.1.5', port=8000): Read timed out. ..."
+            raise ServerUnreachable(f"{url}: cannot be reached ({reason.partition('): ')[2] or reason})") from error
+        if response.status in _BUSY:
+            raise ServerUnreachable(f"{url}: cannot answer (status {response.status}: {error_of(response.data)})")
+        if response.status == 401:
+            raise ServerRefused(f"{url}: refuses the token ({error_of(response.data)}); give the server's own")
+        if response.status != 200:
+            raise ServerRefused(f"{url}: refuses the request (status {response.status}: {error_of(response.data)})")
+        try:
+            return decode_answer(response.data, len(features), len(self.bundle.class_names))
+        except ValueError as error:
+            raise ServerRefused(f"{url}: is no server of this project ({error}); check the URL") from None
+
+
+def _session(model: Path, threads: int | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _answer_url(server_url: str) -> str:
+    try:
+        url = urllib3.util.parse_url(server_url)
+    except HTTPError:
+        url = urllib3.util.Url()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UserError(f"server URL {server_url!r}: give one such as http://192.168.1.5:8000")
+    return server_url.rstrip("/") + PATH
+
+
+def _ms_since(begin: float) -> float:
+    return 1000 * (time.perf_counter() - begin)

@@ -1,0 +1,261 @@
+"""What a gate gains and costs: rows of figures per client, per tier and for all, from answers on the real path.
+
+Accuracies and ratios lie in [0, 1]; bytes, multiply-adds and milliseconds are per sample that a client is asked about.
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+
+from hsee_ray.config.fleet import Fleet
+from hsee_ray.edge.gate import Confidence, Gate
+from hsee_ray.errors import DataError, UserError
+from hsee_ray.evaluation.calibration import TOLERANCE, Target, calibration_error
+from hsee_ray.method.predictions import Answers, pooled
+from hsee_ray.rundir.metrics import write_table
+from hsee_ray.storage import write_whole
+
+EVALUATION_DIR = "evaluation"
+
+Kind = Literal["local", "grid", "calibrated", "sent"]
+Scope = Literal["client", "tier", "overall"]
+
+
+class Passage(NamedTuple):
+    """One pass over the data: every client at its gate, and what was answered."""
+
+    kind: Kind
+    gates: Mapping[int, Gate]
+    answers: Mapping[int, Answers]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Multiply-adds of one sample on each side of a client's cut."""
+
+    client: int
+    """With the exit head."""
+    server: int
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """What one gate does for one client, one tier, or all clients together."""
+
+    scope: Scope
+    name: str
+    gate: Kind
+    tau: float | None
+    """None where the clients' own differ; `local` is below every confidence, `sent` above."""
+    temperature: float | None
+    """None where the clients' own differ."""
+    samples: int
+    accuracy: float
+    offload_ratio: float
+    server_samples: int
+    """Samples that the server's network was run on, counted there."""
+    stayed_accuracy: float | None
+    """Of the samples that the clients answered; None when there are none."""
+    sent_accuracy: float | None
+    """Of the samples that the server answered; None when there are none."""
+    random_accuracy: float
+    """Expected of a gate that sends the same share of each client's samples at random."""
+    sent_bytes: float
+    client_multiply_adds: float
+    server_multiply_adds: float
+    client_ms: float
+    server_ms: float
+
+
+@dataclass(frozen=True)
+class ExitRow:
+    """How far an exit can be trusted: one client's, or those of a tier."""
+
+    scope: Scope
+    name: str
+    samples: int
+    accuracy: float
+    temperature: float | None
+    """None where there are no samples to fit one."""
+    calibration_error: float
+    """Expected calibration error over 15 bins of the largest probability, as trained."""
+    scaled_calibration_error: float | None
+    """The same with the logits divided by the temperature."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a tier's test samples lie from the target that its tau was calibrated to."""
+
+    tier: str
+    calibrated: float
+    """On the samples that tau was picked on."""
+    measured: float
+    beyond: float
+    """`measured` less the bound."""
+
+    @property
+    def missed(self) -> bool:
+        return self.beyond > TOLERANCE
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All figures of one evaluation."""
+
+    run: str
+    network: str
+    split: str
+    confidence: Confidence
+    target: str | None
+    gates: list[GateRow]
+    exits: list[ExitRow]
+    distances: list[Distance]
+
+    def of(self, scope: str, kind: str | None = None) -> list[GateRow]:
+        return [row for row in self.gates if row.scope == scope and kind in (None, row.gate)]
+
+
+def gate_rows(passages: Sequence[Passage], fleet: Fleet, costs: Mapping[int, Costs]) -> list[GateRow]:
+    """Rows of every pass: its clients, its tiers, and overall. The passes hold the two ends, local and sent."""
+    ends = {kind: next(p.answers for p in passages if p.kind == kind) for kind in ("local", "sent")}
+    specs = {spec.number: spec for spec in fleet.clients}
+    rows: list[GateRow] = []
+    for passage in passages:
+        there = sorted(passage.answers)
+        groups: list[tuple[Scope, str, list[int]]] = [("client", specs[number].label, [number]) for number in there]
+        groups += [("tier", tier, [n for n in there if specs[n].tier == tier]) for tier in fleet.tiers]
+        groups.append(("overall", "overall", there))
+        rows += [_gate_row(scope, name, passage, members, ends, costs) for scope, name, members in groups if members]
+    return rows
+
+
+def _gate_row(
+    scope: Scope,
+    name: str,
+    passage: Passage,
+    members: Sequence[int],
+    ends: Mapping[str, Mapping[int, Answers]],
+    costs: Mapping[int, Costs],
+) -> GateRow:
+    answers = pooled([passage.answers[number] for number in members])
+    taus = {passage.gates[number].tau for number in members}
+    temperatures = {passage.gates[number].temperature for number in members}
+    stays_N = answers.stays_N
+    right_N = answers.right_N
+    random_right = 0.0
+    multiply_adds = [0.0, 0.0]
+    for number in members:
+        own = passage.answers[number]
+        sent = float((~own.stays_N).mean())
+        # At cut L the client itself answers, whatever the gate.
+        random_right += (1 - sent) * ends["local"][number].right_N.sum() + sent * ends["sent"][number].right_N.sum()
+        multiply_adds[0] += costs[number].client * own.samples
+        multiply_adds[1] += costs[number].server * own.server_samples
+    return GateRow(
+        scope=scope,
+        name=name,
+        gate=passage.kind,
+        tau=taus.pop() if len(taus) == 1 else None,
+        temperature=temperatures.pop() if len(temperatures) == 1 else None,
+        samples=answers.samples,
+        accuracy=float(right_N.mean()),
+        offload_ratio=float((~stays_N).mean()),
+        server_samples=answers.server_samples,
+        stayed_accuracy=float(right_N[stays_N].mean()) if stays_N.any() else None,
+        sent_accuracy=float(right_N[~stays_N].mean()) if not stays_N.all() else None,
+        random_accuracy=random_right / answers.samples,
+        sent_bytes=answers.sent_bytes / answers.samples,
+        client_multiply_adds=multiply_adds[0] / answers.samples,
+        server_multiply_adds=multiply_adds[1] / answers.samples,
+        client_ms=1000 * answers.client_s / answers.samples,
+        server_ms=1000 * answers.server_s / answers.samples,
+    )
+
+
+def exit_rows(answers: Mapping[int, Answers], temperatures: Mapping[str, float], fleet: Fleet) -> list[ExitRow]:
+    """Calibration errors of every exit and of every tier's together; `temperatures` by tier."""
+    rows: list[ExitRow] = []
+    for spec in fleet.clients:
+        if spec.number in answers:
+            rows.append(_exit_row("client", spec.label, answers[spec.number], temperatures.get(spec.tier)))
+    for tier in fleet.tiers:
+        members = [answers[spec.number] for spec in fleet.clients if spec.tier == tier and spec.number in answers]
+        if members:
+            rows.append(_exit_row("tier", tier, pooled(members), temperatures.get(tier)))
+    return rows
+
+
+def _exit_row(scope: Scope, name: str, answers: Answers, temperature: float | None) -> ExitRow:
+    logits_NK, labels_N = answers.logits_NK, answers.labels_N
+    return ExitRow(
+        scope=scope,
+        name=name,
+        samples=answers.samples,
+        accuracy=float(answers.client_right_N.mean()),
+        temperature=temperature,
+        calibration_error=calibration_error(logits_NK, labels_N, 1.0),
+        scaled_calibration_error=None if temperature is None else calibration_error(logits_NK, labels_N, temperature),
+    )
+
+
+def distances(rows: Iterable[GateRow], target: Target, calibrated: Mapping[str, float]) -> list[Distance]:
+    """Distance of every tier from the target; `calibrated` is what its tau gave where it was picked."""
+    tiers = [row for row in rows if row.scope == "tier" and row.name in calibrated]
+    everything_sent = {row.name: row.accuracy for row in tiers if row.gate == "sent"}
+    found: list[Distance] = []
+    for row in tiers:
+        if row.gate == "calibrated":
+            lost = everything_sent[row.name] - row.accuracy
+            measured = row.offload_ratio if target.quantity == "offload" else lost
+            found.append(Distance(row.name, calibrated[row.name], measured, measured - target.bound))
+    return found
+
+
+def write_evaluation(directory: Path, evaluation: Evaluation) -> None:
+    """`<split>.parquet` with the gates' rows, `<split>-exits.parquet` with the exits', `<split>.json` with everything.
+
+    What the rows belong to (run, network, split, confidence, target) is in the tables' metadata under `hsee-ray`.
+    """
+    directory.mkdir(exist_ok=True)
+    whole = asdict(evaluation)
+    about = json.dumps({name: value for name, value in whole.items() if not isinstance(value, list)})
+    for name, row_type, rows in (("", GateRow, whole["gates"]), ("-exits", ExitRow, whole["exits"])):
+        schema = pa.schema([(field.name, _COLUMN_TYPES[str(field.type)]) for field in fields(row_type)])
+        table = pa.Table.from_pylist(rows, schema.with_metadata({"hsee-ray": about}))
+        write_table(directory / f"{evaluation.split}{name}.parquet", table)
+    text = json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=False)
+    write_whole(directory / f"{evaluation.split}.json", f"{text}\n".encode())
+
+
+def read_evaluation(run_dir: Path, split: str) -> Evaluation:
+    """What was written below a run's `evaluation/`. Raises UserError when nothing was, DataError when it is damaged."""
+    path = run_dir / EVALUATION_DIR / f"{split}.json"
+    if not path.is_file():
+        raise UserError(
+            f"{run_dir}: has not been evaluated (it has no {EVALUATION_DIR}/{split}.json); run hsee evaluate"
+        )
+    try:
+        return TypeAdapter(Evaluation).validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: is damaged ({reason}); run hsee evaluate again") from None
+
+
+_COLUMN_TYPES = {
+    "Scope": pa.string(),
+    "Kind": pa.string(),
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "float | None": pa.float64(),
+}
+"""Of the tables, by the types of the rows' fields."""

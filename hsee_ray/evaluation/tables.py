@@ -1,0 +1,86 @@
+"""Evaluations and calibrations as tables on a console."""
+
+from __future__ import annotations
+
+from hsee_ray.edge.gate import NEVER_SENDS
+from hsee_ray.evaluation.calibration import Calibration
+from hsee_ray.evaluation.report import Distance, Evaluation
+from hsee_ray.rundir.tables import NONE, Rows, align, decimal, percent
+
+
+def render_evaluation(evaluation: Evaluation) -> str:
+    """Tables of an evaluation: every gate of every tier, how far exits can be trusted, and the target."""
+    blocks = [align(_gate_cells(evaluation))]
+    exits = [["tier", "exit accuracy", "temperature", "calibration error", "with temperature"]]
+    for row in evaluation.exits:
+        if row.scope == "tier":
+            temperature = NONE if row.temperature is None else f"{row.temperature:.3f}"
+            errors = [f"{row.calibration_error:.3f}", decimal(row.scaled_calibration_error)]
+            exits.append([row.name, percent(row.accuracy), temperature, *errors])
+    blocks.append(align(exits))
+    if evaluation.distances:
+        blocks.append("\n".join(f"{evaluation.target}, {_distance(each)}" for each in evaluation.distances))
+    return "\n\n".join(blocks)
+
+
+def render_calibration(calibration: Calibration) -> str:
+    """Table of what every tier's gate does on the samples that it was picked on."""
+    header = ["tier", "samples", "temperature", "tau", "sent", "accuracy", "all sent", "exits alone", "accuracy drop"]
+    rows = [[*header, "bytes"]]
+    for name, tier in calibration.tiers.items():
+        rows.append(
+            [
+                name,
+                f"{tier.samples:,}",
+                f"{tier.temperature:.3f}",
+                f"{tier.tau:.6f}",
+                percent(tier.offload_ratio),
+                percent(tier.accuracy),
+                percent(tier.server_accuracy),
+                percent(tier.client_accuracy),
+                f"{100 * tier.accuracy_drop:.1f} ± {100 * tier.drop_half_width:.1f}",
+                f"{tier.sent_bytes:,.0f}",
+            ]
+        )
+    legend = (
+        "accuracy drop: points against sending all, with a 95 % interval; bytes: per sample, spread over all samples"
+    )
+    lines = [align(rows), legend]
+    widest = max(calibration.tiers.values(), key=lambda tier: tier.drop_half_width)
+    if widest.drop_half_width > 0.02:
+        lines.append(
+            f"{widest.samples} samples say little: elsewhere the drop may be {100 * widest.drop_half_width:.0f} points "
+            "more or less; to know better, train with a larger data.calibration_fraction"
+        )
+    return "\n".join(lines)
+
+
+def _gate_cells(evaluation: Evaluation) -> Rows:
+    costs = ["bytes", "client mult-adds", "server mult-adds", "client ms", "server ms"]
+    rows = [["tier", "tau", "sent", "accuracy", "random gate", "of those kept", "of those sent", *costs]]
+    for row in sorted(evaluation.of("tier"), key=lambda row: row.name) + evaluation.of("overall"):
+        tau = {"local": "none sent", "sent": "all sent", "calibrated": "calibrated"}.get(row.gate) or f"{row.tau:g}"
+        if row.gate == "calibrated" and row.tau is not None and row.tau > NEVER_SENDS:
+            tau = f"calibrated {row.tau:.4f}"
+        rows.append(
+            [
+                row.name,
+                tau,
+                percent(row.offload_ratio),
+                percent(row.accuracy),
+                percent(row.random_accuracy),
+                percent(row.stayed_accuracy),
+                percent(row.sent_accuracy),
+                f"{row.sent_bytes:,.0f}",
+                f"{row.client_multiply_adds:,.0f}",
+                f"{row.server_multiply_adds:,.0f}",
+                f"{row.client_ms:.3f}",
+                f"{row.server_ms:.3f}",
+            ]
+        )
+    return rows
+
+
+def _distance(distance: Distance) -> str:
+    where = f"{distance.tier}: {distance.calibrated:.4f} where it was calibrated, {distance.measured:.4f} here"
+    return f"{where}, {'missed' if distance.missed else 'met'} by {abs(distance.beyond):.4f}"

@@ -1,0 +1,214 @@
+"""Cross-layer aggregation over unequal cuts: which copies of a unit count, and their mean.
+
+The decisions are pure; the mean is numpy in float64, so an aggregator needs no torch. Sums run in ascending client
+number, client copies before server copies: the result does not depend on who finished first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from hsee_ray.config.fleet import EXIT, Fleet
+from hsee_ray.config.schema import Config
+from hsee_ray.models.state import Arrays, UnitState
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, order=True)
+class ModelId:
+    """One model of a run. Sorts client models before server models, each by number."""
+
+    side: Literal["client", "server"]
+    number: int
+    """The client's number; the one shared server of Sequential is server 0."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One model's copy of a unit, with its weight in the mean."""
+
+    model: ModelId
+    unit: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """One aggregation: the copies behind each average, and which model takes which average for which unit."""
+
+    copies: dict[str, tuple[Copy, ...]]
+    """By the average's key, such as `all/layer1.0`, `server/layer2.0`, `exit/layer1.1`."""
+    takes: dict[ModelId, dict[str, str]]
+    """Unit -> key. A unit with one counting copy is left as it is, so nobody takes its average now."""
+
+    @property
+    def sources(self) -> tuple[ModelId, ...]:
+        """Models whose states are needed."""
+        return tuple(sorted({copy.model for copies in self.copies.values() for copy in copies}))
+
+
+def averaged_units(config: Config, fleet: Fleet) -> dict[ModelId, dict[str, str]]:
+    """For every model of the run, its units that take part in averages: unit -> the average's key."""
+    training = config.training
+    units: dict[ModelId, dict[str, str]] = {}
+    if training.strategy not in ("averaging", "sequential"):
+        return units
+    scope = "all" if training.aggregate == "all" else "server"
+    if training.aggregate != "server":
+        below = "all" if training.aggregate == "all" else "client"
+        for client in fleet.clients:
+            keys = {name: f"{below}/{name}" for name in fleet.unit_names[: client.cut]}
+            if client.has_server:
+                keys[EXIT] = f"{EXIT}/{client.cut_name}"
+            units[ModelId("client", client.number)] = keys
+    if training.strategy == "sequential":
+        above = fleet.unit_names[fleet.lowest_cut :]
+        if above:
+            units[ModelId("server", 0)] = {name: f"{scope}/{name}" for name in above}
+    else:
+        for client in fleet.clients:
+            if client.has_server:
+                above = fleet.unit_names[client.cut :]
+                units[ModelId("server", client.number)] = {name: f"{scope}/{name}" for name in above}
+    return units
+
+
+def plan_aggregation(config: Config, fleet: Fleet, trained: Iterable[int], local_samples: Sequence[int]) -> Aggregation:
+    """The aggregation over the copies that trained since the last one.
+
+    `trained` are client numbers; `local_samples` the training samples of every client. A copy weighs 1, or as many
+    samples as it was trained on: the shared server's copy of a unit, those of all clients that passed it.
+    """
+    trained_set = set(trained)
+    models = averaged_units(config, fleet)
+    holders: dict[str, int] = {}
+    for keys in models.values():
+        for key in keys.values():
+            holders[key] = holders.get(key, 0) + 1
+    copies: dict[str, list[Copy]] = {}
+    for model in sorted(models):
+        for unit, key in models[model].items():
+            behind = _trained_on(config, fleet, model, unit, trained_set)
+            if behind and holders[key] > 1:
+                by_samples = config.training.aggregate_weights == "samples"
+                weight = float(sum(local_samples[number] for number in behind)) if by_samples else 1.0
+                copies.setdefault(key, []).append(Copy(model, unit, weight))
+    takes: dict[ModelId, dict[str, str]] = {}
+    for key, counting in copies.items():
+        if len(counting) > 1:
+            for copy in counting:
+                takes.setdefault(copy.model, {})[copy.unit] = key
+    return Aggregation({key: tuple(counting) for key, counting in copies.items()}, takes)
+
+
+def _trained_on(config: Config, fleet: Fleet, model: ModelId, unit: str, trained: set[int]) -> list[int]:
+    """Clients among `trained` whose data a model's copy of a unit has learnt from."""
+    if model.side == "server" and config.training.strategy == "sequential":
+        position = fleet.unit_names.index(unit)
+        return [client.number for client in fleet.clients if client.number in trained and client.cut <= position]
+    return [model.number] if model.number in trained else []
+
+
+@dataclass
+class Ledger:
+    """Which average every copy last took or was part of, so that one that sat out starts from the newest."""
+
+    newest: dict[str, int] = field(default_factory=dict)
+    """By key, the round after which the average was made."""
+    seen: dict[tuple[ModelId, str], int] = field(default_factory=dict)
+    """By copy (model, unit)."""
+
+    def record(self, aggregation: Aggregation, round_number: int) -> None:
+        """Notes an aggregation: its averages are the newest, and its copies have seen them."""
+        for key, copies in aggregation.copies.items():
+            self.newest[key] = round_number
+            for copy in copies:
+                self.seen[(copy.model, copy.unit)] = round_number
+
+    def forget(self, model: ModelId) -> None:
+        """The model has lost the averages that it took."""
+        self.seen = {copy: seen for copy, seen in self.seen.items() if copy[0] != model}
+
+    def catch_up(self, config: Config, fleet: Fleet, starting: Iterable[int]) -> dict[ModelId, dict[str, str]]:
+        """Averages (unit -> key) that copies about to train have missed; they count as seen from now on."""
+        starting_set = set(starting)
+        missed: dict[ModelId, dict[str, str]] = {}
+        for model, keys in averaged_units(config, fleet).items():
+            for unit, key in keys.items():
+                if not _trained_on(config, fleet, model, unit, starting_set):
+                    continue
+                newest = self.newest.get(key, 0)
+                if newest > self.seen.get((model, unit), 0):
+                    missed.setdefault(model, {})[unit] = key
+                    self.seen[(model, unit)] = newest
+        return missed
+
+
+def average_copies(
+    copies: Mapping[str, Sequence[Copy]],
+    states: Mapping[ModelId, Mapping[str, UnitState]],
+    statistics: bool,
+    optimizer: bool,
+) -> dict[str, UnitState]:
+    """The averages of an aggregation by key, over the states of its models; the rest as `average_units` takes it."""
+    return {
+        key: average_units(
+            [states[copy.model][copy.unit] for copy in counting],
+            [copy.weight for copy in counting],
+            statistics=statistics,
+            optimizer=optimizer,
+        )
+        for key, counting in copies.items()
+    }
+
+
+def average_units(
+    states: Sequence[UnitState], weights: Sequence[float], statistics: bool, optimizer: bool
+) -> UnitState:
+    """Weighted mean of copies of one unit, sum(w x) / sum(w) in float64, in the order given.
+
+    Norm statistics are averaged only if `statistics`, optimiser states only if `optimizer`; integer tensors, and
+    step counts, take the maximum.
+    """
+    return UnitState(
+        parameters=_mean_by_name([state.parameters for state in states], weights),
+        buffers=_mean_by_name([state.buffers for state in states], weights),
+        statistics=_mean_by_name([state.statistics for state in states], weights) if statistics else {},
+        optimizer={
+            name: _mean_optimizer([state.optimizer[name] for state in states], weights) for name in states[0].optimizer
+        }
+        if optimizer
+        else {},
+    )
+
+
+def _mean_by_name(items: Sequence[Arrays], weights: Sequence[float]) -> Arrays:
+    return {name: mean_arrays([item[name] for item in items], weights) for name in items[0]}
+
+
+def _mean_optimizer(items: Sequence[Arrays], weights: Sequence[float]) -> Arrays:
+    means = _mean_by_name(items, weights)
+    if "step" in means:
+        # AdamW counts its steps in a float: the mean of step counts would be no step count.
+        means["step"] = maximum([item["step"] for item in items])
+    return means
+
+
+def mean_arrays(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Weighted mean in float64, rounded once to the arrays' type; the maximum for integers."""
+    if not np.issubdtype(arrays[0].dtype, np.floating):
+        return maximum(arrays)
+    total = np.zeros(arrays[0].shape, np.float64)
+    for array, weight in zip(arrays, weights, strict=True):
+        total += weight * array.astype(np.float64)
+    return np.asarray(total / sum(weights), dtype=arrays[0].dtype)
+
+
+def maximum(arrays: Sequence[Array]) -> Array:
+    """Largest value at each position."""
+    return np.asarray(np.max(np.stack(arrays), axis=0), dtype=arrays[0].dtype)

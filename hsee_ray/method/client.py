@@ -1,0 +1,221 @@
+"""A client: the units below its cut, its exit head, its images. Knows nothing of servers, actors or clusters."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hsee_ray.backbones import Backbone
+from hsee_ray.config.fleet import ClientSpec
+from hsee_ray.config.schema import Config
+from hsee_ray.data.batches import augment, normalise
+from hsee_ray.edge.codecs import ChannelRange
+from hsee_ray.edge.gate import Gate, confidence
+from hsee_ray.features.message import FeatureBatch, Packet, encode
+from hsee_ray.features.ranges import RangeObserver
+from hsee_ray.method.predictions import ExitAnswers, Part
+from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
+from hsee_ray.method.schedule import BatchSlice, round_batches
+from hsee_ray.method.steps import NonFiniteStep, client_step, refuse_nonfinite, undone_if_nonfinite
+from hsee_ray.models.model import Model
+from hsee_ray.models.snapshot import Snapshot
+from hsee_ray.models.split import build_exit, client_units
+from hsee_ray.models.state import Arrays
+from hsee_ray.models.torch_device import to_device
+from hsee_ray.rng import generator
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some rows of a file of images: `indices` into (N, H, W, C) uint8 images and their labels."""
+
+    images_NHWC: Array
+    labels_N: Array
+    indices: Array
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What a client trains, is evaluated and calibrated on, and how its images are normalised (scale [0, 1])."""
+
+    train: Samples
+    test: Samples
+    calibration: Samples
+    class_names: tuple[str, ...]
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+
+
+class Client:
+    """Trains f^c and f^o on its own data and hands out the features at its cut."""
+
+    def __init__(
+        self,
+        config: Config,
+        spec: ClientSpec,
+        backbone: Backbone,
+        feature_shape: tuple[int, ...],
+        data: ClientData,
+        device: torch.device,
+    ) -> None:
+        exit_head = None
+        observer = RangeObserver(feature_shape[0]) if spec.codec == "int8" else None
+        if spec.has_server:
+            exit_head = build_exit(config, spec.cut_name, feature_shape, len(data.class_names))
+        self.config = config
+        self.spec = spec
+        self.data = data
+        self.model = Model(client_units(backbone.units, spec.cut), exit_head, config.training, device, observer)
+        self.skips = config.failures.on_nonfinite == "skip_batch"
+        self._order: tuple[int, int, Array] | None = None
+
+    def train(self, round_number: int, first: int, last: int) -> tuple[Packet, TrainReport]:
+        """Steps first..last-1 of a round; the features of each batch are from before its step.
+
+        A client without a server (cut L) gives an empty packet. A batch whose loss is not finite raises NonFiniteError,
+        or is left out, as `failures.on_nonfinite` says.
+        """
+        self.model.train_mode(round_number)
+        batches = round_batches(self.config.training, len(self.data.train), self.spec.batch_size)[first:last]
+        packet: list[FeatureBatch] = []
+        losses: list[float] = []
+        samples = skipped = 0
+        for batch in batches:
+            x_BCHW, y_B = self._training_batch(round_number, batch)
+            samples += len(y_B)
+            try:
+                h, loss = self._step(x_BCHW, y_B)
+            except NonFiniteStep as error:
+                refuse_nonfinite(self.config, self.spec.client_file, round_number, batch.step, error)
+                skipped += 1
+                continue
+            losses.append(loss)
+            if self.spec.has_server:
+                packet.append(self._observed(encode(h, y_B, batch.step).coded(self.spec.codec)))
+        sent_bytes = sum(message.sent_bytes for message in packet)
+        return tuple(packet), TrainReport(samples, tuple(losses), sent_bytes, skipped)
+
+    @torch.no_grad()
+    def evaluate(self, first: int, last: int) -> tuple[Packet, EvaluationReport | None]:
+        """Test samples first..last-1 through the client's part; the features go to the server.
+
+        A client without a server answers them itself: an empty packet, and its report.
+        """
+        self.model.eval_mode()
+        rows = self.data.test.indices[first:last]
+        x_BCHW, y_B = self._tensors(self.data.test.images_NHWC[rows], self.data.test.labels_N[rows])
+        h, logits_BK = self._infer(x_BCHW)
+        confidence_B = confidence(logits_BK, self.config.exits.confidence)
+        prediction_B = logits_BK.argmax(axis=1)
+        if self.spec.has_server:
+            sent = encode(h, y_B).coded(self.spec.codec, self._bounds())
+            return (dataclasses.replace(sent, confidence_B=confidence_B, prediction_B=prediction_B),), None
+        return (), evaluation_report(
+            labels_B=y_B.cpu().numpy(),
+            n_classes=len(self.data.class_names),
+            client_prediction_B=prediction_B,
+            confidence_B=confidence_B,
+            server_prediction_B=None,
+            taus=self.config.exits.taus,
+            sent_bytes=0,
+        )
+
+    @torch.no_grad()
+    def answer(self, part: Part, first: int, last: int, gate: Gate) -> tuple[Packet, ExitAnswers]:
+        """Samples first..last-1 of a part of the data, answered by the exit where it is sure.
+
+        The packet holds the features of the others in one smaller batch, or nothing when all stay; no labels travel.
+        """
+        begin = time.perf_counter()
+        self.model.eval_mode()
+        samples = self.data.test if part == "test" else self.data.calibration
+        rows = samples.indices[first:last]
+        x_BCHW, y_B = self._tensors(samples.images_NHWC[rows], samples.labels_N[rows])
+        h, logits_BK = self._infer(x_BCHW)
+        stays_B = np.ones(len(rows), bool)
+        packet: Packet = ()
+        if self.spec.has_server:
+            stays_B = gate.stays(logits_BK)
+            unsure = np.flatnonzero(~stays_B)
+            if len(unsure):
+                packet = (encode(h, y_B[:0]).rows(unsure).coded(self.spec.codec, self._bounds()),)
+        sent_bytes = sum(message.feature_bytes for message in packet)
+        seconds = time.perf_counter() - begin
+        return packet, ExitAnswers(y_B.cpu().numpy(), logits_BK, stays_B, sent_bytes, seconds)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of everything that decides this client's future."""
+        return Snapshot(self.model.state())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot."""
+        self.model.restore(snapshot.units)
+
+    def take_tensors(self, tensors: Arrays) -> None:
+        """Takes the tensors of a model file. Raises DataError when they do not fit."""
+        self.model.take_tensors(tensors)
+
+    def _infer(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, Array]:
+        """Features and the exit's logits (B, K); at cut L the network's own output is both."""
+        h = self.model.network(x_BCHW)
+        logits_BK = h if self.model.exit_head is None else self.model.exit_head(h)
+        return h, logits_BK.cpu().numpy()
+
+    def _observed(self, message: FeatureBatch) -> FeatureBatch:
+        """The message of a training step, whose range has been taken in."""
+        if self.model.observer is not None and message.bounds is not None:
+            self.model.observer.observe(message.bounds)
+        return message
+
+    def _bounds(self) -> ChannelRange | None:
+        """What int8 codes are made with outside of training, so that no sample depends on those beside it.
+
+        A client that has not trained yet takes the range of its first training images, and keeps nothing of it.
+        """
+        if self.model.observer is None:
+            return None
+        seen = self.model.observer.bounds
+        if seen is not None:
+            return seen
+        rows = self.data.train.indices[: self.spec.batch_size]
+        x_BCHW, y_B = self._tensors(self.data.train.images_NHWC[rows], self.data.train.labels_N[rows])
+        return encode(self.model.network(x_BCHW), y_B).coded("int8").bounds
+
+    def _step(self, x_BCHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, float]:
+        model = self.model
+        with undone_if_nonfinite(model.network) if self.skips else nullcontext():
+            return client_step(
+                model.network, model.exit_head, model.optimizer, x_BCHW, y_B, self.config.training.autocast
+            )
+
+    def _training_batch(self, round_number: int, batch: BatchSlice) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self._epoch_order(round_number, batch.epoch)[batch.start : batch.stop]
+        images_BHWC = self.data.train.images_NHWC[rows]
+        if self.config.data.augment:
+            rng = generator(self.config.seed, "augmentation", self.spec.number, round_number, batch.step)
+            images_BHWC = augment(images_BHWC, rng)
+        return self._tensors(images_BHWC, self.data.train.labels_N[rows])
+
+    def _epoch_order(self, round_number: int, epoch: int) -> Array:
+        """The client's training rows in the order of a local epoch; kept until the next one is asked for."""
+        if self._order is None or self._order[:2] != (round_number, epoch):
+            rng = generator(self.config.seed, "order", self.spec.number, round_number, epoch)
+            indices = self.data.train.indices
+            self._order = (round_number, epoch, indices[rng.permutation(len(indices))])
+        return self._order[2]
+
+    def _tensors(self, images_BHWC: Array, labels_B: Array) -> tuple[torch.Tensor, torch.Tensor]:
+        x_BCHW = normalise(images_BHWC, self.data.mean_C, self.data.std_C, self.model.memory_format)
+        device = self.model.device
+        return to_device(x_BCHW, device), to_device(torch.from_numpy(labels_B), device)

@@ -1,0 +1,194 @@
+"""A server: the units above the cut, trained on features that clients send. One client's, or all clients' in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from hsee_ray.backbones import Backbone
+from hsee_ray.config.fleet import ClientSpec
+from hsee_ray.config.schema import Config
+from hsee_ray.features.message import FeatureBatch, Packet, decode
+from hsee_ray.method.aggregation import mean_arrays
+from hsee_ray.method.predictions import ServerAnswers
+from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
+from hsee_ray.method.steps import NonFiniteStep, refuse_nonfinite, server_step, undone_if_nonfinite
+from hsee_ray.models.model import Model
+from hsee_ray.models.snapshot import Snapshot
+from hsee_ray.models.split import server_units
+from hsee_ray.models.state import Array, Arrays, named_tensors, statistics_names, to_array
+
+StatisticsSet = dict[str, torch.Tensor]
+"""Norm statistics of one client by `<unit>.<name in the unit>`."""
+
+
+class Server:
+    """Trains f^s on one client's features, or on the features of all clients of Sequential."""
+
+    def __init__(
+        self,
+        config: Config,
+        served: Sequence[ClientSpec],
+        backbone: Backbone,
+        n_classes: int,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.n_classes = n_classes
+        self.specs = {spec.number: spec for spec in served}
+        self.first_cut = min(spec.cut for spec in served)
+        self.model = Model(server_units(backbone.units, self.first_cut), None, config.training, device)
+        self.keeps_sets = len(served) > 1 and config.training.norm_statistics == "per_client"
+        self.skips = config.failures.on_nonfinite == "skip_batch"
+        self._initial_statistics = self._read_statistics()
+        self._statistics: dict[int, StatisticsSet] = {}
+
+    def train(self, client: int, round_number: int, packet: Packet) -> TrainReport:
+        """One step per batch of the packet; a batch enters above its client's cut, in its client's statistics."""
+        if self.keeps_sets:
+            self._wear(self._statistics.setdefault(client, self._statistics_of(client)))
+        self.model.train_mode(round_number)
+        entry = self.specs[client].cut - self.first_cut
+        network = _From(self.model.network, entry)
+        losses: list[float] = []
+        samples = skipped = 0
+        for batch in packet:
+            h, y_B = decode(batch, self.model.device)
+            samples += len(y_B)
+            try:
+                with undone_if_nonfinite(network) if self.skips else nullcontext():
+                    autocast = self.config.training.autocast
+                    losses.append(server_step(network, self.model.optimizer, h, y_B, autocast))
+            except NonFiniteStep as error:
+                who = self.specs[client].client_file
+                refuse_nonfinite(self.config, who, round_number, batch.step, error)
+                skipped += 1
+        return TrainReport(samples, tuple(losses), skipped=skipped)
+
+    @torch.no_grad()
+    def evaluate(self, client: int, packet: Packet) -> EvaluationReport:
+        """The server's answers to a client's features, beside the client's own that travel with them."""
+        (batch,) = packet
+        assert batch.confidence_B is not None and batch.prediction_B is not None
+        return evaluation_report(
+            labels_B=batch.labels_B,
+            n_classes=self.n_classes,
+            client_prediction_B=batch.prediction_B,
+            confidence_B=batch.confidence_B,
+            server_prediction_B=self._infer(client, batch),
+            taus=self.config.exits.taus,
+            sent_bytes=batch.feature_bytes,
+        )
+
+    @torch.no_grad()
+    def answer(self, client: int, packet: Packet) -> ServerAnswers:
+        """Answers to the samples of which a client was not sure."""
+        begin = time.perf_counter()
+        (batch,) = packet
+        prediction_B = self._infer(client, batch)
+        return ServerAnswers(prediction_B, len(prediction_B), time.perf_counter() - begin)
+
+    def _infer(self, client: int, batch: FeatureBatch) -> Array:
+        """Predicted class (B,) of each sample, in the client's statistics."""
+        if self.keeps_sets:
+            self._wear(self._statistics_of(client))
+        self.model.eval_mode()
+        h, _ = decode(batch, self.model.device)
+        logits_BK = self.model.network(h, self.specs[client].cut - self.first_cut)
+        prediction_B: Array = logits_BK.argmax(dim=1).cpu().numpy()
+        return prediction_B
+
+    def snapshot(self) -> Snapshot:
+        """A copy of everything that decides this server's future."""
+        sets = {
+            number: {name: to_array(tensor) for name, tensor in kept.items()}
+            for number, kept in self._statistics.items()
+        }
+        return Snapshot(self.model.state(), sets)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot."""
+        self.model.restore(snapshot.units)
+        self._statistics = {
+            number: {name: torch.from_numpy(array).clone().to(self.model.device) for name, array in kept.items()}
+            for number, kept in snapshot.sets.items()
+        }
+
+    def tensors(self) -> Arrays:
+        """Parameters and buffers; a shared server's statistics once per client, as `client-<label>.<name>`."""
+        tensors = named_tensors(self.model.state())
+        if not self.keeps_sets:
+            return tensors
+        shared = {name: array for name, array in tensors.items() if name not in self._initial_statistics}
+        for number, spec in sorted(self.specs.items()):
+            statistics = self._statistics_of(number)
+            shared.update({f"{spec.client_file}.{name}": to_array(tensor) for name, tensor in statistics.items()})
+        return shared
+
+    def take_tensors(self, tensors: Arrays) -> None:
+        """Takes the tensors of a model file, as `tensors` gives them. Raises DataError when they do not fit."""
+        shared = dict(tensors)
+        if self.keeps_sets:
+            own = {number: f"{spec.client_file}." for number, spec in self.specs.items()}
+            for number, prefix in own.items():
+                names = [name for name in tensors if name.startswith(prefix)]
+                self._statistics[number] = {
+                    name.removeprefix(prefix): torch.from_numpy(shared.pop(name)).clone().to(self.model.device)
+                    for name in names
+                }
+            # The model itself wears some client's set; which one makes no difference.
+            shared.update({name: to_array(tensor) for name, tensor in self._initial_statistics.items()})
+        self.model.take_tensors(shared)
+
+    def _statistics_of(self, client: int) -> StatisticsSet:
+        """The client's own set; without one yet, the mean of those with its cut; without those, the initial one."""
+        if client in self._statistics:
+            return self._statistics[client]
+        cut = self.specs[client].cut
+        same_cut = [kept for number, kept in sorted(self._statistics.items()) if self.specs[number].cut == cut]
+        passed = set(self.model.network.names[cut - self.first_cut :])
+        names = [name for name in self._initial_statistics if self._unit_of[name] in passed]
+        if not same_cut:
+            return {name: self._initial_statistics[name].clone() for name in names}
+        weights = [1.0] * len(same_cut)
+        return {
+            name: torch.from_numpy(mean_arrays([to_array(kept[name]) for kept in same_cut], weights)).to(
+                self.model.device
+            )
+            for name in names
+        }
+
+    def _read_statistics(self) -> StatisticsSet:
+        self._unit_of: dict[str, str] = {}
+        found: StatisticsSet = {}
+        for unit_name, unit in self.model.units.items():
+            buffers = dict(unit.named_buffers())
+            for name in sorted(statistics_names(unit)):
+                found[f"{unit_name}.{name}"] = buffers[name].clone()
+                self._unit_of[f"{unit_name}.{name}"] = unit_name
+        return found
+
+    def _wear(self, statistics: StatisticsSet) -> None:
+        """Puts a client's statistics into the norm layers by reference: training then updates that set itself."""
+        units = self.model.units
+        for name, tensor in statistics.items():
+            unit_name = self._unit_of[name]
+            module_name, _, buffer_name = name.removeprefix(f"{unit_name}.").rpartition(".")
+            units[unit_name].get_submodule(module_name).register_buffer(buffer_name, tensor)
+
+
+class _From(nn.Module):
+    """The part of a chain that begins at one of its units."""
+
+    def __init__(self, chain: nn.Module, entry: int) -> None:
+        super().__init__()
+        self.chain = chain
+        self.entry = entry
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        logits_BK: torch.Tensor = self.chain(h, self.entry)
+        return logits_BK

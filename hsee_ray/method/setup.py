@@ -1,0 +1,145 @@
+"""What a run needs before its first step: the network's shape, the fleet, and who trains on which images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hsee_ray.backbones import Backbone, build_backbone, feature_shapes, load_weights
+from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet, build_fleet
+from hsee_ray.config.schema import Config
+from hsee_ray.data import (
+    ClientIndices,
+    DatasetFiles,
+    channel_statistics,
+    class_counts,
+    open_images,
+    partition,
+    prepare,
+    select,
+)
+from hsee_ray.edge.codecs import feature_bytes
+from hsee_ray.errors import ConfigError
+from hsee_ray.method.client import Client, ClientData, Samples
+from hsee_ray.method.server import Server
+from hsee_ray.planning.planner import pick_cuts
+from hsee_ray.simulation.loads import check_profiles
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A configuration with everything that follows from it and from the data."""
+
+    config: Config
+    files: DatasetFiles
+    fleet: Fleet
+    parts: tuple[ClientIndices, ...]
+    """Rows of the training file, client by client."""
+    test_indices: Array
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+    feature_shapes: tuple[tuple[int, ...], ...]
+    """Shape of one sample's features after each unit."""
+    class_counts: Array
+    """Training samples, (clients, classes)."""
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.files.class_names)
+
+    @property
+    def local_samples(self) -> tuple[int, ...]:
+        """Training samples of every client."""
+        return tuple(len(part.train) for part in self.parts)
+
+    def feature_bytes(self, spec: ClientSpec, samples: int) -> int:
+        """Bytes of so many samples' features as the client sends them."""
+        return feature_bytes(spec.codec, self.feature_shapes[spec.cut - 1], samples)
+
+
+def prepare_run(config: Config) -> Setup:
+    """Finds or builds the image cache, checks the network and the cuts, deals out the data.
+
+    The setup's own configuration has a cut by name where the given one leaves it to the planner.
+    Raises ConfigError or DataError, in one line, for everything that the user can mend.
+    """
+    check_profiles(config)
+    files = prepare(config.data)
+    if config.model.weights is not None and not os.path.isfile(config.model.weights):
+        raise ConfigError(f"model.weights is {config.model.weights!r}: there is no such file")
+    backbone = build_network(config, files)
+    train, test = open_images(files.train), open_images(files.test)
+    n_classes = len(files.class_names)
+    chosen = select(train.labels_N, config.data.train_samples, config.seed, "train")
+    parts = partition(train.labels_N, chosen, config.n_clients, n_classes, config.data, config.seed)
+    if config.training.strategy == "centralized":
+        parts = (_union(parts),)
+    elif any(tier.cut == AUTO for tier in config.tiers):
+        config = pick_cuts(config, files.image_shape, n_classes, [len(part.train) for part in parts])
+    mean_C, std_C = channel_statistics(train.images_NHWC, np.concatenate([part.train for part in parts]))
+    return Setup(
+        config=config,
+        files=files,
+        fleet=build_fleet(config, tuple(backbone.units)),
+        parts=parts,
+        test_indices=select(test.labels_N, config.data.test_samples, config.seed, "test"),
+        mean_C=mean_C,
+        std_C=std_C,
+        feature_shapes=feature_shapes(backbone, files.image_shape),
+        class_counts=class_counts(train.labels_N, [part.train for part in parts], n_classes),
+    )
+
+
+def build_network(config: Config, files: DatasetFiles) -> Backbone:
+    """The whole base network at its seeded initialisation, or with the weights of `model.weights`."""
+    backbone = build_backbone(config.model, files.image_shape, len(files.class_names), config.seed)
+    if config.model.weights is not None:
+        load_weights(backbone, config.model.weights)
+    return backbone
+
+
+def build_client(
+    setup: Setup, number: int, data: ClientData, device: torch.device, backbone: Backbone | None = None
+) -> Client:
+    """A client over the units of `backbone`, which it takes for itself; over a new one without it."""
+    spec = setup.fleet.clients[number]
+    backbone = backbone or build_network(setup.config, setup.files)
+    return Client(setup.config, spec, backbone, setup.feature_shapes[spec.cut - 1], data, device)
+
+
+def build_server(setup: Setup, served: Sequence[int], device: torch.device, backbone: Backbone | None = None) -> Server:
+    """A server for these clients over the units of `backbone`, or of a new one; all must have a cut below L."""
+    specs = [setup.fleet.clients[number] for number in served]
+    return Server(setup.config, specs, backbone or build_network(setup.config, setup.files), setup.n_classes, device)
+
+
+def mapped_client_data(setup: Setup, number: int) -> ClientData:
+    """A client's data over the image files of this machine, mapped without copying."""
+    train, test = open_images(setup.files.train), open_images(setup.files.test)
+    return ClientData(
+        train=Samples(train.images_NHWC, train.labels_N, setup.parts[number].train),
+        test=Samples(test.images_NHWC, test.labels_N, setup.test_indices),
+        calibration=Samples(train.images_NHWC, train.labels_N, setup.parts[number].calibration),
+        class_names=setup.files.class_names,
+        mean_C=setup.mean_C,
+        std_C=setup.std_C,
+    )
+
+
+def served_by_one(setup: Setup) -> tuple[int, ...]:
+    """Clients of the shared server of Sequential: all that have a server part."""
+    return tuple(client.number for client in setup.fleet.clients if client.has_server)
+
+
+def _union(parts: Sequence[ClientIndices]) -> ClientIndices:
+    return ClientIndices(
+        train=np.sort(np.concatenate([part.train for part in parts])),
+        calibration=np.sort(np.concatenate([part.calibration for part in parts])),
+    )

@@ -1,0 +1,97 @@
+"""One trainable model: a chain of units, on a client its exit head and what its codec knows, and their optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from hsee_ray.config.fleet import CODEC, EXIT
+from hsee_ray.config.schema import TrainingConfig
+from hsee_ray.errors import DataError
+from hsee_ray.features.ranges import RangeObserver
+from hsee_ray.method.schedule import learning_rate
+from hsee_ray.models.optimizer import build_optimizer, set_learning_rate
+from hsee_ray.models.split import UnitChain
+from hsee_ray.models.state import (
+    Arrays,
+    ModelState,
+    UnitState,
+    named_tensors,
+    read_unit,
+    reset_optimizer,
+    write_unit,
+)
+
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+class Model:
+    """Units, exit head, observer and optimiser of one side of the cut, on one device."""
+
+    def __init__(
+        self,
+        units: Mapping[str, nn.Module],
+        exit_head: nn.Module | None,
+        training: TrainingConfig,
+        device: torch.device,
+        observer: RangeObserver | None = None,
+    ) -> None:
+        self.training = training
+        self.device = device
+        self.memory_format = MEMORY_FORMATS[training.memory_format]
+        self.network = UnitChain(units).to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.exit_head = None if exit_head is None else exit_head.to(device)
+        self.observer = observer
+        """Of a client whose codec is int8. It stays in the CPU's memory, where features are coded."""
+        both = nn.ModuleList([self.network] if self.exit_head is None else [self.network, self.exit_head])
+        self.optimizer = build_optimizer(both, training.optimizer)
+
+    @property
+    def units(self) -> dict[str, nn.Module]:
+        """Units by name; behind them the exit head, as `exit`, and the observer, as `codec`."""
+        beside: dict[str, nn.Module | None] = {EXIT: self.exit_head, CODEC: self.observer}
+        return {**self.network.units, **{name: unit for name, unit in beside.items() if unit is not None}}
+
+    def train_mode(self, round_number: int) -> None:
+        """Ready for the steps of a round: batch statistics in use, the round's learning rate set."""
+        self._set_mode(training=True)
+        set_learning_rate(self.optimizer, learning_rate(self.training, round_number))
+
+    def eval_mode(self) -> None:
+        self._set_mode(training=False)
+
+    def state(self) -> ModelState:
+        """Copies of all tensors by unit."""
+        return {name: read_unit(unit, self.optimizer) for name, unit in self.units.items()}
+
+    def load(self, averages: Mapping[str, UnitState]) -> None:
+        """Takes averaged units by unit name; what an average does not hold stays as it is."""
+        for name, average in averages.items():
+            if self.training.optimizer_state == "reset":
+                reset_optimizer(self.units[name], self.optimizer)
+            write_unit(self.units[name], self.optimizer, average)
+
+    def restore(self, units: ModelState) -> None:
+        """Makes the state that `state` gave the model's own again, optimiser included."""
+        for name, unit in self.units.items():
+            reset_optimizer(unit, self.optimizer)
+            write_unit(unit, self.optimizer, units[name])
+
+    def take_tensors(self, tensors: Arrays) -> None:
+        """Takes parameters and buffers named `<unit>.<name in the unit>`. Raises DataError when they do not fit."""
+        wanted = {name: array.shape for name, array in named_tensors(self.state()).items()}
+        found = {name: array.shape for name, array in tensors.items()}
+        if wanted != found:
+            odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            raise DataError(f"{odd[0]} (and {len(odd) - 1} more) does not fit the network of the configuration")
+        for unit_name, unit in self.units.items():
+            own = f"{unit_name}."
+            of_unit = {name.removeprefix(own): array for name, array in tensors.items() if name.startswith(own)}
+            write_unit(unit, None, UnitState(of_unit, {}, {}, {}))
+
+    def _set_mode(self, training: bool) -> None:
+        self.network.train(training)
+        if self.exit_head is not None:
+            self.exit_head.train(training)

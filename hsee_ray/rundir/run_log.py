@@ -1,0 +1,96 @@
+"""What a run writes down about itself while it goes on: metrics, curves, totals. Each round stands there once.
+
+Checkpoints say what belongs to them: the parts of the metrics, and how long every event file was. Whatever is more is
+removed when the run is taken up from there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hsee_ray.method.reports import RoundReport
+from hsee_ray.method.setup import Setup
+from hsee_ray.rundir.checkpoint import Progress, check_content, entry_of
+from hsee_ray.rundir.metrics import MetricRow, metric_rows, metrics_table, read_metrics, write_table
+from hsee_ray.rundir.run import METRICS_FILE
+from hsee_ray.rundir.tensorboard import RunBoard, save_class_counts
+
+PARTS_DIR = "metrics"
+BOARD_DIR = "tensorboard"
+
+
+class Record:
+    """The record of one run directory, from the progress that a checkpoint holds on."""
+
+    def __init__(self, run_dir: Path, setup: Setup, progress: Progress) -> None:
+        """Removes what the progress does not name. Raises DataError when a part of the metrics is damaged."""
+        self.run_dir = run_dir
+        self.setup = setup
+        self.progress = progress
+        self.rows: list[MetricRow] = []
+        self.begin = time.perf_counter() - progress.wall_s
+        _keep_only(run_dir / BOARD_DIR, progress.event_files)
+        for name, size in progress.event_files.items():
+            path = run_dir / BOARD_DIR / name
+            if path.is_file() and path.stat().st_size > size:
+                os.truncate(path, size)
+        _keep_only(run_dir / PARTS_DIR, progress.metrics_parts)
+        for name, entry in progress.metrics_parts.items():
+            path = run_dir / PARTS_DIR / name
+            check_content(str(path), path.read_bytes() if path.is_file() else b"", entry)
+        self.board = RunBoard(run_dir / BOARD_DIR, setup.config, setup.fleet)
+        if progress.round_number == 0:
+            save_class_counts(run_dir / "class_counts.png", setup.class_counts, setup.files.class_names)
+            self.board.class_counts(setup.class_counts, setup.files.class_names)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of the run, without those between an end and a resume."""
+        return time.perf_counter() - self.begin
+
+    def add(self, report: RoundReport) -> None:
+        """Writes down one whole round."""
+        self.progress.totals.add(report)
+        self.board.round(report, self.progress.totals.simulated)
+        self.rows.extend(metric_rows(report, self.setup.fleet, self.setup.config.exits.taus))
+
+    def cut(self) -> None:
+        """Notes in the progress what there is, for a checkpoint."""
+        if self.rows:
+            first, last = self.rows[0].round, self.rows[-1].round
+            path = self.run_dir / PARTS_DIR / f"rounds-{first:06d}-{last:06d}.parquet"
+            path.parent.mkdir(exist_ok=True)
+            write_table(path, metrics_table(self.rows))
+            self.progress.metrics_parts[path.name] = entry_of(path.read_bytes())
+            self.rows.clear()
+        for path in (self.run_dir / BOARD_DIR).iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        self.progress.event_files = {path.name: path.stat().st_size for path in (self.run_dir / BOARD_DIR).iterdir()}
+        self.progress.wall_s = self.wall_s
+
+    def write_metrics(self) -> None:
+        """All rounds so far as one file, for readers."""
+        parts = [read_metrics(self.run_dir / PARTS_DIR / name) for name in self.progress.metrics_parts]
+        write_table(self.run_dir / METRICS_FILE, pa.concat_tables([*parts, metrics_table(self.rows)]))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Metrics as one file, and the final figures on the board."""
+        self.write_metrics()
+        self.board.finish(summary)
+        self.board.close()
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def _keep_only(directory: Path, names: Any) -> None:
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.name not in names:
+            path.unlink()

@@ -1,0 +1,157 @@
+"""Summaries as plain text: the tiers of one run, and several runs side by side.
+
+Cells are made here and aligned by one function, so a terminal and a job's log show the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from hsee_ray.errors import UserError
+from hsee_ray.rundir.run import Run
+
+if TYPE_CHECKING:
+    pass
+
+Rows = list[list[str]]
+"""Cells of a table; the first row is the header."""
+
+NONE = "-"
+
+
+def tier_table(summary: Mapping[str, Any], tau: float | None = None) -> Rows:
+    """One row per tier and one for all clients, gated at `tau` or at the middle of the run's grid.
+
+    `bytes per sample` is what a client sends at this tau, spread over all samples that it is asked about:
+    eval_sent_bytes / eval_samples (one sample's features) times the offload ratio, averaged over clients.
+    Raises UserError when tau is not in the run's grid.
+    """
+    index = _tau_index(summary, tau)
+    shown = f"at tau {summary['overall']['gated'][index]['tau']:g}"
+    header = ["tier", "cut", "clients", "client accuracy", "server accuracy"]
+    rows = [[*header, f"gated {shown}", f"offloaded {shown}", "bytes per sample"]]
+    clients = summary["clients"]
+    for tier in summary["tiers"]:
+        members = [client for client in clients if client["tier"] == tier["name"]]
+        rows.append([tier["name"], tier["cut"], *_tier_cells(tier, members, index)])
+    rows.append(["overall", NONE, *_tier_cells(summary["overall"], clients, index)])
+    return rows
+
+
+def comparison_table(runs: Sequence[Run]) -> Rows:
+    """One row per run; under each tier the accuracies of client and server, `client / server`.
+
+    `gated` and `offloaded` are means over all clients at the middle of the run's own grid, which `tau` names.
+    """
+    tiers = list(dict.fromkeys(tier["name"] for run in runs for tier in run.summary["tiers"]))
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    gates = ["tau", "gated", "offloaded"]
+    rows = [["run", "strategy", "seed", "rounds", *tiers, "overall", *gates, "majority", "samples/s", "weights"]]
+    for name, run in zip(names, runs, strict=True):
+        summary = run.summary
+        overall = summary["overall"]
+        gate = overall["gated"][_tau_index(summary, None)]
+        by_tier = {tier["name"]: tier for tier in summary["tiers"]}
+        rows.append(
+            [
+                name,
+                summary["strategy"],
+                str(summary["seed"]),
+                str(summary["rounds"]),
+                *(_both_accuracies(by_tier[tier]) if tier in by_tier else NONE for tier in tiers),
+                _both_accuracies(overall),
+                f"{gate['tau']:g}",
+                percent(gate["accuracy"]),
+                percent(gate["offload_ratio"]),
+                percent(overall["majority_rate"]),
+                f"{summary['samples_per_s']:,.0f}",
+                summary["weights_sha256"][:12],
+            ]
+        )
+    return rows
+
+
+def align(rows: Rows) -> str:
+    """Lines of a table: columns as wide as their widest cell, numbers to the right, never wrapped."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    numeric = [index > 0 and any(cell[:1].isdigit() for cell in column[1:]) for index, column in enumerate(columns)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(cells, widths, numeric, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(rows[0]), line(["-" * width for width in widths]), *map(line, rows[1:])])
+
+
+def render_summary(summary: Mapping[str, Any], tau: float | None = None) -> str:
+    """Text of the tiers' table, with the majority-class rate beneath it, and what the tiers' devices spent.
+
+    Raises UserError when tau is not in the run's grid.
+    """
+    majority = percent(summary["overall"]["majority_rate"])
+    lines = [align(tier_table(summary, tau)), f"majority-class rate: {majority}"]
+    if (simulation := summary.get("simulation")) is not None:
+        lines.append(_simulation_line(simulation))
+    return "\n".join(lines)
+
+
+def _simulation_line(simulation: Mapping[str, Any]) -> str:
+    seconds = ", ".join(f"{simulation[f'{part}_s']:,.1f} s {part}" for part in ("train", "exchange", "evaluation"))
+    tiers = [
+        f"{tier['name']} on {tier['device']} {tier['joules']:,.1f} J, {tier['sent_bytes'] / 2**20:,.1f} MiB sent"
+        for tier in simulation["tiers"]
+    ]
+    return f"simulated: {seconds}; in training: {'; '.join(tiers)}"
+
+
+def render_comparison(runs: Sequence[Run]) -> str:
+    """Text of the runs' table, with a line beneath it that says what the cells are."""
+    legend = "under each tier and overall: accuracy of client / server; gated and offloaded: overall, at tau"
+    return f"{align(comparison_table(runs))}\n{legend}"
+
+
+def _tau_index(summary: Mapping[str, Any], tau: float | None) -> int:
+    grid = [gate["tau"] for gate in summary["overall"]["gated"]]
+    if tau is None:
+        return len(grid) // 2
+    if tau not in grid:
+        known = ", ".join(f"{known:g}" for known in grid)
+        raise UserError(f"tau {tau:g} was not evaluated in this run; choose one of {known}")
+    return grid.index(tau)
+
+
+def _tier_cells(means: Mapping[str, Any], clients: Sequence[Mapping[str, Any]], index: int) -> list[str]:
+    gate = means["gated"][index]
+    sent_bytes = [
+        client["eval_sent_bytes"] / client["eval_samples"] * client["gated"][index]["offload_ratio"]
+        for client in clients
+        if client["eval_samples"]
+    ]
+    return [
+        str(means["clients"]),
+        percent(means["client_accuracy"]),
+        percent(means["server_accuracy"]),
+        percent(gate["accuracy"]),
+        percent(gate["offload_ratio"]),
+        f"{fmean(sent_bytes):,.0f}" if sent_bytes else NONE,
+    ]
+
+
+def _both_accuracies(means: Mapping[str, Any]) -> str:
+    return f"{percent(means['client_accuracy'])} / {percent(means['server_accuracy'])}"
+
+
+def decimal(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+def percent(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.1f}%"

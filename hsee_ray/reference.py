@@ -33,7 +33,7 @@ class Reference:
         self.setup = setup
         self.config = setup.config
         self.clients = [
-            build_client(setup, spec.number, mapped_client_data(setup, spec.number), cpu)
+            build_client(setup, spec.client_id, mapped_client_data(setup, spec.client_id), cpu)
             for spec in setup.fleet.clients
         ]
         with_server = served_by_one(setup)
@@ -41,7 +41,7 @@ class Reference:
             shared = build_server(setup, with_server, cpu)
             self.server_of = dict.fromkeys(with_server, shared)
         else:
-            self.server_of = {number: build_server(setup, [number], cpu) for number in with_server}
+            self.server_of = {client_id: build_server(setup, [client_id], cpu) for client_id in with_server}
         self.ledger = Ledger()
         self.averages: dict[str, UnitState] = {}
         self.trained: set[int] = set()
@@ -58,12 +58,12 @@ class Reference:
             self._model(model).load({unit: self.averages[key] for unit, key in units.items()})
         client_training: dict[int, TrainReport] = {}
         server_training: dict[int, TrainReport] = {}
-        for number, step in self._steps(round_number):
-            packet, report = self.clients[number].train(round_number, step, step + 1)
-            client_training[number] = client_training.get(number, TrainReport(0, ())) + report
-            if number in self.server_of:
-                report = self.server_of[number].train(number, round_number, packet)
-                server_training[number] = server_training.get(number, TrainReport(0, ())) + report
+        for client_id, step in self._steps(round_number):
+            packet, report = self.clients[client_id].train(round_number, step, step + 1)
+            client_training[client_id] = client_training.get(client_id, TrainReport(0, ())) + report
+            if client_id in self.server_of:
+                report = self.server_of[client_id].train(client_id, round_number, packet)
+                server_training[client_id] = server_training.get(client_id, TrainReport(0, ())) + report
         train_s = time.perf_counter() - begin
         self.trained.update(who)
         if aggregates_after(self.config, round_number):
@@ -82,9 +82,9 @@ class Reference:
     def files(self) -> dict[str, Arrays]:
         """Final tensors by file stem."""
         tensors = {client.spec.client_file: named_tensors(client.model.state()) for client in self.clients}
-        for number, server in self.server_of.items():
+        for client_id, server in self.server_of.items():
             shared = self.config.training.strategy == "sequential"
-            stem = "server" if shared else self.setup.fleet.clients[number].server_file
+            stem = "server" if shared else self.setup.fleet.clients[client_id].server_file
             if stem not in tensors:
                 tensors[stem] = server.tensors()
         return tensors
@@ -96,13 +96,13 @@ class Reference:
     def _steps(self, round_number: int) -> list[tuple[int, int]]:
         """(client, step) in the order in which a shared server must see them."""
         counts = {
-            number: len(round_batches(self.config.training, samples, spec.batch_size))
-            for number, (samples, spec) in enumerate(
+            client_id: len(round_batches(self.config.training, samples, spec.batch_size))
+            for client_id, (samples, spec) in enumerate(
                 zip(self.setup.local_samples, self.setup.fleet.clients, strict=True)
             )
         }
         return ordered_steps(
-            queue_order(self.config, self.setup.fleet, round_number), counts, self.config.training.turn
+            queue_order(self.config, self.setup.fleet, round_number), counts, self.config.training.interleave
         )
 
     def _aggregate(self, round_number: int) -> None:
@@ -123,17 +123,17 @@ class Reference:
     def _evaluate(self) -> dict[int, EvaluationReport]:
         reports: dict[int, EvaluationReport] = {}
         size = self.config.evaluation.batch_size
-        for number, client in enumerate(self.clients):
+        for client_id, client in enumerate(self.clients):
             for first in range(0, len(self.setup.test_indices), size):
                 packet, report = client.evaluate(first, first + size)
                 if report is None:
-                    report = self.server_of[number].evaluate(number, packet)
-                reports[number] = reports[number] + report if number in reports else report
+                    report = self.server_of[client_id].evaluate(client_id, packet)
+                reports[client_id] = reports[client_id] + report if client_id in reports else report
         return reports
 
     def _model(self, model: ModelId) -> Model:
         if model.side == "client":
-            return self.clients[model.number].model
+            return self.clients[model.client_id].model
         if self.config.training.strategy == "sequential":
             return next(iter(self.server_of.values())).model
-        return self.server_of[model.number].model
+        return self.server_of[model.client_id].model

@@ -33,7 +33,7 @@ SHARE_OF_STOPS = 0.25
 
 
 @dataclass(frozen=True)
-class Blow:
+class Fault:
     """What is done to one actor, and when."""
 
     round_number: int
@@ -47,16 +47,16 @@ class Blow:
 
 
 @dataclass
-class Hit:
+class InjectedFault:
     """A blow that was dealt, and what became of it."""
 
-    blow: Blow
+    fault: Fault
     who: str
     at: float
     back_after_s: float | None = None
 
 
-def plan_blows(config: Config, rounds: int, kills: int, targets: Sequence[str], seed: int) -> list[Blow]:
+def plan_blows(config: Config, rounds: int, kills: int, targets: Sequence[str], seed: int) -> list[Fault]:
     """Blows for a run: every stage once, then as it comes; the same for the same seed."""
     from hsee_ray.method.schedule import aggregates_after, evaluates_after
     from hsee_ray.rng import generator
@@ -73,24 +73,24 @@ def plan_blows(config: Config, rounds: int, kills: int, targets: Sequence[str], 
     possible = [stage for stage, numbers in stages.items() if numbers]
     rng = generator(seed, "chaos")
     often = [stage for stage in possible if stage in (TRAIN, TRAIN, AGGREGATE, EVALUATE)] + [TRAIN, TRAIN]
-    blows: list[Blow] = []
+    faults: list[Fault] = []
     for index in range(kills):
         stage = possible[index] if index < len(possible) else often[int(rng.integers(len(often)))]
         number = stages[stage][int(rng.integers(len(stages[stage])))]
         delay_s = float(rng.random()) * LONGEST_DELAY_S.get(stage, SHORT_DELAY_S)
         # An actor that is stopped while it starts is noticed only when its placement times out.
         stops = stage != START and bool(rng.random() < SHARE_OF_STOPS)
-        blows.append(Blow(number, stage, delay_s, stops, targets[int(rng.integers(len(targets)))]))
-    return blows
+        faults.append(Fault(number, stage, delay_s, stops, targets[int(rng.integers(len(targets)))]))
+    return faults
 
 
 @dataclass
-class Killer:
+class FaultInjector:
     """Deals the blows from threads of its own, and listens to what the run says."""
 
-    blows: list[Blow]
+    faults: list[Fault]
     seed: int
-    hits: list[Hit] = field(default_factory=list)
+    hits: list[InjectedFault] = field(default_factory=list)
     team: Team | None = None
     _timers: list[threading.Timer] = field(default_factory=list)
 
@@ -99,13 +99,13 @@ class Killer:
         self.entered(0, START)
 
     def entered(self, round_number: int, stage: str) -> None:
-        for blow in self.blows:
-            if (blow.round_number, blow.stage) == (round_number, stage):
-                timer = threading.Timer(blow.delay_s, self._deal, (blow,))
+        for fault in self.faults:
+            if (fault.round_number, fault.stage) == (round_number, stage):
+                timer = threading.Timer(fault.delay_s, self._deal, (fault,))
                 timer.daemon = True
                 timer.start()
                 self._timers.append(timer)
-        self.blows = [blow for blow in self.blows if (blow.round_number, blow.stage) != (round_number, stage)]
+        self.faults = [fault for fault in self.faults if (fault.round_number, fault.stage) != (round_number, stage)]
 
     def happened(self, event: Event) -> None:
         print(event, flush=True)
@@ -114,27 +114,27 @@ class Killer:
                 if hit.who == event.who and hit.back_after_s is None:
                     hit.back_after_s = time.monotonic() - hit.at
 
-    def _deal(self, blow: Blow) -> None:
+    def _deal(self, fault: Fault) -> None:
         from actors.cluster.ray_internals import process_of
         from actors.run.team import AGGREGATOR
         from hsee_ray.rng import generator
 
         assert self.team is not None
-        members: list[Member] = [model for model in self.team.models if model.side == blow.target]
-        if blow.target == AGGREGATOR or not members:
+        members: list[Member] = [model for model in self.team.models if model.side == fault.target]
+        if fault.target == AGGREGATOR or not members:
             members = [AGGREGATOR]
-        rng = generator(self.seed, "victim", blow.round_number, len(self.hits))
+        rng = generator(self.seed, "victim", fault.round_number, len(self.hits))
         for _ in range(100):
             member = members[int(rng.integers(len(members)))]
-            if not isinstance(member, str) and self.team.seats.of(member) is None:
+            if not isinstance(member, str) and self.team.slots.of(member) is None:
                 continue  # it does not sit anywhere just now
-            actor = self.team.actors.get(self.team.seat_of(member))
+            actor = self.team.actors.get(self.team.slot_of(member))
             pid = None if actor is None else process_of(actor)
             who = self.team.label(member)
             still_down = any(hit.who == who and hit.back_after_s is None for hit in self.hits)
             if pid is not None and not still_down:
-                self.hits.append(Hit(blow, who, time.monotonic()))
-                os.kill(pid, signal.SIGSTOP if blow.stops else signal.SIGKILL)
+                self.hits.append(InjectedFault(fault, who, time.monotonic()))
+                os.kill(pid, signal.SIGSTOP if fault.stops else signal.SIGKILL)
                 return
             time.sleep(0.1)
 
@@ -150,8 +150,8 @@ class Killer:
         rows = [["who", "round", "stage", "signal", "back after"]]
         for hit in self.hits:
             back = "not needed again" if hit.back_after_s is None else f"{hit.back_after_s:.1f} s"
-            name = "SIGSTOP" if hit.blow.stops else "SIGKILL"
-            rows.append([hit.who, str(hit.blow.round_number), hit.blow.stage, name, back])
+            name = "SIGSTOP" if hit.fault.stops else "SIGKILL"
+            rows.append([hit.who, str(hit.fault.round_number), hit.fault.stage, name, back])
         return align(rows)
 
 
@@ -178,18 +178,18 @@ def _run_twice(options: argparse.Namespace) -> int:
 
     print(f"undisturbed: {directory / 'undisturbed'}", flush=True)
     calm = run(config, directory / "undisturbed").summary
-    blows = plan_blows(config, config.training.rounds, options.kills, targets, options.seed)
-    killer = Killer(blows, options.seed)
-    print(f"with {len(blows)} kills: {directory / 'disturbed'}", flush=True)
-    disturbed = run(config, directory / "disturbed", killer.listener()).summary
+    faults = plan_blows(config, config.training.rounds, options.kills, targets, options.seed)
+    injector = FaultInjector(faults, options.seed)
+    print(f"with {len(faults)} kills: {directory / 'disturbed'}", flush=True)
+    disturbed = run(config, directory / "disturbed", injector.listener()).summary
 
     equal = calm["weights_sha256"] == disturbed["weights_sha256"]
-    print(f"\n{killer.table()}\n")
+    print(f"\n{injector.table()}\n")
     print(f"undisturbed  {calm['weights_sha256']}  {calm['wall_s']:.1f} s")
     print(f"disturbed    {disturbed['weights_sha256']}  {disturbed['wall_s']:.1f} s")
     more_s = disturbed["wall_s"] - calm["wall_s"]
     verdict = "are equal" if equal else "DIFFER"
-    print(f"{len(killer.hits)} of {len(blows)} kills, {more_s:.1f} s more; the weights {verdict}")
+    print(f"{len(injector.hits)} of {len(faults)} kills, {more_s:.1f} s more; the weights {verdict}")
     return 0 if equal else 1
 
 

@@ -103,10 +103,10 @@ class _Opening:
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self.seating = ""
+        self.slot_plan = ""
 
     def assembled(self, team: Team) -> None:
-        self.seating = str(team.seating)
+        self.slot_plan = str(team.slot_plan)
 
     def text(self, setup: Setup, done: int) -> str:
         tiers = []
@@ -117,7 +117,7 @@ class _Opening:
         resumed = f", {done} of them done" if done else ""
         return (
             f"{training.strategy}: {', '.join(tiers)}; {sum(setup.local_samples)} training images of "
-            f"{setup.files.name}, {training.rounds} rounds{resumed} -> {self.place}\n{self.seating}"
+            f"{setup.files.name}, {training.rounds} rounds{resumed} -> {self.place}\n{self.slot_plan}"
         )
 
 

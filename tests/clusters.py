@@ -44,15 +44,15 @@ class Head:
         return f"http://127.0.0.1:{self.dashboard_port}"
 
 
-def new_head(home: Path) -> Head:
-    """Ports, and a token of its own, for a head that is not there yet. `home` is where its jobs keep runs."""
+def new_head(location: Path) -> Head:
+    """Ports, and a token of its own, for a head that is not there yet. `location` is where its jobs keep runs."""
     from ray.util import get_node_ip_address
 
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "HOME": str(home),
+        "HOME": str(location),
         # A job's `python` is the one with this project.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }

@@ -72,7 +72,7 @@ def malformed_bodies(network: str, count: int, seed: int) -> Iterator[bytes]:
         elif kind == 3:
             yield good + random.randbytes(1 + random.randrange(100))
         else:
-            yield resealed(good, *random.choice(WRONG_WORDS))
+            yield stored_again(good, *random.choice(WRONG_WORDS))
 
 
 WRONG_WORDS = [
@@ -95,7 +95,7 @@ WRONG_WORDS = [
 """Where, and what is written there."""
 
 
-def resealed(body: bytes, at: int, word: bytes) -> bytes:
+def stored_again(body: bytes, at: int, word: bytes) -> bytes:
     """The body with other bytes at one place, and a checksum that fits."""
     bad = bytearray(body)
     bad[at : at + len(word)] = word

@@ -8,7 +8,7 @@ from typing import Any
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import Fleet, build_fleet
 from hsee_ray.config.schema import Config
-from hsee_ray.devices.cost import Memory, SideCost, UnitCost, Work
+from hsee_ray.devices.cost import Memory, OpCounts, SideCost, UnitCost
 from hsee_ray.devices.profiles import DeviceProfile
 
 UNITS = ("stem", "layer1", "head")
@@ -35,7 +35,7 @@ class FakeCosts:
 
 
 def _side(unit_samples: int, parameters: int) -> SideCost:
-    return SideCost(Work(3 * unit_samples, 0, 0), Work(unit_samples, 0, 0), parameters, NOTHING)
+    return SideCost(OpCounts(3 * unit_samples, 0, 0), OpCounts(unit_samples, 0, 0), parameters, NOTHING)
 
 
 def device(adds_per_s: float, bytes_s: float, **figures: Any) -> DeviceProfile:

@@ -167,7 +167,7 @@ class Oracle:
             order = generator(self.seed, "queue", number).permutation(len(queue))
             queue = [queue[place] for place in order]
         turns = [[(client, rows) for rows in self._batches(number, client)] for client in queue]
-        if self.training.turn == "batch":
+        if self.training.interleave == "batch":
             turns = [[turn for turn in each if turn] for each in itertools.zip_longest(*turns)]
         return itertools.chain.from_iterable(turns)
 

@@ -17,11 +17,11 @@ from ray.exceptions import AuthenticationError
 
 from actors.cluster.capacity import assess
 from actors.cluster.node_types import read_growth
-from actors.cluster.process_keeper import kept_processes
-from actors.cluster.ray_internals import free_memory, knock, living_nodes, may_grow
+from actors.cluster.orphan_reaper import kept_processes
+from actors.cluster.ray_internals import free_memory, living_nodes, may_grow, ping
 from actors.cluster.requests import requests
 from actors.cluster.resources import Growth, Request, take_gpus
-from actors.cluster.slots import SERVERS, Seating, decide_seating
+from actors.cluster.slots import SERVERS, SlotPlan, plan_slots
 from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import ClusterConfig, Config
 from hsee_ray.errors import ResourceError
@@ -67,12 +67,12 @@ def connected(config: ClusterConfig, requests: Sequence[Request], tell: Tell, me
 
 
 @dataclass(frozen=True)
-class Site:
+class ClusterContext:
     """Where a run computes."""
 
     local: bool
     """On a Ray of this run's own, where every actor sees this machine's files."""
-    seating: Seating
+    slot_plan: SlotPlan
     at_once: int
     """Clients that compute at the same time."""
     cores: int | None = None
@@ -85,40 +85,40 @@ class Site:
 
 
 @contextmanager
-def seated(config: Config, fleet: Fleet, tell: Tell) -> Iterator[Site]:
+def cluster_context(config: Config, fleet: Fleet, tell: Tell) -> Iterator[ClusterContext]:
     """Connects to Ray for the length of the block, and decides how many actors the models of a run share.
 
     Tells of tiers that must wait for nodes. Raises ResourceError as `connected` does.
     """
     if ray.is_initialized() or address_of(config.cluster) is not None:
         with connected(config.cluster, [], tell):
-            site = joined_site(config, fleet)
-            check_room(config.cluster, requests(config, fleet, site.seating), tell)
-            yield site
+            context = joined_context(config, fleet)
+            check_room(config.cluster, requests(config, fleet, context.slot_plan), tell)
+            yield context
         return
-    site = local_site(config, fleet)
-    with connected(config.cluster, requests(config, fleet, site.seating), tell):
-        yield site
+    context = local_context(config, fleet)
+    with connected(config.cluster, requests(config, fleet, context.slot_plan), tell):
+        yield context
 
 
-def local_site(config: Config, fleet: Fleet) -> Site:
+def local_context(config: Config, fleet: Fleet) -> ClusterContext:
     """A run on a Ray of its own: as many clients at once as there are cores."""
     at_once = config.cluster.concurrent or cores()
-    seating = decide_seating(config, fleet, int(LOCAL_SHARE * free_memory()), at_once)
-    return Site(True, seating, at_once, max(cores(), at_once))
+    slot_plan = plan_slots(config, fleet, int(LOCAL_SHARE * free_memory()), at_once)
+    return ClusterContext(True, slot_plan, at_once, max(cores(), at_once))
 
 
-def joined_site(config: Config, fleet: Fleet) -> Site:
-    """A run on the connected cluster: every client that has a seat computes, as Ray has given it room for that."""
+def joined_context(config: Config, fleet: Fleet) -> ClusterContext:
+    """A run on the connected cluster: every client that has a slot computes, as Ray has given it room for that."""
     nodes = living_nodes()
     memory, cpus = (sum(node.total.get(name, 0.0) for node in nodes) for name in ("memory", "CPU"))
     asked = [*(tier.resources.num_cpus for tier in config.tiers), config.server.resources.num_cpus]
     of_one_each = sum(asked)
     per_pool = max(1, int(cpus / of_one_each)) if of_one_each else max(1, int(cpus))
     at_once = config.cluster.concurrent
-    seating = decide_seating(config, fleet, None if may_grow() else int(memory), per_pool)
-    clients = sum(count for pool, count in seating.seats.items() if pool != SERVERS)
-    return Site(False, seating, at_once or clients)
+    slot_plan = plan_slots(config, fleet, None if may_grow() else int(memory), per_pool)
+    clients = sum(count for pool, count in slot_plan.slots.items() if pool != SERVERS)
+    return ClusterContext(False, slot_plan, at_once or clients)
 
 
 def address_of(config: ClusterConfig) -> str | None:
@@ -135,14 +135,14 @@ def start(address: str | None, requests: Sequence[Request], named_by: str, metri
     # Results of calls that were given up are dropped with their errors; the one that matters is raised.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    _mute_obituaries()
+    _silence_death_logs()
     if address is None:
         _start_local(local_resources(requests), metrics)
     else:
         _join(address, named_by)
 
 
-def _mute_obituaries() -> None:
+def _silence_death_logs() -> None:
     """Ray prints twenty lines on stdout for every worker that dies, with no way to ask it not to; a run prints one."""
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
 
@@ -164,7 +164,7 @@ def _join(address: str, named_by: str) -> None:
     try:
         _, colon, port = address.rpartition(":")
         if colon and port.isdigit() and "://" not in address:
-            knock(address, KNOCK_S)
+            ping(address, KNOCK_S)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (PermissionError, AuthenticationError) as error:
         raise ResourceError(

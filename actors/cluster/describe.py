@@ -49,7 +49,7 @@ def why_never(
 
 def _turns(keys: str) -> str:
     """The keys by which models of these tiers take turns in fewer actors."""
-    return f", set {keys.replace('.resources', '.seats')}" if ".resources" in keys else ""
+    return f", set {keys.replace('.resources', '.slots')}" if ".resources" in keys else ""
 
 
 def has_text(nodes: Sequence[Node], growth: Growth) -> str:

@@ -16,14 +16,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster.capacity import Verdict, assess
 from actors.cluster.connection import (
-    Site,
+    ClusterContext,
     Tell,
     address_of,
     connected,
     growth_of,
-    joined_site,
+    joined_context,
+    local_context,
     local_resources,
-    local_site,
 )
 from actors.cluster.describe import has_text
 from actors.cluster.node_report import SHM, NodeReport, look_at_node
@@ -31,7 +31,7 @@ from actors.cluster.node_types import read_growth
 from actors.cluster.ray_internals import living_nodes, node_ids, submission_id
 from actors.cluster.requests import requests
 from actors.cluster.resources import Growth, Node
-from actors.cluster.slots import decide_seating
+from actors.cluster.slots import plan_slots
 from actors.workers.origin import REMEDY, difference, versions
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
 from hsee_ray.config.fleet import ClientSpec, Fleet, build_fleet
@@ -44,7 +44,7 @@ from hsee_ray.errors import ResourceError, UserError
 from hsee_ray.method.schedule import evaluation_window, window_batches
 from hsee_ray.method.setup import Setup
 from hsee_ray.planning.planner import pick_cuts
-from hsee_ray.rundir.location import RunHome, run_place
+from hsee_ray.rundir.location import RunLocation, run_place
 from hsee_ray.simulation.loads import check_profiles
 from hsee_ray.storage import Storage, is_uri
 
@@ -102,11 +102,11 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
     if address is None and growth is not None:
         can_add = read_growth(Path(growth))
         nodes = [] if can_add.head is None else [can_add.head]
-        verdicts = assess(requests(config, fleet, decide_seating(config, fleet, None, 1)), nodes, can_add)
+        verdicts = assess(requests(config, fleet, plan_slots(config, fleet, None, 1)), nodes, can_add)
         where = f"{growth}, with its head alone"
         return Diagnosis(where, has_text(nodes, can_add), verdicts, [_unedited(Path(growth)), *_named_storage(config)])
     if address is None:
-        asked = requests(config, fleet, local_site(config, fleet).seating)
+        asked = requests(config, fleet, local_context(config, fleet).slot_plan)
         here = [replace(request, label_selector={}) for request in asked]
         room = {**local_resources(here), "memory": float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))}
         return Diagnosis(
@@ -116,14 +116,14 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
             [_own_storage(_storage_uri(config))],
         )
     with connected(config.cluster, [], lambda who, text: None):
-        nodes, can_add, site = living_nodes(), growth_of(config.cluster), joined_site(config, fleet)
-        verdicts = assess(requests(config, fleet, site.seating), nodes, can_add)
+        nodes, can_add, context = living_nodes(), growth_of(config.cluster), joined_context(config, fleet)
+        verdicts = assess(requests(config, fleet, context.slot_plan), nodes, can_add)
         shapes = feature_shapes(backbone, shape)
         waits = any(verdict.waits for verdict in verdicts)
         checks = [
             _authentication(),
             *node_checks(_storage_uri(config)),
-            _store_check(object_store_bytes(config, fleet, site, shapes, backbone), waits),
+            _store_check(object_store_bytes(config, fleet, context, shapes, backbone), waits),
         ]
         return Diagnosis(f"the cluster at {address}", has_text(nodes, can_add), verdicts, checks)
 
@@ -155,17 +155,17 @@ def node_checks(uri: str) -> list[Check]:
     return checks
 
 
-def check_nodes(setup: Setup, site: Site, home: RunHome, tell: Tell) -> None:
+def check_nodes(setup: Setup, context: ClusterContext, location: RunLocation, tell: Tell) -> None:
     """Tells of what would slow a run down on the connected cluster, or leave it open to others.
 
     A node that comes later is looked at by the actors that start on it. Raises ResourceError when a node cannot take
     part in a run that lives there.
     """
-    asked, growth = requests(setup.config, setup.fleet, site.seating), growth_of(setup.config.cluster)
+    asked, growth = requests(setup.config, setup.fleet, context.slot_plan), growth_of(setup.config.cluster)
     waits = any(verdict.waits for verdict in assess(asked, living_nodes(), growth))
     backbone = build_backbone(setup.config.model, setup.files.image_shape, setup.n_classes, setup.config.seed)
-    expected = object_store_bytes(setup.config, setup.fleet, site, setup.feature_shapes, backbone)
-    for check in [_authentication(), *node_checks(home.uri), _store_check(expected, waits)]:
+    expected = object_store_bytes(setup.config, setup.fleet, context, setup.feature_shapes, backbone)
+    for check in [_authentication(), *node_checks(location.uri), _store_check(expected, waits)]:
         if check.finding == "bad":
             raise ResourceError(check.text)
         if check.finding == "slow":
@@ -188,7 +188,7 @@ def _store_check(expected_bytes: int, waits: bool) -> Check:
 
 
 def object_store_bytes(
-    config: Config, fleet: Fleet, site: Site, shapes: Sequence[tuple[int, ...]], backbone: Backbone
+    config: Config, fleet: Fleet, context: ClusterContext, shapes: Sequence[tuple[int, ...]], backbone: Backbone
 ) -> int:
     """What a run keeps in the object stores at most, beside images: features on their way, and states.
 
@@ -203,7 +203,7 @@ def object_store_bytes(
     ahead = [size * window_batches(config.pipeline, max(batches)) for size in batches]
     tested_batches = [batch_bytes(spec, config.evaluation.batch_size) for spec in fleet.clients]
     tested = [size * evaluation_window(config.pipeline, max(tested_batches)) for size in tested_batches]
-    features = max(sum(sorted(each, reverse=True)[: site.at_once]) for each in (ahead, tested))
+    features = max(sum(sorted(each, reverse=True)[: context.at_once]) for each in (ahead, tested))
     weights = sum(4 * tensor.numel() for unit in backbone.units.values() for tensor in unit.parameters())
     copies = {"sgd": 2, "adamw": 3}[config.training.optimizer.name]
     # The newest averages are one more copy of the whole network.

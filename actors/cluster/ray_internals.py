@@ -24,7 +24,7 @@ ASK_S = 5.0
 """For what is only told, and never waited for."""
 
 
-def knock(address: str, timeout_s: float) -> None:
+def ping(address: str, timeout_s: float) -> None:
     """Asks whether a Ray cluster answers at HOST:PORT: joining one that does not, Ray would try for minutes.
 
     Raises ConnectionError, or PermissionError when it asks for another token.

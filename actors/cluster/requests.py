@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from actors.cluster.resources import Request
-from actors.cluster.slots import SERVERS, Seat, Seating, seats_of
+from actors.cluster.slots import SERVERS, Slot, SlotPlan, slots_of
 from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import Config, ResourcesConfig
 
 
-def requests(config: Config, fleet: Fleet, seating: Seating) -> list[Request]:
+def requests(config: Config, fleet: Fleet, slot_plan: SlotPlan) -> list[Request]:
     """Every actor of a run and what it asks for, in the order in which they start: pairs that compute first, first.
 
     The aggregator asks for nothing.
     """
-    return [_request(config, fleet, seat) for seat in seats_of(config, fleet, seating)]
+    return [_request(config, fleet, slot) for slot in slots_of(config, fleet, slot_plan)]
 
 
-def _request(config: Config, fleet: Fleet, seat: Seat) -> Request:
-    strategy, spec = config.training.strategy, fleet.clients[seat.number]
-    pair = spec.number if config.cluster.placement == "colocate" and spec.has_server else None
-    if seat.side == "server":
+def _request(config: Config, fleet: Fleet, slot: Slot) -> Request:
+    strategy, spec = config.training.strategy, fleet.clients[slot.client_id]
+    pair = spec.client_id if config.cluster.placement == "colocate" and spec.has_server else None
+    if slot.side == "server":
         who = "the shared server" if strategy == "sequential" else f"the server of client {spec.label}"
         server = config.server.resources
         return Request(who, SERVERS, "server.resources", _logical(server), server.label_selector, pair)

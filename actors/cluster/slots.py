@@ -1,7 +1,7 @@
 """Who sits where: clients of a tier, and servers, take turns in resident actors. Nothing here acts.
 
-A seat is an actor. It is named after the first model that sits there, so that where every model has an actor of its
-own, a seat and its model bear one name.
+A slot is an actor. It is named after the first model that sits there, so that where every model has an actor of its
+own, a slot and its model bear one name.
 """
 
 from __future__ import annotations
@@ -19,54 +19,54 @@ SERVERS = "servers"
 ACTOR_BYTES = 400 << 20
 """What an actor is counted as: 315 MiB that it shares with nobody, as measured, and some for a model."""
 
-Seat = ModelId
+Slot = ModelId
 
 
 @dataclass(frozen=True)
-class Seating:
+class SlotPlan:
     """How many actors each tier's clients, and the servers, take turns in."""
 
     models: Mapping[str, int]
     """Clients by tier, and servers."""
-    seats: Mapping[str, int]
+    slots: Mapping[str, int]
     """Actors for them."""
     room_bytes: int | None = None
     """Memory that there is for actors; None: not known, or it can grow."""
 
     @property
     def shared(self) -> bool:
-        return self.seats != self.models
+        return self.slots != self.models
 
     def __str__(self) -> str:
         total = sum(self.models.values())
         if not self.shared:
             return f"{_actors(total)}: every client and every server has its own"
         turns = ", ".join(
-            f"{count:,} {pool} in {self.seats[pool]}" for pool, count in self.models.items() if self.seats[pool] < count
+            f"{count:,} {pool} in {self.slots[pool]}" for pool, count in self.models.items() if self.slots[pool] < count
         )
-        text = f"{_actors(sum(self.seats.values()))}, in which models take turns: {turns}"
+        text = f"{_actors(sum(self.slots.values()))}, in which models take turns: {turns}"
         if self.room_bytes is not None and (total + 1) * ACTOR_BYTES > self.room_bytes:
             return f"{text} (one each would take about {_gib((total + 1) * ACTOR_BYTES)} of {_gib(self.room_bytes)})"
         return text
 
 
-def decide_seating(config: Config, fleet: Fleet, room_bytes: int | None, per_pool: int) -> Seating:
-    """As many seats as the configuration says. Where it says nothing: one for each model while that fits in memory.
+def plan_slots(config: Config, fleet: Fleet, room_bytes: int | None, per_pool: int) -> SlotPlan:
+    """As many slots as the configuration says. Where it says nothing: one for each model while that fits in memory.
 
-    Where it does not fit, up to `per_pool` seats for each tier and for the servers, as far as there is room. Pairs that
+    Where it does not fit, up to `per_pool` slots for each tier and for the servers, as far as there is room. Pairs that
     are kept together, and clients that may be left out of a run, always have actors of their own.
     """
     models = Counter(pool_of(fleet, model) for model in models_of(config, fleet))
-    asked = {tier.name: tier.seats for tier in config.tiers} | {SERVERS: config.server.seats}
-    seats = {pool: min(asked.get(pool) or count, count) for pool, count in models.items()}
-    fits = room_bytes is None or (sum(seats.values()) + 1) * ACTOR_BYTES <= room_bytes
+    asked = {tier.name: tier.slots for tier in config.tiers} | {SERVERS: config.server.slots}
+    slots = {pool: min(asked.get(pool) or count, count) for pool, count in models.items()}
+    fits = room_bytes is None or (sum(slots.values()) + 1) * ACTOR_BYTES <= room_bytes
     may_share = config.cluster.placement != "colocate" and config.failures.on_lost_client != "drop"
     if room_bytes is not None and not fits and may_share:
         free = [pool for pool in models if asked.get(pool) is None]
-        left = room_bytes // ACTOR_BYTES - 1 - sum(seats[pool] for pool in models if pool not in free)
+        left = room_bytes // ACTOR_BYTES - 1 - sum(slots[pool] for pool in models if pool not in free)
         each = max(1, min(per_pool, left // max(1, len(free))))
-        seats |= {pool: min(each, models[pool]) for pool in free}
-    return Seating(models, seats, room_bytes)
+        slots |= {pool: min(each, models[pool]) for pool in free}
+    return SlotPlan(models, slots, room_bytes)
 
 
 def models_of(config: Config, fleet: Fleet) -> list[ModelId]:
@@ -79,43 +79,43 @@ def models_of(config: Config, fleet: Fleet) -> list[ModelId]:
     if shared and any(spec.has_server for spec in fleet.clients):
         models.append(ModelId("server", 0))
     for spec in fleet.clients:
-        models.append(ModelId("client", spec.number))
+        models.append(ModelId("client", spec.client_id))
         if spec.has_server and not shared:
-            models.append(ModelId("server", spec.number))
+            models.append(ModelId("server", spec.client_id))
     return models
 
 
 def pool_of(fleet: Fleet, model: ModelId) -> str:
-    """Models of one pool may take each other's seats: clients of a tier, and servers."""
-    return SERVERS if model.side == "server" else fleet.clients[model.number].tier
+    """Models of one pool may take each other's slots: clients of a tier, and servers."""
+    return SERVERS if model.side == "server" else fleet.clients[model.client_id].tier
 
 
-def seats_of(config: Config, fleet: Fleet, seating: Seating) -> list[Seat]:
-    """The seats of a run in the order in which their actors start."""
-    left = dict(seating.seats)
-    seats: list[Seat] = []
+def slots_of(config: Config, fleet: Fleet, slot_plan: SlotPlan) -> list[Slot]:
+    """The slots of a run in the order in which their actors start."""
+    left = dict(slot_plan.slots)
+    slots: list[Slot] = []
     for model in models_of(config, fleet):
         pool = pool_of(fleet, model)
         if left[pool] > 0:
             left[pool] -= 1
-            seats.append(model)
-    return seats
+            slots.append(model)
+    return slots
 
 
-class Seats:
-    """Who sits where at this moment. A model stays until another one of its pool needs the seat.
+class Slots:
+    """Who sits where at this moment. A model stays until another one of its pool needs the slot.
 
-    In the beginning every seat has the model that it is named after.
+    In the beginning every slot has the model that it is named after.
     """
 
-    def __init__(self, pools: Mapping[ModelId, str], seats: Iterable[Seat]) -> None:
+    def __init__(self, pools: Mapping[ModelId, str], slots: Iterable[Slot]) -> None:
         """`pools` of all models."""
         self._pools = dict(pools)
-        self._by_pool: dict[str, list[Seat]] = {}
-        for seat in seats:
-            self._by_pool.setdefault(pools[seat], []).append(seat)
-        self._seat: dict[ModelId, Seat] = {seat: seat for each in self._by_pool.values() for seat in each}
-        self._sitter: dict[Seat, ModelId] = dict(self._seat)
+        self._by_pool: dict[str, list[Slot]] = {}
+        for slot in slots:
+            self._by_pool.setdefault(pools[slot], []).append(slot)
+        self._slot: dict[ModelId, Slot] = {slot: slot for each in self._by_pool.values() for slot in each}
+        self._occupant: dict[Slot, ModelId] = dict(self._slot)
         self._held: set[ModelId] = set()
         counts = list(self._pools.values())
         self._crowded = {pool for pool, each in self._by_pool.items() if len(each) < counts.count(pool)}
@@ -123,44 +123,44 @@ class Seats:
     def pool(self, model: ModelId) -> str:
         return self._pools[model]
 
-    def of_pool(self, model: ModelId) -> Sequence[Seat]:
-        """The seats that a model may take."""
+    def of_pool(self, model: ModelId) -> Sequence[Slot]:
+        """The slots that a model may take."""
         return self._by_pool[self._pools[model]]
 
     def takes_turns(self, model: ModelId) -> bool:
-        """Whether its pool has fewer seats than models."""
+        """Whether its pool has fewer slots than models."""
         return self._pools[model] in self._crowded
 
-    def of(self, model: ModelId) -> Seat | None:
+    def of(self, model: ModelId) -> Slot | None:
         """Where a model sits."""
-        return self._seat.get(model)
+        return self._slot.get(model)
 
-    def sitter(self, seat: Seat) -> ModelId:
-        return self._sitter[seat]
+    def occupant(self, slot: Slot) -> ModelId:
+        return self._occupant[slot]
 
     def can_take(self, model: ModelId) -> bool:
-        """Whether the model sits, or there is a seat for it that nobody holds."""
-        return model in self._seat or any(self._sitter[seat] not in self._held for seat in self.of_pool(model))
+        """Whether the model sits, or there is a slot for it that nobody holds."""
+        return model in self._slot or any(self._occupant[slot] not in self._held for slot in self.of_pool(model))
 
     def take(self, model: ModelId, started: Container[object]) -> bool:
-        """Has a model hold a seat until it leaves; whether it has moved in. One that has `started` before others.
+        """Has a model hold a slot until it leaves; whether it has moved in. One that has `started` before others.
 
         Raises ValueError when all are held.
         """
-        moves = model not in self._seat
+        moves = model not in self._slot
         if moves:
-            free = [seat for seat in self.of_pool(model) if self._sitter[seat] not in self._held]
-            seat = min(free, key=lambda seat: seat not in started)
-            del self._seat[self._sitter[seat]]
-            self._seat[model], self._sitter[seat] = seat, model
+            free = [slot for slot in self.of_pool(model) if self._occupant[slot] not in self._held]
+            slot = min(free, key=lambda slot: slot not in started)
+            del self._slot[self._occupant[slot]]
+            self._slot[model], self._occupant[slot] = slot, model
         self._held.add(model)
         return moves
 
     def leave(self, model: ModelId) -> None:
-        """The model has nothing to do for now: another one may have its seat."""
+        """The model has nothing to do for now: another one may have its slot."""
         self._held.discard(model)
 
-    def rise(self) -> None:
+    def release_all(self) -> None:
         """Nobody has anything to do."""
         self._held.clear()
 

@@ -22,11 +22,11 @@ from hsee_ray.evaluation.calibration import (
 )
 from hsee_ray.evaluation.report import (
     Costs,
-    Distance,
     Evaluation,
     GateRow,
+    GateRun,
     Kind,
-    Passage,
+    TargetDeviation,
     distances,
     exit_rows,
     gate_rows,
@@ -69,7 +69,7 @@ def calibrate(rounds: Rounds, run: Run, target: Target, kind: Confidence) -> Cal
     picked: dict[str, TierCalibration] = {}
     missed: list[str] = []
     for tier, members in tiers.items():
-        together = pooled([answers[number] for number in members if number in answers])
+        together = pooled([answers[client_id] for client_id in members if client_id in answers])
         temperature = fit_temperature(together.logits_NK, together.labels_N)
         confidence_N = Gate(kind, SENDS_ALL, temperature).confidence(together.logits_NK)
         curve = gate_curve(confidence_N, together.client_right_N, together.server_right_N)
@@ -101,16 +101,17 @@ def evaluate(
         _same_gate(rounds, Gate(plan.confidence, SENDS_ALL)),
         most=rounds.config.evaluation.batch_size,
     )
-    passages: list[Passage] = []
+    passages: list[GateRun] = []
     for kind, gates in _gates(rounds, plan):
         tell(kind if kind != "grid" else f"tau {next(iter(gates.values())).tau:g}")
-        passages.append(Passage(kind, gates, ask(rounds, plan.part, gates)))
+        passages.append(GateRun(kind, gates, ask(rounds, plan.part, gates)))
     setup = rounds.setup
     there = set.intersection(*(set(passage.answers) for passage in passages))
     if not there:
         raise ConfigError(f"--split {plan.part}: no client has samples in it")
     passages = [
-        passage._replace(answers={number: passage.answers[number] for number in sorted(there)}) for passage in passages
+        passage._replace(answers={client_id: passage.answers[client_id] for client_id in sorted(there)})
+        for passage in passages
     ]
     sent = passages[-1].answers
     gates_rows = gate_rows(passages, setup.fleet, costs(setup))
@@ -125,9 +126,9 @@ def evaluate(
         distances=[] if calibration is None else _distances(calibration, gates_rows),
     )
     by_tier = {
-        tier: pooled([sent[number] for number in members if number in sent])
+        tier: pooled([sent[client_id] for client_id in members if client_id in sent])
         for tier, members in _tiers_with_exits(rounds).items()
-        if any(number in sent for number in members)
+        if any(client_id in sent for client_id in members)
     }
     return found, by_tier
 
@@ -143,7 +144,7 @@ def costs(setup: Setup) -> dict[int, Costs]:
                 shape = setup.feature_shapes[spec.cut - 1]
                 exit_head = multiply_adds(build_exit(setup.config, spec.cut_name, shape, setup.n_classes), shape)
             by_cut[spec.cut] = Costs(sum(by_unit[: spec.cut]) + exit_head, sum(by_unit[spec.cut :]))
-    return {spec.number: by_cut[spec.cut] for spec in setup.fleet.clients}
+    return {spec.client_id: by_cut[spec.cut] for spec in setup.fleet.clients}
 
 
 def _gates(rounds: Rounds, plan: Plan) -> list[tuple[Kind, Mapping[int, Gate]]]:
@@ -153,7 +154,7 @@ def _gates(rounds: Rounds, plan: Plan) -> list[tuple[Kind, Mapping[int, Gate]]]:
         gates: dict[int, Gate] = {}
         for spec in rounds.setup.fleet.clients:
             own = None if plan.calibration is None else plan.calibration.gate(spec.tier)
-            gates[spec.number] = Gate(plan.confidence, tau, 1.0 if own is None else own.temperature)
+            gates[spec.client_id] = Gate(plan.confidence, tau, 1.0 if own is None else own.temperature)
         return gates
 
     tried: list[tuple[Kind, Mapping[int, Gate]]] = [("local", at(NEVER_SENDS))]
@@ -161,7 +162,7 @@ def _gates(rounds: Rounds, plan: Plan) -> list[tuple[Kind, Mapping[int, Gate]]]:
     if plan.calibration is not None:
         calibrated = at(NEVER_SENDS)
         for spec in rounds.setup.fleet.clients:
-            calibrated[spec.number] = plan.calibration.gate(spec.tier) or calibrated[spec.number]
+            calibrated[spec.client_id] = plan.calibration.gate(spec.tier) or calibrated[spec.client_id]
         tried.append(("calibrated", calibrated))
     return [*tried, ("sent", at(SENDS_ALL))]
 
@@ -173,14 +174,14 @@ def _temperatures(rounds: Rounds, plan: Plan) -> dict[str, float]:
     answers = ask(rounds, "calibration", _same_gate(rounds, Gate(plan.confidence, NEVER_SENDS)))
     fitted: dict[str, float] = {}
     for tier, members in _tiers_with_exits(rounds).items():
-        there = [answers[number] for number in members if number in answers]
+        there = [answers[client_id] for client_id in members if client_id in answers]
         if there:
             together = pooled(there)
             fitted[tier] = fit_temperature(together.logits_NK, together.labels_N)
     return fitted
 
 
-def _distances(calibration: Calibration, rows: Sequence[GateRow]) -> list[Distance]:
+def _distances(calibration: Calibration, rows: Sequence[GateRow]) -> list[TargetDeviation]:
     target = parse_target(calibration.target)
     known = {
         name: tier.offload_ratio if target.quantity == "offload" else tier.accuracy_drop
@@ -193,10 +194,10 @@ def _tiers_with_exits(rounds: Rounds) -> dict[str, list[int]]:
     """Clients of every tier that has exits, without those that are not there."""
     tiers: dict[str, list[int]] = {}
     for spec in rounds.setup.fleet.clients:
-        if spec.has_server and spec.number not in rounds.missing:
-            tiers.setdefault(spec.tier, []).append(spec.number)
+        if spec.has_server and spec.client_id not in rounds.missing:
+            tiers.setdefault(spec.tier, []).append(spec.client_id)
     return tiers
 
 
 def _same_gate(rounds: Rounds, gate: Gate) -> dict[int, Gate]:
-    return {spec.number: gate for spec in rounds.setup.fleet.clients}
+    return {spec.client_id: gate for spec in rounds.setup.fleet.clients}

@@ -13,14 +13,14 @@ import numpy as np
 import ray
 from ray import ObjectRef
 
-from actors.cluster.connection import seated
+from actors.cluster.connection import cluster_context
 from actors.run.calls import Calls
 from actors.run.interrupt import StopRequest
 from actors.run.listener import SILENT, Event
 from actors.run.pipeline import Work
 from actors.run.recovery import Recovery, StateLost
 from actors.run.rounds import MemberCall, Rounds
-from actors.run.run_state import Recipe, RunState
+from actors.run.run_state import Lineage, RunState
 from actors.run.stages import RoundStage
 from actors.run.team import RowRefs, Team
 from actors.workers.origin import Origin, versions
@@ -29,7 +29,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.edge.gate import Gate
 from hsee_ray.errors import ConfigError, DataError, RunError
 from hsee_ray.method.aggregation import ModelId
-from hsee_ray.method.predictions import Answers, ExitAnswers, Part, ServerAnswers, join
+from hsee_ray.method.predictions import Answers, ExitPredictions, Part, ServerPredictions, join
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.rundir.checkpoint import changed_keys
 from hsee_ray.rundir.failures import History
@@ -58,9 +58,9 @@ class AnsweringStage(RoundStage):
         return features, answers
 
     def server_call(
-        self, work: Work, features: ObjectRef[Any], client_report: ExitAnswers
-    ) -> ObjectRef[ServerAnswers] | None:
-        if client_report.stays_B.all():
+        self, work: Work, features: ObjectRef[Any], client_report: ExitPredictions
+    ) -> ObjectRef[ServerPredictions] | None:
+        if client_report.exited_B.all():
             return None
         assert work.server is not None
         answers: ObjectRef[Any] = self.team.submit(ModelId("server", work.server), "answer", work.client, features)
@@ -74,32 +74,32 @@ def ask(rounds: Rounds, part: Part, gates: Gates, most: int | None = None) -> di
     """
     setup, size = rounds.setup, rounds.config.evaluation.batch_size
     works = [
-        Work(spec.number, rounds.team.server_of(spec), first, min(first + size, n_samples), turn=spec.number)
+        Work(spec.client_id, rounds.team.server_of(spec), first, min(first + size, n_samples), turn=spec.client_id)
         for spec in setup.fleet.clients
-        if spec.number not in rounds.missing
-        for n_samples in [min(samples_of(setup, part, spec.number), most or sys.maxsize)]
+        if spec.client_id not in rounds.missing
+        for n_samples in [min(samples_of(setup, part, spec.client_id), most or sys.maxsize)]
         for first in range(0, n_samples, size)
     ]
     stage = AnsweringStage(rounds, part, gates)
     rounds.tell_entered(stage.round_number, stage.name)
     calls: Calls[Any] = rounds.calls(stage.round_number, stage.name)
     pipeline = rounds.pipeline(works, stage, calls, rounds.evaluation_window)
-    pieces: dict[int, dict[int, tuple[ExitAnswers, ServerAnswers | None]]] = {}
+    pieces: dict[int, dict[int, tuple[ExitPredictions, ServerPredictions | None]]] = {}
     for done in pipeline.run():
         pieces.setdefault(done.work.client, {})[done.work.first] = done.client_report, done.server_report
     answers = {
         n: join([piece for _, piece in sorted(pieces[n].items())]) for n in sorted(pieces.keys() - rounds.missing)
     }
-    for number, own in answers.items():
+    for client_id, own in answers.items():
         if not np.isfinite(own.logits_NK).all():
-            who = rounds.team.label(ModelId("client", number))
+            who = rounds.team.label(ModelId("client", client_id))
             raise RunError(f"{who}: its exit gives values that are no numbers; its training has diverged")
     return answers
 
 
-def samples_of(setup: Setup, part: Part, number: int) -> int:
+def samples_of(setup: Setup, part: Part, client_id: int) -> int:
     """How many samples a client has in a part of the data."""
-    return len(setup.test_indices) if part == "test" else len(setup.parts[number].calibration)
+    return len(setup.test_indices) if part == "test" else len(setup.parts[client_id].calibration)
 
 
 @contextmanager
@@ -117,13 +117,13 @@ def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], N
     def waits(who: str, text: str) -> None:
         tell(Event(config.training.rounds, "start", who, text))
 
-    with seated(config, setup.fleet, waits) as site:
-        if site.seating.shared:
-            waits("run", str(site.seating))
-        rows, origin = (None, None) if site.local else (RowRefs.put(setup), Origin(versions(), None))
-        team = Team(setup, ray.put(setup), site.seating, rows, origin, site.at_a_time)
+    with cluster_context(config, setup.fleet, waits) as context:
+        if context.slot_plan.shared:
+            waits("run", str(context.slot_plan))
+        rows, origin = (None, None) if context.local else (RowRefs.put(setup), Origin(versions(), None))
+        team = Team(setup, ray.put(setup), context.slot_plan, rows, origin, context.at_a_time)
         recovery = Recovery(team, History(), tell)
-        rounds = Rounds(setup, team, recovery, StopRequest(), SILENT.trained, SILENT.entered, site)
+        rounds = Rounds(setup, team, recovery, StopRequest(), SILENT.trained, SILENT.entered, context)
         try:
             _take_models(rounds, run)
             yield rounds
@@ -165,10 +165,10 @@ def _take_models(rounds: Rounds, run: Run) -> None:
     for model in rounds.team.models:
         path = directory / f"{rounds.stem(model)}.safetensors"
         if model.side == "client" and not path.is_file():
-            rounds.missing.add(model.number)
+            rounds.missing.add(model.client_id)
             rounds.recovery.tell(Event(run.config.training.rounds, "answer", rounds.team.label(model), "has no model"))
             continue
         calls[model] = model, partial(read, model, path)
     rounds.all(calls, run.config.training.rounds, "start")
-    recipes = {model: Recipe(snapshot) for model, snapshot in snapshots.items()}
-    rounds.go_to(RunState(round_number=run.config.training.rounds, recipes=recipes))
+    lineages = {model: Lineage(snapshot) for model, snapshot in snapshots.items()}
+    rounds.go_to(RunState(round_number=run.config.training.rounds, lineages=lineages))

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from actors.cluster.ray_internals import draining_nodes, placed_actors
 from actors.run.listener import Event
 from actors.run.team import Member, Team
-from actors.workers.presence import Presence
+from actors.workers.actor_location import ActorLocation
 
 LOOK_S = 1.0
 GLANCE_S = 0.02
@@ -25,7 +25,7 @@ TELL_S = 10.0
 """Seconds between two lines about who waits."""
 
 
-class Attendance:
+class ActorStatus:
     """The actors of a run as they come to their places and leave them."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Attendance:
         self.tell = tell
         self.on_leave = on_leave
         self.is_missing = is_missing
-        self.present: dict[Member, Presence] = {}
+        self.present: dict[Member, ActorLocation] = {}
         self._asked: dict[Member, ObjectRef[Any]] = {}
         """The presences that `present` is the answer to."""
         self._next_look = 0.0
@@ -63,7 +63,7 @@ class Attendance:
         self._take_leavings(round_number)
         if self.waiting and now >= self._next_tell:
             self._next_tell = now + TELL_S
-            text = self.roll()
+            text = self.status_line()
             if text != self._told or "waiting" in text:  # processes that start need no second line
                 self.tell(Event(round_number, "start", "run", text))
             self._told = text
@@ -78,15 +78,15 @@ class Attendance:
         """Actors on nodes that are about to go."""
         return {
             member
-            for member, presence in self.present.items()
-            if presence.node_id in self._leaving and self._asked[member] is self.team.presences.get(member)
+            for member, location in self.present.items()
+            if location.node_id in self._leaving and self._asked[member] is self.team.locations.get(member)
         }
 
     def has_place(self, member: Member) -> bool:
         """Whether an actor has a node, also while it starts there."""
         return member in self.present or member in placed_actors(self.team.actors)
 
-    def roll(self) -> str:
+    def status_line(self) -> str:
         """Who is here, who starts, and who waits for a place: one line."""
         placed = placed_actors(self.team.actors)
         waiting = self.waiting
@@ -102,7 +102,7 @@ class Attendance:
         return self.team.tier(member), self.team.asked(member)
 
     def _take_arrivals(self, round_number: int) -> None:
-        refs = self.team.presences
+        refs = self.team.locations
         for member in [m for m, ref in self._asked.items() if refs.get(m) is not ref]:
             self.present.pop(member, None)
             del self._asked[member]
@@ -114,22 +114,22 @@ class Attendance:
         for ref in ready:
             member = unknown[ref]
             try:
-                presence: Presence = ray.get(ref, timeout=LOOK_S)
+                location: ActorLocation = ray.get(ref, timeout=LOOK_S)
             except RayError:
                 continue  # whoever waits for an answer of this actor is told why
-            self.present[member] = presence
+            self.present[member] = location
             self._asked[member] = ref
-            self._tell_device(member, presence, round_number)
+            self._tell_device(member, location, round_number)
 
-    def _tell_device(self, member: Member, presence: Presence, round_number: int) -> None:
+    def _tell_device(self, member: Member, location: ActorLocation, round_number: int) -> None:
         """A tier that has asked for a GPU and computes without one says so, once."""
         if isinstance(member, str) or self.team.setup.config.training.device != "auto":
             return
         request = self.team.requests[member]
-        if request.resources["GPU"] > 0 and presence.device == "cpu" and request.tier not in self._on_cpu:
+        if request.resources["GPU"] > 0 and location.device == "cpu" and request.tier not in self._on_cpu:
             self._on_cpu.add(request.tier)
             gpus = request.resources["GPU"]
-            text = f"has {gpus:g} GPU of Ray's and no CUDA on node {presence.node}: it computes on the CPU"
+            text = f"has {gpus:g} GPU of Ray's and no CUDA on node {location.node}: it computes on the CPU"
             self.tell(Event(round_number, "start", request.tier, text))
 
     def _take_leavings(self, round_number: int) -> None:
@@ -137,7 +137,7 @@ class Attendance:
         came = draining.keys() - self._leaving.keys()
         self._leaving = draining
         for node in came:
-            members = [member for member, presence in self.present.items() if presence.node_id == node]
+            members = [member for member, location in self.present.items() if location.node_id == node]
             if members:
                 deadline_s = draining[node] / 1000 - time.time()
                 within = f" within {deadline_s:.0f} s" if draining[node] else ""

@@ -20,7 +20,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from actors.run.actor_status import Attendance
+from actors.run.actor_status import ActorStatus
 from actors.run.interrupt import StopRequest
 from actors.run.team import Member, Team
 from hsee_ray.rundir.failures import Failure, Kind
@@ -34,7 +34,7 @@ Worked = Callable[[Member, str, int, float, float], None]
 
 
 @dataclass(frozen=True)
-class Answer(Generic[T]):
+class CallResult(Generic[T]):
     """What became of one call."""
 
     tag: T
@@ -47,10 +47,10 @@ class Calls(Generic[T]):
     """Results that are being waited for, each with the actor that owes it and a tag of the caller's."""
 
     def __init__(
-        self, team: Team, attendance: Attendance, round_number: int, stage: str, stop: StopRequest, worked: Worked
+        self, team: Team, actor_status: ActorStatus, round_number: int, stage: str, stop: StopRequest, worked: Worked
     ) -> None:
         self.team = team
-        self.attendance = attendance
+        self.actor_status = actor_status
         self.round_number = round_number
         self.stage = stage
         self.stop = stop
@@ -78,11 +78,11 @@ class Calls(Generic[T]):
         owing = {member for member, _ in self.under_way.values()}
         self.since = {member: since for member, since in self.since.items() if member in owing}
 
-    def next(self) -> Answer[T]:
+    def next(self) -> CallResult[T]:
         """Waits for the next answer, or for the time when an actor's patience is used up."""
         while True:
             self.stop.check()
-            self.attendance.look(self.round_number)
+            self.actor_status.look(self.round_number)
             for member in self._on_leaving_nodes():
                 return self._given_up(member, "drained", "its node is about to go")
             deadlines = {member: since + self._patience_s(member) for member, since in self.since.items()}
@@ -94,7 +94,7 @@ class Calls(Generic[T]):
             if time.monotonic() >= deadlines[soonest] and (answer := self._no_answer(soonest)):
                 return answer
 
-    def _answer(self, ref: ObjectRef[Any]) -> Answer[T]:
+    def _answer(self, ref: ObjectRef[Any]) -> CallResult[T]:
         member, tag = self.under_way.pop(ref)
         begin_s, end_s = self.since[member], time.monotonic()
         if any(other == member for other, _ in self.under_way.values()):
@@ -105,21 +105,21 @@ class Calls(Generic[T]):
             value = ray.get(ref, timeout=self.team.setup.config.failures.step_timeout_s)
         except RayError as error:
             kind, reason = diagnosis(error)
-            if kind == "died" and self.team.seat_of(member) in self.team.uprooted:
+            if kind == "died" and self.team.slot_of(member) in self.team.relocated:
                 kind, reason = "node", "it moves together with the other one of its pair"
-            return Answer(tag, member, None, self._failure(member, kind, reason))
-        self.team.started.add(self.team.seat_of(member))
-        self.team.uprooted.discard(self.team.seat_of(member))
+            return CallResult(tag, member, None, self._failure(member, kind, reason))
+        self.team.started.add(self.team.slot_of(member))
+        self.team.relocated.discard(self.team.slot_of(member))
         self.tell_worked(member, self.stage, self.round_number, begin_s, end_s)
-        return Answer(tag, member, value, None)
+        return CallResult(tag, member, value, None)
 
     def _on_leaving_nodes(self) -> list[Member]:
         """Who owes an answer on a node that is about to go."""
-        leaving = self.attendance.leaving
-        return [member for member in self.since if self.team.seat_of(member) in leaving] if leaving else []
+        leaving = self.actor_status.leaving
+        return [member for member in self.since if self.team.slot_of(member) in leaving] if leaving else []
 
     def _has_started(self, member: Member) -> bool:
-        return self.team.seat_of(member) in self.team.started
+        return self.team.slot_of(member) in self.team.started
 
     def _patience_s(self, member: Member) -> float:
         """How long an actor may take for its next answer; the first one also waits for its place and its start."""
@@ -129,20 +129,20 @@ class Calls(Generic[T]):
         placement_s = config.cluster.placement_timeout_s
         return placement_s + config.failures.step_timeout_s if member in self.placed else placement_s
 
-    def _no_answer(self, member: Member) -> Answer[T] | None:
+    def _no_answer(self, member: Member) -> CallResult[T] | None:
         """What became of a call that has no answer in time; None when its actor has a place and may go on starting."""
         patience_s = self._patience_s(member)
         if self._has_started(member) or member in self.placed:
             return self._given_up(member, "hung", f"no answer within {patience_s:g} s")
-        if self.attendance.has_place(self.team.seat_of(member)):
+        if self.actor_status.has_place(self.team.slot_of(member)):
             self.placed.add(member)
             return None
         reason = f"no node has had room for it within {patience_s:g} s (cluster.placement_timeout_s)"
-        return self._given_up(member, "unplaced", f"{reason}: {self.attendance.roll()}")
+        return self._given_up(member, "unplaced", f"{reason}: {self.actor_status.status_line()}")
 
-    def _given_up(self, member: Member, kind: Kind, reason: str) -> Answer[T]:
+    def _given_up(self, member: Member, kind: Kind, reason: str) -> CallResult[T]:
         tag = next(tag for other, tag in self.under_way.values() if other == member)
-        return Answer(tag, member, None, self._failure(member, kind, reason))
+        return CallResult(tag, member, None, self._failure(member, kind, reason))
 
     def _failure(self, member: Member, kind: Kind, reason: str) -> Failure:
         return Failure(

@@ -9,7 +9,7 @@ from typing import Any
 from ray import ObjectRef
 
 from actors.run.rounds import MemberCall, Rounds
-from actors.run.run_state import Average, Recipe, RunState, taken
+from actors.run.run_state import Average, Lineage, RunState, taken
 from actors.run.team import AGGREGATOR, Member
 from hsee_ray.method.aggregation import ModelId
 from hsee_ray.rundir.checkpoint import (
@@ -58,9 +58,9 @@ def save_checkpoint(
 
     def calls() -> dict[str, MemberCall]:
         made: dict[str, MemberCall] = {
-            shard_file(model): rounds.write_shard(model, recipe, uri, f"{directory}/{shard_file(model)}", spread)
-            for model, recipe in state.recipes.items()
-            if recipe.snapshot is not None
+            shard_file(model): rounds.write_shard(model, lineage, uri, f"{directory}/{shard_file(model)}", spread)
+            for model, lineage in state.lineages.items()
+            if lineage.snapshot is not None
         }
         return {**made, AVERAGES_FILE: (AGGREGATOR, write_averages)} if keys else made
 
@@ -86,7 +86,7 @@ def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress)
 
     def read_shard(model: ModelId) -> ObjectRef[Any]:
         file = manifest.shards[model]
-        actor = rounds.team.actor(rounds.team.seat_of(reader(model)))
+        actor = rounds.team.actor(rounds.team.slot_of(reader(model)))
         read: Any = actor.read_shard.options(num_returns=2)
         snapshots[model], nothing = read.remote(uri, f"{directory}/{file}", manifest.files[file])
         return nothing
@@ -106,7 +106,7 @@ def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress)
     rounds.all_of(calls, manifest.round_number, STAGE)
     return RunState(
         round_number=manifest.round_number,
-        recipes={model: Recipe(snapshot) for model, snapshot in snapshots.items()},
+        lineages={model: Lineage(snapshot) for model, snapshot in snapshots.items()},
         averages=averages,
         ledger=progress.ledger,
         trained=set(progress.trained),

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from actors.cluster.connection import Site, Tell, seated
+from actors.cluster.connection import ClusterContext, Tell, cluster_context
 from actors.cluster.doctor import check_nodes
 from actors.run.interrupt import StopRequest
 from actors.run.listener import SILENT, Event, Listener
@@ -21,7 +21,7 @@ from hsee_ray.errors import ConfigError, Interrupted, RunError, TakenOverError, 
 from hsee_ray.evaluation.calibration import CALIBRATION_FILE
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.rundir.checkpoint import Manifest, Progress, changed_keys, committed_rounds, newest_checkpoint
-from hsee_ray.rundir.location import OWNER_FILE, RunHome
+from hsee_ray.rundir.location import OWNER_FILE, RunLocation
 from hsee_ray.rundir.run import CONFIG_FILE, SUMMARY_FILE, Run, load_begun, load_run
 from hsee_ray.storage import write_whole
 
@@ -36,32 +36,32 @@ def run(config: Config, place: Path | str, listener: Listener = SILENT, stop: St
     Raises UserError before anything is written, after that RunError (with the traceback in `error.log`), or
     Interrupted when `stop` was asked for.
     """
-    home = RunHome(place)
-    if not _is_free(home.local):
+    location = RunLocation(place)
+    if not _is_free(location.local):
         raise ConfigError(
-            f"{home.local}: is not empty, it may hold a run; continue that with --resume, name another directory with "
-            "--run-dir, or remove it"
+            f"{location.local}: is not empty, it may hold a run; continue that with --resume, name another directory "
+            "with --run-dir, or remove it"
         )
-    home.check_free()
+    location.check_free()
     setup = prepare_run(config)
     if setup.config != config:
         picked = ", ".join(f"{tier.cut} for {tier.name}" for tier in setup.config.tiers)
         listener.happened(Event(0, "start", "plan", f"cuts by the devices' profiles: {picked}"))
     # From here on its own configuration: a cut that was left to the planner stands there by name, and stays.
-    with seated(setup.config, setup.fleet, _teller(listener)) as site, _locked(home.local):
-        if not site.local:
-            check_nodes(setup, site, home, _teller(listener))
-        home.claim()
-        return _run(setup, home, listener, stop or StopRequest(), None, site)
+    with cluster_context(setup.config, setup.fleet, _teller(listener)) as context, _locked(location.local):
+        if not context.local:
+            check_nodes(setup, context, location, _teller(listener))
+        location.claim()
+        return _run(setup, location, listener, stop or StopRequest(), None, context)
 
 
 def resume(
     place: Path | str, overrides: Iterable[str] = (), listener: Listener = SILENT, stop: StopRequest | None = None
 ) -> Run:
     """Continues a run from its newest checkpoint; a finished one is returned as it is. Raises as `run` does."""
-    home = RunHome(place)
-    home.fetch()
-    run_dir = home.local
+    location = RunLocation(place)
+    location.fetch()
+    run_dir = location.local
     begun, config = load_begun(run_dir), load_begun(run_dir, overrides)
     with _locked(run_dir):
         if begun.storage.uri != config.storage.uri:
@@ -72,19 +72,19 @@ def resume(
             if finished.summary["rounds"] == config.training.rounds:
                 listener.happened(Event(config.training.rounds, "resume", "run", "has finished, nothing is left to do"))
                 return finished
-        newest, found = _newest_checkpoint(home, listener)
+        newest, found = _newest_checkpoint(location, listener)
         _check_progress(found, config)
         setup = prepare_run(config)
-        with seated(setup.config, setup.fleet, _teller(listener)) as site:
-            if not site.local:
-                check_nodes(setup, site, home, _teller(listener))
-            home.claim()
+        with cluster_context(setup.config, setup.fleet, _teller(listener)) as context:
+            if not context.local:
+                check_nodes(setup, context, location, _teller(listener))
+            location.claim()
             # Whoever trained it until now may have come further in the meantime.
-            home.fetch()
-            if committed_rounds(home.storage(CHECKPOINTS_DIR))[:1] != newest:
-                _, found = _newest_checkpoint(home, listener)
+            location.fetch()
+            if committed_rounds(location.storage(CHECKPOINTS_DIR))[:1] != newest:
+                _, found = _newest_checkpoint(location, listener)
                 _check_progress(found, config)
-            return _run(setup, home, listener, stop or StopRequest(), found, site)
+            return _run(setup, location, listener, stop or StopRequest(), found, context)
 
 
 Resumed = tuple[Manifest, Progress] | None
@@ -95,12 +95,12 @@ def _teller(listener: Listener) -> Tell:
     return lambda who, text: listener.happened(Event(0, "start", who, text))
 
 
-def _newest_checkpoint(home: RunHome, listener: Listener) -> tuple[list[int], Resumed]:
+def _newest_checkpoint(location: RunLocation, listener: Listener) -> tuple[list[int], Resumed]:
     """The round of the newest checkpoint, if there is one, and the newest whole one; tells of those that are damaged.
 
     Raises UserError when the storage cannot be reached.
     """
-    storage = home.storage(CHECKPOINTS_DIR)
+    storage = location.storage(CHECKPOINTS_DIR)
     damaged: list[str] = []
     try:
         newest = committed_rounds(storage)[:1]
@@ -156,35 +156,35 @@ def _check_progress(found: Resumed, config: Config) -> None:
 
 def _run(
     setup: Setup,
-    home: RunHome,
+    location: RunLocation,
     listener: Listener,
     stop: StopRequest,
     resumed: Resumed,
-    site: Site,
+    context: ClusterContext,
 ) -> Run:
-    """Trains in a directory that is this process's own, on a Ray that is connected."""
-    run_dir = home.local
+    """Trains in a directory that is this process's own, on a Ray that is cluster_context."""
+    run_dir = location.local
     write_whole(run_dir / CONFIG_FILE, dump_config(setup.config).encode())
     # A calibration is one of weights that are about to change.
     for name in (SUMMARY_FILE, ERROR_FILE, CALIBRATION_FILE):
         (run_dir / name).unlink(missing_ok=True)
     try:
-        home.send_all()
-        session = Session(setup, home, listener, stop, site)
+        location.send_all()
+        session = Session(setup, location, listener, stop, context)
         try:
             session.train(resumed)
         finally:
             session.close()
     except Interrupted:
         with suppress(OSError):  # the checkpoint, and the record that it counts on, are there
-            home.send_all()
+            location.send_all()
         raise
     except Exception as error:
         # Whatever it was, the reader of the run directory must find it; it is raised again.
-        where = f"the traceback is in {home.shown}/{ERROR_FILE}"
+        where = f"the traceback is in {location.shown}/{ERROR_FILE}"
         try:
             write_whole(run_dir / ERROR_FILE, traceback.format_exc().encode())
-            home.send_all()
+            location.send_all()
         except (OSError, TakenOverError):  # a full disk may be what it is about, or that the run is another's now
             where = "no traceback could be left there"
         reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"

@@ -36,7 +36,7 @@ class Meters:
         """Takes one whole round, and how many actors of each tier have been replaced since the session began."""
         self.round.set(report.round_number, {"run": self.run})
         for tier in self.fleet.tiers:
-            numbers = [client.number for client in self.fleet.clients if client.tier == tier]
+            numbers = [client.client_id for client in self.fleet.clients if client.tier == tier]
             tags = {"run": self.run, "tier": tier}
             trained = [report.client_training[n] for n in numbers if n in report.client_training]
             taught = [report.server_training[n] for n in numbers if n in report.server_training]

@@ -7,8 +7,8 @@ which come first, and a client that dies leaves nothing half-done in a server's 
 Pieces belong to turns, and a server is given pieces of one turn at a time. When an actor fails, its turn is done anew
 from the beginning by everyone who has begun it; other turns go on.
 
-A client and its server hold seats from the first piece of their turn to its end, so that a turn that has begun never
-waits for one that has not. Where all clients are in one turn, each holds its seat while it computes.
+A client and its server hold slots from the first piece of their turn to its end, so that a turn that has begun never
+waits for one that has not. Where all clients are in one turn, each holds its slot while it computes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 
 from ray import ObjectRef
 
-from actors.run.calls import Answer, Calls
+from actors.run.calls import CallResult, Calls
 from actors.run.team import Member
 from hsee_ray.method.aggregation import ModelId
 from hsee_ray.rundir.failures import Failure
@@ -66,13 +66,13 @@ class Stage(Protocol):
     """What the pipeline asks of those who do the work."""
 
     def queue(self, work: Work) -> Hashable:
-        """Clients of one queue wait for the same seats."""
+        """Clients of one queue wait for the same slots."""
 
-    def seat(self, work: Work) -> bool:
-        """Has those who take part in a piece of work hold seats; False when there are none and it must wait."""
+    def slot(self, work: Work) -> bool:
+        """Has those who take part in a piece of work hold slots; False when there are none and it must wait."""
 
     def leave(self, model: ModelId) -> None:
-        """The model has nothing to do for now, and holds its seat no longer."""
+        """The model has nothing to do for now, and holds its slot no longer."""
 
     def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
         """Submits the client's call; gives the references of its features and of its report."""
@@ -145,7 +145,7 @@ class Pipeline:
         cores: int | None = None,
         one_turn: bool = False,
     ) -> None:
-        """`one_turn`: all clients are in one turn, so that each leaves its seat whenever it does not compute."""
+        """`one_turn`: all clients are in one turn, so that each leaves its slot whenever it does not compute."""
         self.works = works
         self.stage = stage
         self.calls = calls
@@ -168,8 +168,8 @@ class Pipeline:
         """By queue, clients by the position of their next piece of work; heaps."""
         self._line_up()
         self.active: set[int] = set()
-        self.seated: set[int] = set()
-        """Clients that hold their seats, and their server's."""
+        self.connected: set[int] = set()
+        """Clients that hold their slots, and their server's."""
         self.pieces: dict[int, _Piece] = {}
         self.left = {turn: len(indices) for turn, indices in self.turns.items()}
         """Pieces of each turn that are not done."""
@@ -194,10 +194,10 @@ class Pipeline:
 
     def _line_up(self) -> None:
         self.ready = {}
-        for number, client in self.clients.items():
+        for client_id, client in self.clients.items():
             if client.todo:
                 queue = self.stage.queue(self.works[client.todo[0]])
-                self.ready.setdefault(queue, []).append((client.todo[0], number))
+                self.ready.setdefault(queue, []).append((client.todo[0], client_id))
         for each in self.ready.values():
             heapq.heapify(each)
 
@@ -212,25 +212,25 @@ class Pipeline:
         waiting: set[Hashable] = set()
         while open_queues := [queue for queue, each in self.ready.items() if each and queue not in waiting]:
             queue = min(open_queues, key=lambda queue: self.ready[queue][0])
-            position, number = self.ready[queue][0]
+            position, client_id = self.ready[queue][0]
             # Work that is done anew comes before everything that already waits for the server.
             if len(self.pieces) >= self.concurrent * self.window and position > min(self.pieces):
                 break
-            client = self.clients[number]
-            should_wait = self._should_wait(ModelId("client", number))
-            if number not in self.active and (should_wait or len(self.active) >= self.concurrent):
+            client = self.clients[client_id]
+            should_wait = self._should_wait(ModelId("client", client_id))
+            if client_id not in self.active and (should_wait or len(self.active) >= self.concurrent):
                 # Nobody behind it gets what it waits for.
                 waiting.add(queue)
             elif should_wait or client.in_flight >= self.window:
                 skipped.append((queue, heapq.heappop(self.ready[queue])))
-            elif not self._seat(number, position):
+            elif not self._slot(client_id, position):
                 waiting.add(queue)
             else:
                 heapq.heappop(self.ready[queue])
                 self._submit(client.todo.popleft(), client)
-                self.active.add(number)
+                self.active.add(client_id)
                 if client.todo:
-                    heapq.heappush(self.ready[queue], (client.todo[0], number))
+                    heapq.heappush(self.ready[queue], (client.todo[0], client_id))
         for queue, entry in skipped:
             heapq.heappush(self.ready[queue], entry)
 
@@ -241,14 +241,14 @@ class Pipeline:
         others = len(self.busy) - (client in self.busy)
         return others >= self.cores or self.busy[client] >= CALLS_AHEAD
 
-    def _seat(self, number: int, index: int) -> bool:
-        if number not in self.seated and self.stage.seat(self.works[index]):
-            self.seated.add(number)
-        return number in self.seated
+    def _slot(self, client_id: int, index: int) -> bool:
+        if client_id not in self.connected and self.stage.slot(self.works[index]):
+            self.connected.add(client_id)
+        return client_id in self.connected
 
     def _leave(self, work: Work) -> None:
-        """A client's share of a turn is over, or must wait: others may have its seat and its server's."""
-        self.seated.discard(work.client)
+        """A client's share of a turn is over, or must wait: others may have its slot and its server's."""
+        self.connected.discard(work.client)
         self.stage.leave(ModelId("client", work.client))
         if work.server is not None and not self.shared_server:
             self.stage.leave(ModelId("server", work.server))
@@ -285,7 +285,7 @@ class Pipeline:
         self.calls.add(report, model, call)
         self.busy[model] += 1
 
-    def _take(self, answer: Answer[_Call]) -> list[int]:
+    def _take(self, answer: CallResult[_Call]) -> list[int]:
         """Takes the result of a call; gives the pieces of work of which it was the last one."""
         index = answer.tag.index
         work, piece = self.works[index], self.pieces[index]
@@ -315,11 +315,11 @@ class Pipeline:
                 indices += self._submit_server(work.server)
             yield Done(work, piece.client_report, piece.server_report, turn_done)
 
-    def _make_room(self, number: int) -> None:
-        client = self.clients[number]
+    def _make_room(self, client_id: int) -> None:
+        client = self.clients[client_id]
         occupied = client.computing > 0 or (not self.shared_server and (client.todo or client.in_flight > 0))
         if not occupied:
-            self.active.discard(number)
+            self.active.discard(client_id)
 
     def _do_anew(self, member: Member, call: _Call, failure: Failure) -> list[int]:
         """Replaces the actor that failed and repeats the turn that it was in; gives pieces that are done by that."""
@@ -348,11 +348,11 @@ class Pipeline:
         for server in {work.server for index in indices if (work := self.works[index]).server is not None}:
             mine = {index for index in indices if self.works[index].server == server}
             self.server_queues[server] = deque(sorted(mine.union(self.server_queues[server])))
-        for number in {self.works[index].client for index in indices}:
-            client = self.clients[number]
-            client.todo = deque(index for index in indices if self.works[index].client == number)
+        for client_id in {self.works[index].client for index in indices}:
+            client = self.clients[client_id]
+            client.todo = deque(index for index in indices if self.works[index].client == client_id)
             client.computing = client.in_flight = 0
-            self.active.discard(number)
+            self.active.discard(client_id)
         self._line_up()
         return self.begun.pop(turn, set())
 

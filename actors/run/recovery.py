@@ -52,10 +52,10 @@ class Recovery:
         if decision.action is Action.GO_BACK:
             raise StateLost(failure)
         self.replaced[self.team.tier(member)] += 1
-        for seat in self.team.replace(member, elsewhere=failure.kind == "drained"):
-            sitter = self.team.seats.sitter(seat)
-            self.replaced[self.team.tier(sitter)] += sitter != member
-            self.team.restore(sitter, state.recipe(sitter))
+        for slot in self.team.replace(member, elsewhere=failure.kind == "drained"):
+            occupant = self.team.slots.occupant(slot)
+            self.replaced[self.team.tier(occupant)] += occupant != member
+            self.team.restore(occupant, state.lineage(occupant))
         if decision.action is Action.DROP:
             self.noticed.pop(member, None)
             raise Dropped

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import ray
 from ray import ObjectRef
 
-from actors.cluster.connection import Site
-from actors.run.actor_status import Attendance
+from actors.cluster.connection import ClusterContext
+from actors.run.actor_status import ActorStatus
 from actors.run.calls import Calls, Worked
 from actors.run.interrupt import StopRequest
 from actors.run.listener import Event
 from actors.run.pipeline import Done, Pipeline, Stage, TurnLost, Work
 from actors.run.recovery import Dropped, Recovery
-from actors.run.run_state import Average, Recipe, RunState, taken
+from actors.run.run_state import Average, Lineage, RunState, taken
 from actors.run.stages import EvaluationStage, RoundStage, TrainingStage, with_records
 from actors.run.team import AGGREGATOR, Member, Team
 from hsee_ray.method.aggregation import ModelId, plan_aggregation
@@ -54,7 +54,7 @@ class Rounds:
         stop: StopRequest,
         trained: Callable[[int], None],
         entered: Callable[[int, str], None],
-        site: Site,
+        context: ClusterContext,
         worked: Worked = lambda member, stage, round_number, begin_s, end_s: None,
     ) -> None:
         """`trained` is told of every piece of training that is done, in samples; `entered` of every stage."""
@@ -66,8 +66,8 @@ class Rounds:
         self.tell_trained = trained
         self.tell_entered = entered
         self.tell_worked = worked
-        self.site = site
-        self.one_turn = team.shared_server and setup.config.training.turn == "batch"
+        self.context = context
+        self.one_turn = team.shared_server and setup.config.training.interleave == "batch"
         """Whether all clients share one turn at the server."""
         self.state = RunState()
         self.whole = RunState()
@@ -76,7 +76,7 @@ class Rounds:
         """Clients that have no place on the cluster."""
         self.stage: RoundStage | None = None
         """What is under way, or was last."""
-        self.attendance = Attendance(team, recovery.tell, self._hold_states, self._does_without)
+        self.actor_status = ActorStatus(team, recovery.tell, self._hold_states, self._does_without)
 
     def run_round(self, round_number: int) -> RoundReport:
         begin = time.perf_counter()
@@ -96,7 +96,7 @@ class Rounds:
         if aggregates_after(self.config, round_number):
             self._aggregate(round_number)
         evaluation = self._evaluate(round_number) if evaluates_after(self.config, round_number) else {}
-        self.attendance.look(round_number, at_once=True)
+        self.actor_status.look(round_number, at_once=True)
         self.state.round_number = round_number
         self.whole = self.state.copy()
         return RoundReport(
@@ -116,7 +116,7 @@ class Rounds:
         self.state = state.copy()
         self.whole = state.copy()
         for model in self.team.models:
-            self.team.restore(model, self.state.recipe(model))
+            self.team.restore(model, self.state.lineage(model))
 
     def save(self, directory: str) -> list[str]:
         """Every model's file is written in its actor; returns the digest lines of all of them."""
@@ -126,10 +126,10 @@ class Rounds:
             for model in self.team.models:
                 if model.side == "server":
                     made[model] = model, partial(self.team.submit, model, "save", directory, self.stem(model))
-                elif model.number not in self.missing:
+                elif model.client_id not in self.missing:
                     made[model] = model, partial(self.team.submit, model, "save", directory)
-                elif (recipe := self.state.recipe(model)).snapshot is not None:
-                    made[model] = AGGREGATOR, self._for_another("save", recipe, directory, self.stem(model))
+                elif (lineage := self.state.lineage(model)).snapshot is not None:
+                    made[model] = AGGREGATOR, self._for_another("save", lineage, directory, self.stem(model))
             return made
 
         answers = self.all_of(calls, self.state.round_number, "save")
@@ -137,52 +137,52 @@ class Rounds:
 
     def stem(self, model: ModelId) -> str:
         """Name of a model's final file."""
-        spec = self.setup.fleet.clients[model.number]
+        spec = self.setup.fleet.clients[model.client_id]
         if model.side == "client":
             return spec.client_file
         return "server" if self.team.shared_server else spec.server_file
 
-    def write_shard(self, model: ModelId, recipe: Recipe, uri: str, name: str, spread: bool) -> MemberCall:
+    def write_shard(self, model: ModelId, lineage: Lineage, uri: str, name: str, spread: bool) -> MemberCall:
         """The call that writes a model's file of a checkpoint: in an actor of its tier, or in the aggregator."""
         if not spread or self.is_missing(model):
-            return AGGREGATOR, self._for_another("write_shard", recipe, uri, name)
-        takes, averages = taken(recipe.loads)
+            return AGGREGATOR, self._for_another("write_shard", lineage, uri, name)
+        takes, averages = taken(lineage.loads)
         writer = self.neighbour(model)
-        return writer, partial(self.team.submit, writer, "write_shard", uri, name, recipe.snapshot, takes, *averages)
+        return writer, partial(self.team.submit, writer, "write_shard", uri, name, lineage.snapshot, takes, *averages)
 
     def neighbour(self, model: ModelId) -> ModelId:
         """Who sits in an actor of the model's tier, for what can be done in any of them; itself where it sits."""
-        seats = self.team.seats.of_pool(model)
-        if self.team.seats.of(model) is not None:
+        slots = self.team.slots.of_pool(model)
+        if self.team.slots.of(model) is not None:
             return model
-        return self.team.seats.sitter(seats[model.number % len(seats)])
+        return self.team.slots.occupant(slots[model.client_id % len(slots)])
 
     def is_missing(self, model: ModelId) -> bool:
         """Whether a client is left out because it has no place."""
-        return model.side == "client" and model.number in self.missing
+        return model.side == "client" and model.client_id in self.missing
 
     def _does_without(self, member: Member) -> bool:
         """Whether an actor is that of a client that is left out."""
-        return not isinstance(member, str) and self.is_missing(self.team.seats.sitter(member))
+        return not isinstance(member, str) and self.is_missing(self.team.slots.occupant(member))
 
-    def _for_another(self, method: str, recipe: Recipe, *args: Any) -> Callable[[], ObjectRef[Any]]:
+    def _for_another(self, method: str, lineage: Lineage, *args: Any) -> Callable[[], ObjectRef[Any]]:
         def call() -> ObjectRef[Any]:
             method_of_actor = getattr(self.team.actor(AGGREGATOR), method)
-            takes, averages = taken(recipe.loads)
-            ref: ObjectRef[Any] = method_of_actor.remote(*args, recipe.snapshot, takes, *averages)
+            takes, averages = taken(lineage.loads)
+            ref: ObjectRef[Any] = method_of_actor.remote(*args, lineage.snapshot, takes, *averages)
             return ref
 
         return call
 
     def calls(self, round_number: int, stage: str) -> Calls[Any]:
         """A new set of calls under way."""
-        return Calls(self.team, self.attendance, round_number, stage, self.stop, self.tell_worked)
+        return Calls(self.team, self.actor_status, round_number, stage, self.stop, self.tell_worked)
 
     def pipeline(
         self, works: Sequence[Work], stage: Stage, calls: Calls[Any], window: int, one_turn: bool = False
     ) -> Pipeline:
         """Work for the clients and servers of this run, each client at most `window` pieces ahead."""
-        shared, at_once, cores = self.team.shared_server, self.site.at_once, self.site.cores
+        shared, at_once, cores = self.team.shared_server, self.context.at_once, self.context.cores
         return Pipeline(works, stage, calls, at_once, window, shared, cores, one_turn)
 
     @property
@@ -212,16 +212,16 @@ class Rounds:
     def all(self, calls: Mapping[K, MemberCall], round_number: int, stage: str) -> dict[K, Any]:
         """The answers to calls of actors. An actor that fails is replaced and called again.
 
-        Models that take turns are called when they have a seat.
+        Models that take turns are called when they have a slot.
         """
         self.tell_entered(round_number, stage)
-        self.team.seats.rise()
+        self.team.slots.release_all()
         under_way: Calls[K] = self.calls(round_number, stage)
         answers: dict[K, Any] = {}
         waiting = self._lined_up(calls, calls)
         while any(waiting.values()) or under_way:
             for queue in waiting.values():
-                while queue and self._seat(calls[queue[0]][0]):
+                while queue and self._slot(calls[queue[0]][0]):
                     member, call = calls[queue[0]]
                     under_way.add(call(), member, queue.popleft())
             answer = under_way.next()
@@ -229,11 +229,11 @@ class Rounds:
                 self.recovery.answered(answer.member, round_number, stage)
                 answers[answer.tag] = answer.value
                 if not isinstance(answer.member, str) and not under_way.owes(answer.member):
-                    self.team.seats.leave(answer.member)
+                    self.team.slots.leave(answer.member)
                 continue
             kept = self.replace(answer.member, answer.failure)
             # One that has moved along is as new as the one that failed.
-            anew = {answer.member, *self.team.uprooted}
+            anew = {answer.member, *self.team.relocated}
             under_way.forget(lambda member, _, anew=anew: member in anew)  # type: ignore[misc]
             if not kept:
                 anew.discard(answer.member)
@@ -243,14 +243,14 @@ class Rounds:
         return answers
 
     def _lined_up(self, calls: Mapping[K, MemberCall], keys: Iterable[K]) -> dict[str, deque[K]]:
-        """Keys of calls by those that wait for the same seats."""
+        """Keys of calls by those that wait for the same slots."""
         waiting: dict[str, deque[K]] = {}
         for key in keys:
             waiting.setdefault(self.team.tier(calls[key][0]), deque()).append(key)
         return waiting
 
-    def _seat(self, member: Member) -> bool:
-        return isinstance(member, str) or self.team.seat({member: self.state.recipe(member)})
+    def _slot(self, member: Member) -> bool:
+        return isinstance(member, str) or self.team.slot({member: self.state.lineage(member)})
 
     def _train(self, round_number: int) -> tuple[dict[int, TrainReport], dict[int, TrainReport]]:
         self.tell_entered(round_number, "train")
@@ -274,11 +274,11 @@ class Rounds:
                 finished.update(work.client for work in turns[work.turn])
         clients: dict[int, TrainReport] = {}
         servers: dict[int, TrainReport] = {}
-        for number in sorted(finished):
-            in_order = [part for _, part in sorted(parts[number].items())]
-            clients[number] = sum((part.client_report for part in in_order), TrainReport(0, ()))
-            if self.setup.fleet.clients[number].has_server:
-                servers[number] = sum((part.server_report for part in in_order), TrainReport(0, ()))
+        for client_id in sorted(finished):
+            in_order = [part for _, part in sorted(parts[client_id].items())]
+            clients[client_id] = sum((part.client_report for part in in_order), TrainReport(0, ()))
+            if self.setup.fleet.clients[client_id].has_server:
+                servers[client_id] = sum((part.server_report for part in in_order), TrainReport(0, ()))
         return clients, servers
 
     def _training_works(self, round_number: int) -> tuple[list[Work], int]:
@@ -290,31 +290,31 @@ class Rounds:
         }
         per_message = (batches_per_message(self.config.pipeline, self._batch_bytes(n), n_steps[n]) for n in queue)
         together = 1 if self.one_turn else min(per_message, default=1)
-        pieces = {number: -(-steps // together) for number, steps in n_steps.items()}
+        pieces = {client_id: -(-steps // together) for client_id, steps in n_steps.items()}
         works = [
             Work(
-                client=number,
-                server=self.team.server_of(fleet.clients[number]),
+                client=client_id,
+                server=self.team.server_of(fleet.clients[client_id]),
                 first=piece * together,
-                last=min((piece + 1) * together, n_steps[number]),
-                turn=0 if self.one_turn else number,
+                last=min((piece + 1) * together, n_steps[client_id]),
+                turn=0 if self.one_turn else client_id,
             )
-            for number, piece in ordered_steps(queue, pieces, training.turn)
+            for client_id, piece in ordered_steps(queue, pieces, training.interleave)
         ]
         batches = window_batches(self.config.pipeline, max(map(self._batch_bytes, queue), default=1))
         return with_records(works), max(1, batches // together)
 
-    def _batch_bytes(self, number: int) -> int:
-        spec = self.setup.fleet.clients[number]
+    def _batch_bytes(self, client_id: int) -> int:
+        spec = self.setup.fleet.clients[client_id]
         return self.setup.feature_bytes(spec, spec.batch_size)
 
     def _evaluate(self, round_number: int) -> dict[int, EvaluationReport]:
         self.tell_entered(round_number, "evaluate")
         size, n_test = self.config.evaluation.batch_size, len(self.setup.test_indices)
         works = [
-            Work(spec.number, self.team.server_of(spec), first, min(first + size, n_test), turn=spec.number)
+            Work(spec.client_id, self.team.server_of(spec), first, min(first + size, n_test), turn=spec.client_id)
             for spec in self.setup.fleet.clients
-            if spec.number not in self.missing
+            if spec.client_id not in self.missing
             for first in range(0, n_test, size)
         ]
         calls: Calls[Any] = self.calls(round_number, "evaluate")
@@ -324,16 +324,16 @@ class Rounds:
         for done in pipeline.run():
             parts.setdefault(done.work.client, {})[done.work.first] = done.server_report or done.client_report
         reports: dict[int, EvaluationReport] = {}
-        for number in sorted(parts.keys() - self.missing):
-            first, *others = parts[number].values()
-            reports[number] = sum(others, first)
+        for client_id in sorted(parts.keys() - self.missing):
+            first, *others = parts[client_id].values()
+            reports[client_id] = sum(others, first)
         return reports
 
     def _aggregate(self, round_number: int) -> None:
         state = self.state
         plan = plan_aggregation(self.config, self.setup.fleet, state.trained, self.setup.local_samples)
         if plan.copies:
-            snapshots = [state.recipe(model).snapshot for model in plan.sources]
+            snapshots = [state.lineage(model).snapshot for model in plan.sources]
             averages: dict[str, Average] = {}
 
             def call() -> ObjectRef[Any]:
@@ -353,8 +353,8 @@ class Rounds:
         calls: dict[ModelId, MemberCall] = {}
         for model, units in takes.items():
             averages = {unit: self.state.averages[key] for unit, key in units.items()}
-            self.state.recipes[model] = self.state.recipe(model).taking(averages)
-            if self.team.seats.of(model) is not None:
+            self.state.lineages[model] = self.state.lineage(model).taking(averages)
+            if self.team.slots.of(model) is not None:
                 where, refs = taken(averages)
                 calls[model] = model, partial(self.team.submit, model, "load", where, *refs)
         if calls:
@@ -366,10 +366,10 @@ class Rounds:
             self.recovery.replace(member, failure, self.state)
         except Dropped:
             assert not isinstance(member, str)
-            self.missing.add(member.number)
-            if self.state.recipe(member).snapshot is None:
+            self.missing.add(member.client_id)
+            if self.state.lineage(member).snapshot is None:
                 # It has not trained yet: averages that it took to begin are forgotten, it takes the newest later.
-                self.state.recipes.pop(member, None)
+                self.state.lineages.pop(member, None)
                 self.state.ledger.forget(member)
             return False
         return True
@@ -377,9 +377,9 @@ class Rounds:
     def _take_back_in(self, round_number: int) -> None:
         """Clients that have found a place since they were left out take part again."""
         if self.missing:
-            self.attendance.look(round_number, at_once=True)
-        for number in sorted(self.missing):
-            client = ModelId("client", number)
-            if any(seat in self.attendance.present for seat in self.team.seats.of_pool(client)):
-                self.missing.discard(number)
+            self.actor_status.look(round_number, at_once=True)
+        for client_id in sorted(self.missing):
+            client = ModelId("client", client_id)
+            if any(slot in self.actor_status.present for slot in self.team.slots.of_pool(client)):
+                self.missing.discard(client_id)
                 self.recovery.tell(Event(round_number, "start", self.team.label(client), "takes part again"))

@@ -28,7 +28,7 @@ def taken(loads: Mapping[str, Average]) -> tuple[Takes, list[ObjectRef[Any]]]:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Lineage:
     """One model's state: a snapshot, and the averages that it has taken since."""
 
     snapshot: ObjectRef[Any] | None = None
@@ -41,7 +41,7 @@ class Recipe:
         own = () if self.snapshot is None else (self.snapshot,)
         return {*own, *(average.ref for average in self.loads.values())}
 
-    def taking(self, averages: Mapping[str, Average]) -> Recipe:
+    def taking(self, averages: Mapping[str, Average]) -> Lineage:
         return replace(self, loads={**self.loads, **averages})
 
 
@@ -51,7 +51,7 @@ class RunState:
 
     round_number: int = 0
     """The last whole round."""
-    recipes: dict[ModelId, Recipe] = field(default_factory=dict)
+    lineages: dict[ModelId, Lineage] = field(default_factory=dict)
     """Of models that are no longer as they were initialised."""
     averages: dict[str, Average] = field(default_factory=dict)
     """The newest, by key."""
@@ -62,13 +62,13 @@ class RunState:
     @property
     def references(self) -> set[ObjectRef[Any]]:
         """Everything that the state is made of."""
-        of_models = {ref for recipe in self.recipes.values() for ref in recipe.references}
+        of_models = {ref for lineage in self.lineages.values() for ref in lineage.references}
         return of_models | {average.ref for average in self.averages.values()}
 
-    def recipe(self, model: ModelId) -> Recipe:
-        return self.recipes.get(model, Recipe())
+    def lineage(self, model: ModelId) -> Lineage:
+        return self.lineages.get(model, Lineage())
 
     def copy(self) -> RunState:
         """The same state, untouched by what happens to this one."""
         ledger = Ledger(dict(self.ledger.newest), dict(self.ledger.seen))
-        return RunState(self.round_number, dict(self.recipes), dict(self.averages), ledger, set(self.trained))
+        return RunState(self.round_number, dict(self.lineages), dict(self.averages), ledger, set(self.trained))

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import ray
 
-from actors.cluster.connection import Site
+from actors.cluster.connection import ClusterContext
 from actors.cluster.ray_internals import spilled_bytes
 from actors.run.checkpoints import load_state, save_checkpoint
 from actors.run.interrupt import GraceOver, StopRequest
@@ -23,9 +23,9 @@ from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import Setup
 from hsee_ray.models.weights import weights_sha256
 from hsee_ray.rundir.checkpoint import Manifest, Progress, newest_checkpoint, remove_newer
-from hsee_ray.rundir.location import RunHome
+from hsee_ray.rundir.location import RunLocation
 from hsee_ray.rundir.run import MODELS_DIR, SUMMARY_FILE
-from hsee_ray.rundir.run_log import Record
+from hsee_ray.rundir.run_log import RunLog
 from hsee_ray.rundir.summary import DataSummary, build_summary, write_summary
 from hsee_ray.simulation.clock import clock_of
 from hsee_ray.simulation.timeline import TIMELINE_FILE, Timeline
@@ -36,28 +36,32 @@ CHECKPOINTS_DIR = "checkpoints"
 class Session:
     """One process's part of a run: from its first round, or from a checkpoint, to its end."""
 
-    def __init__(self, setup: Setup, home: RunHome, listener: Listener, stop: StopRequest, site: Site) -> None:
+    def __init__(
+        self, setup: Setup, location: RunLocation, listener: Listener, stop: StopRequest, context: ClusterContext
+    ) -> None:
         self.setup = setup
         self.config = setup.config
         self.clock = clock_of(setup)
-        self.home = home
-        self.run_dir = home.local
+        self.location = location
+        self.run_dir = location.local
         self.timeline = self._timeline(0, 0.0)
         self.spilled_bytes = spilled_bytes()
         """What Ray had written to disk before the run."""
         self.listener = listener
         self.stop = stop
-        self.uri = home.place(CHECKPOINTS_DIR)
-        self.storage = home.storage(CHECKPOINTS_DIR)
-        rows, origin = (None, None) if site.local else (RowRefs.put(setup), Origin(versions(), home.uri, home.token))
-        self.team = Team(setup, ray.put(setup), site.seating, rows, origin, site.at_a_time)
+        self.uri = location.place(CHECKPOINTS_DIR)
+        self.storage = location.storage(CHECKPOINTS_DIR)
+        rows, origin = (
+            (None, None) if context.local else (RowRefs.put(setup), Origin(versions(), location.uri, location.token))
+        )
+        self.team = Team(setup, ray.put(setup), context.slot_plan, rows, origin, context.at_a_time)
         listener.assembled(self.team)
         self.progress = Progress(setup.config.model_dump(mode="json"))
         self.recovery = Recovery(self.team, self.progress.history, listener.happened)
         # Nobody looks at the metrics of a Ray that ends with the run.
-        self.meters = None if site.local else Meters(home.name, setup.fleet)
+        self.meters = None if context.local else Meters(location.name, setup.fleet)
         self.rounds = Rounds(
-            setup, self.team, self.recovery, stop, listener.trained, listener.entered, site, self._worked
+            setup, self.team, self.recovery, stop, listener.trained, listener.entered, context, self._worked
         )
 
     def train(self, resumed: tuple[Manifest, Progress] | None) -> None:
@@ -93,7 +97,7 @@ class Session:
         self.progress = Progress({}) if found is None else found[1]
         self.progress.config = self.config.model_dump(mode="json")
         self.progress.history = self.recovery.history
-        self.record = Record(self.run_dir, self.setup, self.progress)
+        self.record = RunLog(self.run_dir, self.setup, self.progress)
         self.timeline = self._timeline(self.progress.round_number, self.progress.wall_s)
         if self.clock is not None:
             self.clock.set(self.progress.ledger, self.progress.trained)
@@ -149,15 +153,15 @@ class Session:
         return replace(report, simulated=cost)
 
     def _worked(self, member: Member, stage: str, round_number: int, begin_s: float, end_s: float) -> None:
-        actor = self.team.label(self.team.seat_of(member))
+        actor = self.team.label(self.team.slot_of(member))
         self.timeline.worked(actor, self.team.label(member), stage, round_number, begin_s, end_s)
 
     def _send(self, round_number: int) -> None:
         """What is known of the run goes to where it lives, also when it does not end well."""
-        trouble = self.home.send()
+        trouble = self.location.send()
         if trouble is not None:
             text = f"could not be written to ({trouble}); tried again after the next round"
-            self.listener.happened(Event(round_number, "send", self.home.uri, text))
+            self.listener.happened(Event(round_number, "send", self.location.uri, text))
 
     def _end_early(self, spread: bool) -> NoReturn:
         """Raises Interrupted, with the last whole round in a checkpoint."""
@@ -187,13 +191,13 @@ class Session:
     def _interrupted(self) -> str:
         number = self.rounds.whole.round_number
         kept = f"round {number} is in a checkpoint" if number else "no round was whole yet"
-        return f"interrupted; {kept}, continue with --resume {self.home.shown}"
+        return f"interrupted; {kept}, continue with --resume {self.location.shown}"
 
     def _checkpoint(self, spread: bool = True) -> None:
         """Writes the last whole round down. `spread`: by all actors; else by the one that depends on nothing."""
         self.record.cut()
         # First: a checkpoint counts on the record of its rounds.
-        self.home.send_all()
+        self.location.send_all()
         save_checkpoint(
             self.rounds,
             self.storage,
@@ -201,11 +205,11 @@ class Session:
             self.config.checkpoint.keep,
             self.progress,
             spread,
-            self.home.check_owner,
+            self.location.check_owner,
         )
 
     def _finish(self) -> None:
-        digest = weights_sha256(self.rounds.save(self.home.place(MODELS_DIR)))
+        digest = weights_sha256(self.rounds.save(self.location.place(MODELS_DIR)))
         files = self.setup.files
         summary = build_summary(
             self.config,
@@ -221,5 +225,5 @@ class Session:
         self.timeline.write()
         # Last: a run directory with a summary is a finished run.
         write_summary(self.run_dir / SUMMARY_FILE, summary)
-        self.home.send_all()
+        self.location.send_all()
         self._tell_spilling()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ray import ObjectRef
 
 from actors.run.pipeline import Side, Work
-from actors.run.run_state import Recipe
+from actors.run.run_state import Lineage
 from actors.run.team import Member
 from hsee_ray.method.aggregation import ModelId
 from hsee_ray.rundir.failures import Failure
@@ -37,7 +37,7 @@ def with_records(works: Sequence[Work]) -> list[Work]:
 
 
 class RoundStage:
-    """What training and evaluation have in common: seats are the team's, failures are handled by its recovery."""
+    """What training and evaluation have in common: slots are the team's, failures are handled by its recovery."""
 
     name: str
 
@@ -45,7 +45,7 @@ class RoundStage:
         self.rounds = rounds
         self.team = rounds.team
         self.round_number = round_number
-        self.team.seats.rise()
+        self.team.slots.release_all()
         rounds.stage = self
 
     @property
@@ -54,19 +54,19 @@ class RoundStage:
         return set()
 
     def queue(self, work: Work) -> str:
-        return self.team.seats.pool(ModelId("client", work.client))
+        return self.team.slots.pool(ModelId("client", work.client))
 
-    def seat(self, work: Work) -> bool:
-        return self.team.seat({model: self.rounds.state.recipe(model) for model in models_of(work)})
+    def slot(self, work: Work) -> bool:
+        return self.team.slot({model: self.rounds.state.lineage(model) for model in models_of(work)})
 
     def leave(self, model: ModelId) -> None:
-        self.team.seats.leave(model)
+        self.team.slots.leave(model)
 
     def replace(self, member: Member, failure: Failure) -> bool:
         return self.rounds.replace(member, failure)
 
     def restore(self, model: ModelId) -> None:
-        self.team.restore(model, self.rounds.state.recipe(model))
+        self.team.restore(model, self.rounds.state.lineage(model))
 
     def answered(self, member: Member) -> None:
         self.rounds.recovery.answered(member, self.round_number, self.name)
@@ -81,16 +81,16 @@ class TrainingStage(RoundStage):
         super().__init__(rounds, round_number)
         self.recorded: dict[tuple[int, ModelId], ObjectRef[Any]] = {}
         """By turn: states at its end, until it is over for everyone in it."""
-        self.midway: dict[ModelId, Recipe] = {}
-        """Clients that have left their seat in the middle of a turn."""
+        self.midway: dict[ModelId, Lineage] = {}
+        """Clients that have left their slot in the middle of a turn."""
 
     @property
     def references(self) -> set[ObjectRef[Any]]:
-        return {*self.recorded.values(), *(ref for recipe in self.midway.values() for ref in recipe.references)}
+        return {*self.recorded.values(), *(ref for lineage in self.midway.values() for ref in lineage.references)}
 
-    def seat(self, work: Work) -> bool:
-        recipes = {model: self.midway.get(model, self.rounds.state.recipe(model)) for model in models_of(work)}
-        return self.team.seat(recipes)
+    def slot(self, work: Work) -> bool:
+        lineages = {model: self.midway.get(model, self.rounds.state.lineage(model)) for model in models_of(work)}
+        return self.team.slot(lineages)
 
     def replace(self, member: Member, failure: Failure) -> bool:
         self._forget(member)
@@ -107,13 +107,13 @@ class TrainingStage(RoundStage):
 
     def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
         client = ModelId("client", work.client)
-        # In one turn of many, another one may need the seat before it is over.
-        may_leave = self.rounds.one_turn and self.team.seats.takes_turns(client)
+        # In one turn of many, another one may need the slot before it is over.
+        may_leave = self.rounds.one_turn and self.team.slots.takes_turns(client)
         record = may_leave or "client" in work.records
         steps = self.round_number, work.first, work.last
         features, state, report = self.team.submit(client, "train", *steps, record, num_returns=3)
         if may_leave:
-            self.midway[client] = Recipe(state)
+            self.midway[client] = Lineage(state)
         if "client" in work.records:
             self.recorded[work.turn, client] = state
         return features, report
@@ -133,7 +133,7 @@ class TrainingStage(RoundStage):
         for work in works:
             for model in models_of(work):
                 if model.side in work.records:
-                    self.rounds.state.recipes[model] = Recipe(self.recorded.pop((work.turn, model)))
+                    self.rounds.state.lineages[model] = Lineage(self.recorded.pop((work.turn, model)))
                     self.midway.pop(model, None)
 
 

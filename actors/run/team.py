@@ -16,8 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from actors.cluster.describe import text
 from actors.cluster.requests import _request
 from actors.cluster.resources import Request
-from actors.cluster.slots import Seat, Seating, Seats, models_of, pool_of, seats_of
-from actors.run.run_state import Recipe, taken
+from actors.cluster.slots import Slot, SlotPlan, Slots, models_of, pool_of, slots_of
+from actors.run.run_state import Lineage, taken
 from actors.workers.aggregator import Aggregator
 from actors.workers.client_actor import ClientActor, own_rows
 from actors.workers.origin import Origin
@@ -27,7 +27,7 @@ from hsee_ray.method.aggregation import ModelId
 from hsee_ray.method.setup import Setup, mapped_client_data
 
 Member = ModelId | Literal["aggregator"]
-"""Who owes an answer: a model in its seat, or the aggregator. An actor bears the name of its seat."""
+"""Who owes an answer: a model in its slot, or the aggregator. An actor bears the name of its slot."""
 AGGREGATOR: Literal["aggregator"] = "aggregator"
 
 
@@ -42,23 +42,23 @@ class RowRefs:
     @classmethod
     def put(cls, setup: Setup) -> RowRefs:
         """Every client's images in the object store."""
-        data = {spec.number: mapped_client_data(setup, spec.number) for spec in setup.fleet.clients}
+        data = {spec.client_id: mapped_client_data(setup, spec.client_id) for spec in setup.fleet.clients}
         return cls(
-            train={number: ray.put(own_rows(each.train)) for number, each in data.items()},
+            train={client_id: ray.put(own_rows(each.train)) for client_id, each in data.items()},
             test=ray.put(own_rows(data[0].test)),
-            calibration={number: ray.put(own_rows(each.calibration)) for number, each in data.items()},
+            calibration={client_id: ray.put(own_rows(each.calibration)) for client_id, each in data.items()},
         )
 
     def of(self, model: ModelId) -> dict[str, ObjectRef[Any]]:
         """What a client computes on: its training images, the test images, and those set aside. A server on none."""
         if model.side == "server":
             return {}
-        number = model.number
-        return {"train": self.train[number], "test": self.test, "calibration": self.calibration[number]}
+        client_id = model.client_id
+        return {"train": self.train[client_id], "test": self.test, "calibration": self.calibration[client_id]}
 
 
 class Team:
-    """The actors of a run: seats for clients and for servers (one server for Sequential), and one aggregator.
+    """The actors of a run: slots for clients and for servers (one server for Sequential), and one aggregator.
 
     An actor that has failed is replaced under the same name.
     """
@@ -67,7 +67,7 @@ class Team:
         self,
         setup: Setup,
         setup_ref: ObjectRef[Setup],
-        seating: Seating,
+        slot_plan: SlotPlan,
         rows: RowRefs | None,
         origin: Origin | None,
         at_a_time: int | None = None,
@@ -81,21 +81,21 @@ class Team:
         self.rows = rows
         self.origin = origin
         self.shared_server = setup.config.training.strategy == "sequential"
-        self.seating = seating
+        self.slot_plan = slot_plan
         self.models = models_of(setup.config, setup.fleet)
-        seats = seats_of(setup.config, setup.fleet, seating)
-        self.seats = Seats({model: pool_of(setup.fleet, model) for model in self.models}, seats)
-        self.requests: dict[Member, Request] = {seat: _request(setup.config, setup.fleet, seat) for seat in seats}
+        slots = slots_of(setup.config, setup.fleet, slot_plan)
+        self.slots = Slots({model: pool_of(setup.fleet, model) for model in self.models}, slots)
+        self.requests: dict[Member, Request] = {slot: _request(setup.config, setup.fleet, slot) for slot in slots}
         self.started: set[Member] = set()
         """Actors that have answered a call; the others may still wait for a place."""
-        self._to_restore: dict[Seat, tuple[ModelId, Recipe]] = {}
-        """Models that the next call in their seat puts back to a state."""
-        self._restored: dict[Seat, ObjectRef[Any]] = {}
-        """Of each seat, a result of the last call that has put a model back: later calls depend on it."""
-        self.uprooted: set[Member] = set()
+        self._to_restore: dict[Slot, tuple[ModelId, Lineage]] = {}
+        """Models that the next call in their slot puts back to a state."""
+        self._restored: dict[Slot, ObjectRef[Any]] = {}
+        """Of each slot, a result of the last call that has put a model back: later calls depend on it."""
+        self.relocated: set[Member] = set()
         """Actors that were created anew because the other one of their pair had to move: old calls of theirs fail."""
         self.actors: dict[Member, ActorHandle[Any]] = {}
-        self.presences: dict[Member, ObjectRef[Any]] = {}
+        self.locations: dict[Member, ObjectRef[Any]] = {}
         """Where every actor is, to be known when it has started."""
         self._groups: dict[int, PlacementGroup] = {}
         """Places for a client and its server on one node, by client."""
@@ -107,41 +107,41 @@ class Team:
         """All actors in the order in which they start: pairs that compute first, first."""
         return [*self.requests, AGGREGATOR]
 
-    def seat_of(self, member: Member) -> Member:
-        """The actor that a model sits in; the aggregator's is its own. Raises KeyError for one without a seat."""
+    def slot_of(self, member: Member) -> Member:
+        """The actor that a model sits in; the aggregator's is its own. Raises KeyError for one without a slot."""
         if isinstance(member, str):
             return member
-        seat = self.seats.of(member)
-        if seat is None:
+        slot = self.slots.of(member)
+        if slot is None:
             raise KeyError(member)
-        return seat
+        return slot
 
     def server_of(self, spec: ClientSpec) -> int | None:
         """Which server takes up a client's features; None at cut L."""
         if not spec.has_server:
             return None
-        return 0 if self.shared_server else spec.number
+        return 0 if self.shared_server else spec.client_id
 
     def submit(self, model: ModelId, method: str, *args: Any, num_returns: int = 1) -> Any:
         """Calls the actor in which a model sits; the call fails if the last restore there has failed.
 
         A restore that is still to be done travels with it.
         """
-        seat = self.seat_of(model)
-        assert not isinstance(seat, str)
-        if seat not in self._to_restore:
-            call = getattr(self.actor(seat), method).options(num_returns=num_returns)
-            return call.remote(*args, after=self._restored.get(seat))
-        sitter, recipe = self._to_restore.pop(seat)
-        rows = {} if self.rows is None or not self.seats.takes_turns(sitter) else self.rows.of(sitter)
-        takes, averages = taken(recipe.loads)
-        what = method, num_returns > 1, len(args), sitter.number, recipe.snapshot, takes
-        call = self.actor(seat).restore_and.options(num_returns=num_returns + 1)
-        *results, self._restored[seat] = call.remote(*what, *args, *averages, **rows)
+        slot = self.slot_of(model)
+        assert not isinstance(slot, str)
+        if slot not in self._to_restore:
+            call = getattr(self.actor(slot), method).options(num_returns=num_returns)
+            return call.remote(*args, after=self._restored.get(slot))
+        occupant, lineage = self._to_restore.pop(slot)
+        rows = {} if self.rows is None or not self.slots.takes_turns(occupant) else self.rows.of(occupant)
+        takes, averages = taken(lineage.loads)
+        what = method, num_returns > 1, len(args), occupant.client_id, lineage.snapshot, takes
+        call = self.actor(slot).restore_and.options(num_returns=num_returns + 1)
+        *results, self._restored[slot] = call.remote(*what, *args, *averages, **rows)
         return results if num_returns > 1 else results[0]
 
     def actor(self, member: Member) -> ActorHandle[Any]:
-        """The actor of a seat, or the aggregator; created now where its start has not been asked for."""
+        """The actor of a slot, or the aggregator; created now where its start has not been asked for."""
         if member not in self.actors:
             self._to_start.remove(member)
             self._create(member)
@@ -152,33 +152,33 @@ class Team:
         while self._to_start and len(self.actors) - present < self.at_a_time:
             self._create(self._to_start.popleft())
 
-    def seat(self, recipes: Mapping[ModelId, Recipe]) -> bool:
-        """Has models hold seats, each in the state of its recipe; False, and nothing done, when one must wait."""
-        if not all(self.seats.can_take(model) for model in recipes):
+    def slot(self, lineages: Mapping[ModelId, Lineage]) -> bool:
+        """Has models hold slots, each in the state of its recipe; False, and nothing done, when one must wait."""
+        if not all(self.slots.can_take(model) for model in lineages):
             return False
-        for model, recipe in recipes.items():
-            if self.seats.take(model, self.started):
-                self.restore(model, recipe)
+        for model, lineage in lineages.items():
+            if self.slots.take(model, self.started):
+                self.restore(model, lineage)
         return True
 
-    def restore(self, model: ModelId, recipe: Recipe) -> None:
+    def restore(self, model: ModelId, lineage: Lineage) -> None:
         """Has a model that sits go back to a state before whatever is submitted next; one that does not, does later."""
-        seat = self.seats.of(model)
-        if seat is not None:
-            self._to_restore[seat] = model, recipe
+        slot = self.slots.of(model)
+        if slot is not None:
+            self._to_restore[slot] = model, lineage
 
-    def replace(self, member: Member, elsewhere: bool = False) -> list[Seat]:
-        """Ends what is left of a member's actor and creates it anew; gives the seats that are created anew.
+    def replace(self, member: Member, elsewhere: bool = False) -> list[Slot]:
+        """Ends what is left of a member's actor and creates it anew; gives the slots that are created anew.
 
         `elsewhere`: its node is about to go. A pair then gets another common place, and the other one moves along.
         """
-        moving = [self.seat_of(member)]
-        if elsewhere and not isinstance(member, str) and member.number in self._groups:
-            remove_placement_group(self._groups.pop(member.number))
-            other = ModelId("client" if member.side == "server" else "server", member.number)
+        moving = [self.slot_of(member)]
+        if elsewhere and not isinstance(member, str) and member.client_id in self._groups:
+            remove_placement_group(self._groups.pop(member.client_id))
+            other = ModelId("client" if member.side == "server" else "server", member.client_id)
             moving.append(other)
-        self.uprooted.discard(moving[0])
-        self.uprooted.update(moving[1:])
+        self.relocated.discard(moving[0])
+        self.relocated.update(moving[1:])
         for each in moving:
             ray.kill(self.actor(each), no_restart=True)
             self.started.discard(each)
@@ -195,7 +195,7 @@ class Team:
 
     def tier(self, member: Member) -> str:
         """The tier of an actor or a model, as in what the run asks for."""
-        return AGGREGATOR if isinstance(member, str) else self.seats.pool(member)
+        return AGGREGATOR if isinstance(member, str) else self.slots.pool(member)
 
     def label(self, member: Member) -> str:
         """`client 003`, `server 003`, `shared server`, `aggregator`."""
@@ -203,7 +203,7 @@ class Team:
             return member
         if member.side == "server" and self.shared_server:
             return "shared server"
-        return f"{member.side} {self.setup.fleet.clients[member.number].label}"
+        return f"{member.side} {self.setup.fleet.clients[member.client_id].label}"
 
     def asked(self, member: Member) -> str:
         """What an actor asks of Ray, as text."""
@@ -216,9 +216,9 @@ class Team:
         else:
             actor_class = ServerActor if member.side == "server" else ClientActor
             rows = {} if self.rows is None else self.rows.of(member)
-            actor = _actor(actor_class, place, self.setup_ref, member.number, self.origin, **rows)
+            actor = _actor(actor_class, place, self.setup_ref, member.client_id, self.origin, **rows)
         self.actors[member] = actor
-        self.presences[member] = actor.presence.remote()
+        self.locations[member] = actor.location.remote()
 
     def _place(self, member: Member) -> dict[str, Any]:
         """What Ray is told about an actor's place."""
@@ -244,14 +244,14 @@ class Team:
             place["scheduling_strategy"] = "SPREAD"
         return place
 
-    def _group(self, number: int) -> PlacementGroup:
+    def _group(self, client_id: int) -> PlacementGroup:
         """The common place of a client and its server."""
-        if number not in self._groups:
-            pair = [self.requests[ModelId("client", number)], self.requests[ModelId("server", number)]]
+        if client_id not in self._groups:
+            pair = [self.requests[ModelId("client", client_id)], self.requests[ModelId("server", client_id)]]
             bundles = [_bundle(request.resources) for request in pair]
             selectors = None if self.origin is None else [dict(request.label_selector) for request in pair]
-            self._groups[number] = placement_group(bundles, strategy="STRICT_PACK", bundle_label_selector=selectors)
-        return self._groups[number]
+            self._groups[client_id] = placement_group(bundles, strategy="STRICT_PACK", bundle_label_selector=selectors)
+        return self._groups[client_id]
 
 
 def _actor(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> ActorHandle[Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from actors.workers.actor_location import ActorLocation, location_here
 from actors.workers.contract import Takes
 from actors.workers.origin import Origin
-from actors.workers.presence import Presence, presence_here
-from actors.workers.sealed import Sealed, seal
 from actors.workers.shards import as_now, picked, read_snapshot, write_shard, write_snapshot
+from actors.workers.store_resident import StoreResident, store_resident
 from hsee_ray.config.schema import TrainingConfig
 from hsee_ray.method.aggregation import Copy, ModelId, average_copies
 from hsee_ray.models.snapshot import Snapshot
@@ -23,7 +23,7 @@ class Aggregator:
 
     def __init__(self, training: TrainingConfig, origin: Origin | None = None) -> None:
         if origin is not None:
-            origin.check(presence_here("cpu").node)
+            origin.check(location_here("cpu").node)
         self.statistics = training.norm_statistics == "shared"
         self.optimizer = training.optimizer_state == "average"
         self.reset = training.optimizer_state == "reset"
@@ -32,47 +32,47 @@ class Aggregator:
         """What Ray's dashboard calls it."""
         return "aggregator"
 
-    def presence(self) -> Presence:
-        return presence_here("cpu")
+    def location(self) -> ActorLocation:
+        return location_here("cpu")
 
     def hold(self, *objects: Any) -> None:
         """Has them copied to this node, where they are found when the one that they were on is gone."""
 
     def average(
-        self, groups: Mapping[str, tuple[Copy, ...]], sources: tuple[ModelId, ...], *snapshots: Sealed[Snapshot]
-    ) -> tuple[Sealed[ModelState], None]:
+        self, groups: Mapping[str, tuple[Copy, ...]], sources: tuple[ModelId, ...], *snapshots: StoreResident[Snapshot]
+    ) -> tuple[StoreResident[ModelState], None]:
         """The average of every group of copies by its key, and nothing for the driver to wait for.
 
         `snapshots` are those of `sources`.
         """
         by_model = {model: snapshot.payload.units for model, snapshot in zip(sources, snapshots, strict=True)}
-        return seal(average_copies(groups, by_model, self.statistics, self.optimizer)), None
+        return store_resident(average_copies(groups, by_model, self.statistics, self.optimizer)), None
 
-    def write_averages(self, uri: str, name: str, takes: Takes, *averages: Sealed[ModelState]) -> FileEntry:
+    def write_averages(self, uri: str, name: str, takes: Takes, *averages: StoreResident[ModelState]) -> FileEntry:
         """Writes the newest averages, by key, as one file of a checkpoint."""
         return write_snapshot(uri, name, Snapshot(picked(takes, averages)))
 
-    def read_averages(self, uri: str, name: str, entry: FileEntry) -> tuple[Sealed[ModelState], None]:
+    def read_averages(self, uri: str, name: str, entry: FileEntry) -> tuple[StoreResident[ModelState], None]:
         """Averages of a checkpoint by key, by reference, and nothing for the driver to wait for."""
-        return seal(read_snapshot(uri, name, entry).units), None
+        return store_resident(read_snapshot(uri, name, entry).units), None
 
     def write_shard(
-        self, uri: str, name: str, snapshot: Sealed[Snapshot], takes: Takes, *averages: Sealed[ModelState]
+        self, uri: str, name: str, snapshot: StoreResident[Snapshot], takes: Takes, *averages: StoreResident[ModelState]
     ) -> FileEntry:
         """Writes a model's file of a checkpoint when its own actor cannot."""
         return write_shard(uri, name, snapshot, takes, averages, self.reset)
 
-    def read_shard(self, uri: str, name: str, entry: FileEntry) -> tuple[Sealed[Snapshot], None]:
+    def read_shard(self, uri: str, name: str, entry: FileEntry) -> tuple[StoreResident[Snapshot], None]:
         """A model's file of a checkpoint, by reference, when its own actor cannot read it."""
-        return seal(read_snapshot(uri, name, entry)), None
+        return store_resident(read_snapshot(uri, name, entry)), None
 
     def save(
         self,
         directory: str,
         stem: str,
-        snapshot: Sealed[Snapshot],
+        snapshot: StoreResident[Snapshot],
         takes: Takes,
-        *averages: Sealed[ModelState],
+        *averages: StoreResident[ModelState],
     ) -> tuple[str, ...]:
         """Writes a client's final file when the client cannot; returns its digest lines."""
         state = as_now(snapshot, takes, averages, self.reset)

@@ -6,8 +6,8 @@ import os
 
 import torch
 
+from actors.workers.actor_location import location_here
 from actors.workers.origin import Origin
-from actors.workers.presence import presence_here
 from hsee_ray.config.schema import ResourcesConfig, TrainingConfig
 from hsee_ray.errors import RunError
 from hsee_ray.process import keep_freed_memory
@@ -19,7 +19,7 @@ def prepare_process(training: TrainingConfig, resources: ResourcesConfig, origin
     Raises RunError when this node is not what the driver needs.
     """
     if origin is not None:
-        origin.check(presence_here("").node)
+        origin.check(location_here("").node)
     torch.set_num_threads(training.threads)
     keep_freed_memory()
     if resources.num_gpus == 0 and training.device != "cuda":

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import torch
 
+from actors.workers.actor_location import ActorLocation, location_here
 from actors.workers.contract import Takes
-from actors.workers.presence import Presence, presence_here
-from actors.workers.sealed import Sealed, seal
 from actors.workers.shards import picked, read_snapshot, write_shard
+from actors.workers.store_resident import StoreResident, store_resident
 from actors.workers.turns import TakesTurns
 from hsee_ray.backbones import Backbone
 from hsee_ray.method.setup import Setup, build_network
@@ -44,10 +44,10 @@ class ModelActor(TakesTurns):
 
     device: torch.device
 
-    def __init__(self, setup: Setup, number: int) -> None:
-        """`number` is that of the model's client."""
+    def __init__(self, setup: Setup, client_id: int) -> None:
+        """`client_id` is that of the model's client."""
         self.setup = setup
-        self.number = number
+        self.client_id = client_id
         self._initial: tuple[Backbone, ModelState] | None = None
         self.side: Any = self.build(build_network(setup.config, setup.files))
 
@@ -55,33 +55,33 @@ class ModelActor(TakesTurns):
     def build(self, backbone: Backbone) -> Side:
         """The client or server as it is before the first round, over the units of a network that is so, too."""
 
-    def move_in(self, number: int, **data: Any) -> None:
-        """The model of another client takes the seat."""
-        self.number = number
+    def move_in(self, client_id: int, **data: Any) -> None:
+        """The model of another client takes the slot."""
+        self.client_id = client_id
 
-    def presence(self) -> Presence:
+    def location(self) -> ActorLocation:
         """Where it is, and what it computes on."""
-        return presence_here(self.device.type)
+        return location_here(self.device.type)
 
-    def recorded(self, wanted: bool) -> Sealed[Snapshot] | None:
+    def recorded(self, wanted: bool) -> StoreResident[Snapshot] | None:
         """The state after a piece of work, where it is wanted."""
-        return seal(self.side.snapshot()) if wanted else None
+        return store_resident(self.side.snapshot()) if wanted else None
 
-    def load(self, takes: Takes, *averages: Sealed[ModelState], after: object = None) -> None:
+    def load(self, takes: Takes, *averages: StoreResident[ModelState], after: object = None) -> None:
         """Takes averages by unit."""
         self.side.model.load(picked(takes, averages))
 
     def restore(
         self,
-        number: int,
-        snapshot: Sealed[Snapshot] | None,
+        client_id: int,
+        snapshot: StoreResident[Snapshot] | None,
         takes: Takes,
-        *averages: Sealed[ModelState],
+        *averages: StoreResident[ModelState],
         **data: Any,
     ) -> None:
-        moves = number != self.number
+        moves = client_id != self.client_id
         if moves:
-            self.move_in(number, **data)
+            self.move_in(client_id, **data)
         if moves or snapshot is None:
             self.side = self.build(self._first_network())
         if snapshot is not None:
@@ -99,24 +99,24 @@ class ModelActor(TakesTurns):
             unit.zero_grad(set_to_none=True)
         return backbone
 
-    def read_model(self, path: str, after: object = None) -> tuple[Sealed[Snapshot], None]:
+    def read_model(self, path: str, after: object = None) -> tuple[StoreResident[Snapshot], None]:
         """A final model file as a snapshot, by reference. Raises DataError when it is damaged or does not fit."""
         self.side.take_tensors(read_model(Path(path)))
-        return seal(self.side.snapshot()), None
+        return store_resident(self.side.snapshot()), None
 
     def write_shard(
         self,
         uri: str,
         name: str,
-        snapshot: Sealed[Snapshot],
+        snapshot: StoreResident[Snapshot],
         takes: Takes,
-        *averages: Sealed[ModelState],
+        *averages: StoreResident[ModelState],
         after: object = None,
     ) -> FileEntry:
         """Writes a snapshot with the averages taken since as one file of a checkpoint."""
         reset = self.side.model.training.optimizer_state == "reset"
         return write_shard(uri, name, snapshot, takes, averages, reset)
 
-    def read_shard(self, uri: str, name: str, entry: FileEntry) -> tuple[Sealed[Snapshot], None]:
+    def read_shard(self, uri: str, name: str, entry: FileEntry) -> tuple[StoreResident[Snapshot], None]:
         """A file of a checkpoint as a snapshot, by reference. Raises DataError when it is damaged."""
-        return seal(read_snapshot(uri, name, entry)), None
+        return store_resident(read_snapshot(uri, name, entry)), None

@@ -51,7 +51,7 @@ class Origin:
     """The driver's software, and where its run lives."""
 
     versions: Mapping[str, str]
-    home: str | None
+    location: str | None
     """None when nothing is written there."""
     token: str = ""
 
@@ -60,8 +60,8 @@ class Origin:
         other = difference(self.versions, versions())
         if other is not None:
             raise RunError(f"node {node} has {other}; install on it what the driver has")
-        if self.home is not None and (why := self._why_unseen(Storage.at(self.home))) is not None:
-            raise RunError(f"node {node} does not see {self.home} ({why}); {REMEDY}")
+        if self.location is not None and (why := self._why_unseen(Storage.at(self.location))) is not None:
+            raise RunError(f"node {node} does not see {self.location} ({why}); {REMEDY}")
 
     def _why_unseen(self, storage: Storage) -> str | None:
         """Why the run's owner cannot be read here as this driver; None when it can be."""

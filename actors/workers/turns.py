@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from actors.workers.contract import Takes
-from actors.workers.sealed import Sealed
+from actors.workers.store_resident import StoreResident
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.state import ModelState
 
@@ -17,13 +17,13 @@ class TakesTurns(ABC):
     @abstractmethod
     def restore(
         self,
-        number: int,
-        snapshot: Sealed[Snapshot] | None,
+        client_id: int,
+        snapshot: StoreResident[Snapshot] | None,
         takes: Takes,
-        *averages: Sealed[ModelState],
+        *averages: StoreResident[ModelState],
         **data: Any,
     ) -> None:
-        """Client `number`'s model goes back to a snapshot (None: to the beginning) and takes the averages since.
+        """Client `client_id`'s model goes back to a snapshot (None: to the beginning) and takes the averages since.
 
         `data` is what a client computes on, where it cannot be mapped.
         """
@@ -33,8 +33,8 @@ class TakesTurns(ABC):
         method: str,
         several: bool,
         n_args: int,
-        number: int,
-        snapshot: Sealed[Snapshot] | None,
+        client_id: int,
+        snapshot: StoreResident[Snapshot] | None,
         takes: Takes,
         *args_and_averages: Any,
         **data: Any,
@@ -45,6 +45,6 @@ class TakesTurns(ABC):
         the state depend on it.
         """
         args, averages = args_and_averages[:n_args], args_and_averages[n_args:]
-        self.restore(number, snapshot, takes, *averages, **data)
+        self.restore(client_id, snapshot, takes, *averages, **data)
         result = getattr(self, method)(*args)
         return (*result, None) if several else (result, None)

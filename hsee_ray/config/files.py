@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
+
+RENAMED = {r"(tiers\.\d+|server)\.seats": "slots", r"training\.turn": "interleave"}
+"""Keys of 0.1 and their names today. 0.2 still reads the old ones."""
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
@@ -23,6 +28,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         values, where = _plain_copy(source), "config"
     else:
         values, where = _read_yaml(Path(source)), str(source)
+    for told in rename_old_keys(values):
+        logging.getLogger("hsee_ray").warning("%s: %s", where, told)
     for override in overrides:
         _apply_override(values, override)
     try:
@@ -34,6 +41,28 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
 def dump_config(config: Config) -> str:
     """YAML text of the configuration with every default spelled out; `load_config` reads it back unchanged."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+
+
+def rename_old_keys(values: Any, path: str = "") -> list[str]:
+    """Gives keys of 0.1 their names of today, in place; one line about each."""
+    told: list[str] = []
+    if isinstance(values, dict):
+        for key in list(values):
+            where = f"{path}.{key}" if path else str(key)
+            today = _name_today(where, key)
+            if today != key:
+                told.append(f"{where} is called {today} now; the old name is read until 0.3")
+                values[today] = values.pop(key)
+            told += rename_old_keys(values[today], where)
+    elif isinstance(values, list):
+        for index, item in enumerate(values):
+            told += rename_old_keys(item, f"{path}.{index}")
+    return told
+
+
+def _name_today(path: str, key: Any) -> Any:
+    """The key at the end of a dotted path as it is called today."""
+    return next((today for old, today in RENAMED.items() if re.fullmatch(old, path)), key)
 
 
 def _plain_copy(value: Any) -> Any:
@@ -69,6 +98,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     """Sets one dotted key in place: `tiers.0.clients=4`, `training.lr_schedule={name: constant}`."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
+    keys[-1] = _name_today(".".join(keys), keys[-1])
     if not equals or not all(keys):
         raise ConfigError(f"--set {override}: write it as a.b.c=value, for instance --set training.rounds=5")
     try:

@@ -21,7 +21,7 @@ CODEC = "codec"
 class ClientSpec:
     """One client of the fleet."""
 
-    number: int
+    client_id: int
     """From 0, in the order of the tiers."""
     label: str
     """`003`, or `central`: its files are `client-<label>` and `server-<label>`."""
@@ -71,7 +71,7 @@ def build_fleet(config: Config, unit_names: Sequence[str]) -> Fleet:
     """
     if config.training.strategy == "centralized":
         central = ClientSpec(
-            number=0,
+            client_id=0,
             label="central",
             tier="central",
             cut=len(unit_names),
@@ -88,7 +88,7 @@ def build_fleet(config: Config, unit_names: Sequence[str]) -> Fleet:
         for _ in range(tier.clients):
             clients.append(
                 ClientSpec(
-                    number=len(clients),
+                    client_id=len(clients),
                     label=f"{len(clients):0{digits}d}",
                     tier=tier.name,
                     cut=cut,

@@ -125,12 +125,12 @@ class TierConfig(_Model):
     batch_size: int | None = Field(None, ge=2)
     codec: Literal["none", "fp16", "int8"] = "none"
     device: str | None = None
-    seats: int | None = Field(None, ge=1)
+    slots: int | None = Field(None, ge=1)
     resources: ResourcesConfig = ResourcesConfig()
 
 
 class ServerConfig(_Model):
-    seats: int | None = Field(None, ge=1)
+    slots: int | None = Field(None, ge=1)
     resources: ResourcesConfig = ResourcesConfig()
 
 
@@ -175,7 +175,7 @@ class TrainingConfig(_Model):
     optimizer_state: Literal["local", "average", "reset"] = "local"
     norm_statistics: Literal["per_client", "shared"] = "per_client"
     order: Literal["listed", "shuffled"] = "listed"
-    turn: Literal["client", "batch"] = "client"
+    interleave: Literal["client", "batch"] = "client"
     threads: int = Field(1, ge=1)
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -322,16 +322,16 @@ class Config(_Model):
                 "cluster.placement is 'colocate', and sequential has one server for all clients: use pack or spread"
             )
         if self.cluster.placement == "colocate" and (
-            self.server.seats is not None or any(tier.seats is not None for tier in self.tiers)
+            self.server.slots is not None or any(tier.slots is not None for tier in self.tiers)
         ):
             raise ValueError(
-                "cluster.placement is 'colocate', which keeps every client beside its own server, and in seats they "
-                "take turns: leave seats out, or use pack or spread"
+                "cluster.placement is 'colocate', which keeps every client beside its own server, and in slots they "
+                "take turns: leave slots out, or use pack or spread"
             )
-        if self.failures.on_lost_client == "drop" and any(tier.seats is not None for tier in self.tiers):
+        if self.failures.on_lost_client == "drop" and any(tier.slots is not None for tier in self.tiers):
             raise ValueError(
-                "failures.on_lost_client is 'drop', and clients that take turns in seats would be lost together with "
-                "one: leave tiers.*.seats out, or use wait"
+                "failures.on_lost_client is 'drop', and clients that take turns in slots would be lost together with "
+                "one: leave tiers.*.slots out, or use wait"
             )
         if self.cluster.placement == "colocate" and self.failures.on_lost_client == "drop":
             raise ValueError(

@@ -74,9 +74,9 @@ def export(run: Run, out: Path, tau: float | None = None) -> Export:
     Then the directory is removed.
     """
     run.check_models()
-    found = {spec.number: run.codec(spec.number) for spec in run.fleet.clients}
-    codecs = {number: codec for number, codec in found.items() if codec is not None}
-    trained = [spec for spec in run.fleet.clients if spec.number in codecs]
+    found = {spec.client_id: run.codec(spec.client_id) for spec in run.fleet.clients}
+    codecs = {client_id: codec for client_id, codec in found.items() if codec is not None}
+    trained = [spec for spec in run.fleet.clients if spec.client_id in codecs]
     if not trained:
         raise UserError(f"{run.path}: has no trained clients in {MODELS_DIR}; copy the run directory again")
     gates = choose_gates(run, trained, tau)
@@ -110,11 +110,11 @@ def choose_gates(run: Run, specs: list[ClientSpec], tau: float | None) -> dict[i
     for spec in specs:
         calibrated = None if calibration is None else calibration.gate(spec.tier)
         if not spec.has_server:
-            gates[spec.number] = Gate(kind, NEVER_SENDS), None
+            gates[spec.client_id] = Gate(kind, NEVER_SENDS), None
         elif tau is not None:
-            gates[spec.number] = Gate(kind, tau, 1.0 if calibrated is None else calibrated.temperature), None
+            gates[spec.client_id] = Gate(kind, tau, 1.0 if calibrated is None else calibrated.temperature), None
         elif calibration is not None and calibrated is not None:
-            gates[spec.number] = calibrated, calibration.target
+            gates[spec.client_id] = calibrated, calibration.target
         else:
             raise UserError(
                 f"{run.path}: has no calibrated tau; run hsee calibrate --run {run.path}, or give one with --tau"
@@ -188,10 +188,10 @@ class _Exporter:
 
     def _write_client(self, spec: ClientSpec) -> _Written:
         """The client's ONNX model and its whole network; its server part's tensors join the shared ones."""
-        number, directory = spec.number, self.out / spec.client_file
-        chain = self.run.client(number)
-        server = self.run.server(number) if spec.has_server else None
-        head = self.run.exit(number) if spec.has_server else None
+        client_id, directory = spec.client_id, self.out / spec.client_file
+        chain = self.run.client(client_id)
+        server = self.run.server(client_id) if spec.has_server else None
+        head = self.run.exit(client_id) if spec.has_server else None
         network = DeviceNetwork(chain, head, self.data["mean"], self.data["std"]).eval()
         if spec.cut not in self.device_graphs:
             pixels = torch.zeros(self.data["image_shape"], dtype=torch.uint8)
@@ -247,7 +247,7 @@ class _Exporter:
 
     def _write_bundle(self, client: _Written) -> ExportedClient:
         spec, directory = client.spec, self.out / client.spec.client_file
-        gate, calibrated_for = self.gates[spec.number]
+        gate, calibrated_for = self.gates[spec.client_id]
         network_file = f"../{NETWORKS_DIR}/{spec.client_file}.safetensors"
         server = None
         if client.stored is not None:
@@ -261,7 +261,7 @@ class _Exporter:
         bundle = Bundle(
             network=self.run.summary["weights_sha256"],
             run=self.run.name,
-            client=spec.number,
+            client=spec.client_id,
             tier=spec.tier,
             image_shape=tuple(self.data["image_shape"]),
             class_names=tuple(self.data["class_names"]),
@@ -273,7 +273,7 @@ class _Exporter:
             server=server,
             network_file=network_file,
             files={name: self._digest((directory / name).resolve()) for name in named},
-            codec=self.codecs[spec.number],
+            codec=self.codecs[spec.client_id],
         )
         write_bundle(directory, bundle)
         graph_bytes = None if server is None else (directory / server.onnx).stat().st_size

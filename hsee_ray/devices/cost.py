@@ -18,13 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
 from hsee_ray.config.schema import Config
-from hsee_ray.devices.counter import Counter, Work
+from hsee_ray.devices.counter import Counter, OpCounts
 from hsee_ray.edge.codecs import Codec, feature_bytes
 from hsee_ray.method.steps import client_step, server_step
 from hsee_ray.models.model import MEMORY_FORMATS, Model
 from hsee_ray.models.split import UnitChain, build_exit
 
-__all__ = ["CostTable", "Memory", "SideCost", "UnitCost", "Work", "multiply_adds", "unit_multiply_adds"]
+__all__ = ["CostTable", "Memory", "OpCounts", "SideCost", "UnitCost", "multiply_adds", "unit_multiply_adds"]
 
 LABEL_BYTES = 8
 
@@ -60,9 +60,9 @@ class Memory:
 class SideCost:
     """One side of a cut at a batch size."""
 
-    train: Work
+    train: OpCounts
     """A step: forward, backward, optimiser; on a client with its exit head."""
-    infer: Work
+    infer: OpCounts
     """Forward only, in evaluation mode."""
     parameters: int
     memory: Memory
@@ -142,7 +142,7 @@ class CostTable:
         train, memory = self._count_step(model, *self._batch(first, max(2, batch_size)), is_client=first == 0)
         return SideCost(train, infer, sum(parameter.numel() for parameter in _parameters(model)), memory)
 
-    def _count_step(self, model: Model, x: torch.Tensor, y_B: torch.Tensor, is_client: bool) -> tuple[Work, Memory]:
+    def _count_step(self, model: Model, x: torch.Tensor, y_B: torch.Tensor, is_client: bool) -> tuple[OpCounts, Memory]:
         def step() -> None:
             if is_client:
                 client_step(model.network, model.exit_head, model.optimizer, x, y_B)
@@ -168,7 +168,7 @@ class CostTable:
         return counter.work(), replace(held, workspace_bytes=workspace_bytes)
 
     @torch.no_grad()
-    def _count_inference(self, model: Model, x: torch.Tensor) -> Work:
+    def _count_inference(self, model: Model, x: torch.Tensor) -> OpCounts:
         model.eval_mode()
         with Counter() as counter:
             h = model.network(x)

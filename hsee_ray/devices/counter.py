@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 @dataclass(frozen=True)
-class Work:
+class OpCounts:
     """What a device has to do, in the terms of the time model (`devices.seconds`)."""
 
     multiply_adds: int
@@ -26,8 +26,8 @@ class Work:
     operators: int
     """Calls of torch's operators, without those that only look at memory in another way."""
 
-    def __add__(self, other: Work) -> Work:
-        return Work(
+    def __add__(self, other: OpCounts) -> OpCounts:
+        return OpCounts(
             self.multiply_adds + other.multiply_adds,
             self.traffic_bytes + other.traffic_bytes,
             self.operators + other.operators,
@@ -69,11 +69,11 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What follows belongs to this part."""
         self._part = part
 
-    def work(self, part: object = None) -> Work:
+    def work(self, part: object = None) -> OpCounts:
         """Of one part; without any, of what was before the first."""
         tally = self._tallies[part]
         # The registry counts a multiplication and an addition as two operations.
-        return Work(tally.flops // 2, tally.traffic_bytes, tally.operators)
+        return OpCounts(tally.flops // 2, tally.traffic_bytes, tally.operators)
 
     def kept_bytes(self, part: object = None) -> int:
         """What a part's forward pass keeps for its backward pass; a storage counts where it is first kept."""

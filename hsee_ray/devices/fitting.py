@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.cost import CostTable
-from hsee_ray.devices.counter import Work
+from hsee_ray.devices.counter import OpCounts
 from hsee_ray.errors import RunError
 from hsee_ray.method.setup import Setup, build_client, build_server, mapped_client_data, prepare_run
 from hsee_ray.process import keep_freed_memory
@@ -34,7 +34,7 @@ class Timed:
     """One kind of step: what it needs, and how long it took."""
 
     name: str
-    work: Work
+    work: OpCounts
     seconds: float
     """The median over repetitions."""
 
@@ -81,8 +81,8 @@ class _Step:
         model = setup.config.model
         self.where = f"{model.name} of width {model.width}, cut {spec.cut_name}, batch {spec.batch_size}"
         self.spec = spec
-        self.client = build_client(setup, spec.number, mapped_client_data(setup, spec.number), cpu)
-        self.server = build_server(setup, [spec.number], cpu) if spec.has_server else None
+        self.client = build_client(setup, spec.client_id, mapped_client_data(setup, spec.client_id), cpu)
+        self.server = build_server(setup, [spec.client_id], cpu) if spec.has_server else None
         self.work = {"client": costs.client(spec.cut, spec.batch_size).train}
         if spec.has_server:
             self.work["server"] = costs.server(spec.cut, spec.batch_size).train
@@ -94,7 +94,7 @@ class _Step:
         self.seconds["client"].append((time.process_time() - begin) / BATCHES)
         if self.server is not None:
             begin = time.process_time()
-            self.server.train(self.spec.number, round_number, packet)
+            self.server.train(self.spec.client_id, round_number, packet)
             self.seconds["server"].append((time.process_time() - begin) / BATCHES)
 
     def timed(self) -> list[Timed]:

@@ -18,7 +18,7 @@ from hsee_ray.config.files import read_text
 from hsee_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hsee_ray.devices.counter import Work
+    from hsee_ray.devices.counter import OpCounts
 
 
 class DeviceProfile(BaseModel):
@@ -47,7 +47,7 @@ class DeviceProfile(BaseModel):
     """Where the figures come from."""
 
 
-def seconds(work: Work, profile: DeviceProfile) -> float:
+def seconds(work: OpCounts, profile: DeviceProfile) -> float:
     """Seconds that a piece of work takes one core of a device:
 
         t = 2 multiply_adds / (compute_gflops 1e9) + traffic_bytes / (memory_gib_s 2**30) + operators operator_us 1e-6

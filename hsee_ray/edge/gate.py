@@ -41,10 +41,10 @@ class Gate:
     def confidence(self, logits_BK: Array) -> Array:
         return confidence(logits_BK, self.kind, self.temperature)
 
-    def stays(self, logits_BK: Array) -> Array:
+    def exits_B(self, logits_BK: Array) -> Array:
         """Whether the client answers each sample (B,) alone."""
-        stays_B: Array = self.confidence(logits_BK) > self.tau
-        return stays_B
+        exited_B: Array = self.confidence(logits_BK) > self.tau
+        return exited_B
 
 
 def confidence(logits_BK: Array, kind: Confidence, temperature: float = 1.0) -> Array:

@@ -180,7 +180,7 @@ class TierCalibration:
 
 def tier_calibration(gate: Gate, curve: Curve, answers: Answers) -> TierCalibration:
     """What a gate does, beside the ends of its curve; in the answers everything was sent."""
-    stays_N = gate.stays(answers.logits_NK)
+    stays_N = gate.exits_B(answers.logits_NK)
     lost_N = np.where(stays_N, answers.server_right_N.astype(np.int64) - answers.client_right_N, 0)
     sent = float((~stays_N).mean())
     return TierCalibration(

@@ -29,7 +29,7 @@ Kind = Literal["local", "grid", "calibrated", "sent"]
 Scope = Literal["client", "tier", "overall"]
 
 
-class Passage(NamedTuple):
+class GateRun(NamedTuple):
     """One pass over the data: every client at its gate, and what was answered."""
 
     kind: Kind
@@ -92,7 +92,7 @@ class ExitRow:
 
 
 @dataclass(frozen=True)
-class Distance:
+class TargetDeviation:
     """How far a tier's test samples lie from the target that its tau was calibrated to."""
 
     tier: str
@@ -118,16 +118,16 @@ class Evaluation:
     target: str | None
     gates: list[GateRow]
     exits: list[ExitRow]
-    distances: list[Distance]
+    distances: list[TargetDeviation]
 
     def of(self, scope: str, kind: str | None = None) -> list[GateRow]:
         return [row for row in self.gates if row.scope == scope and kind in (None, row.gate)]
 
 
-def gate_rows(passages: Sequence[Passage], fleet: Fleet, costs: Mapping[int, Costs]) -> list[GateRow]:
+def gate_rows(passages: Sequence[GateRun], fleet: Fleet, costs: Mapping[int, Costs]) -> list[GateRow]:
     """Rows of every pass: its clients, its tiers, and overall. The passes hold the two ends, local and sent."""
     ends = {kind: next(p.answers for p in passages if p.kind == kind) for kind in ("local", "sent")}
-    specs = {spec.number: spec for spec in fleet.clients}
+    specs = {spec.client_id: spec for spec in fleet.clients}
     rows: list[GateRow] = []
     for passage in passages:
         there = sorted(passage.answers)
@@ -141,7 +141,7 @@ def gate_rows(passages: Sequence[Passage], fleet: Fleet, costs: Mapping[int, Cos
 def _gate_row(
     scope: Scope,
     name: str,
-    passage: Passage,
+    passage: GateRun,
     members: Sequence[int],
     ends: Mapping[str, Mapping[int, Answers]],
     costs: Mapping[int, Costs],
@@ -185,10 +185,10 @@ def exit_rows(answers: Mapping[int, Answers], temperatures: Mapping[str, float],
     """Calibration errors of every exit and of every tier's together; `temperatures` by tier."""
     rows: list[ExitRow] = []
     for spec in fleet.clients:
-        if spec.number in answers:
-            rows.append(_exit_row("client", spec.label, answers[spec.number], temperatures.get(spec.tier)))
+        if spec.client_id in answers:
+            rows.append(_exit_row("client", spec.label, answers[spec.client_id], temperatures.get(spec.tier)))
     for tier in fleet.tiers:
-        members = [answers[spec.number] for spec in fleet.clients if spec.tier == tier and spec.number in answers]
+        members = [answers[spec.client_id] for spec in fleet.clients if spec.tier == tier and spec.client_id in answers]
         if members:
             rows.append(_exit_row("tier", tier, pooled(members), temperatures.get(tier)))
     return rows
@@ -207,16 +207,16 @@ def _exit_row(scope: Scope, name: str, answers: Answers, temperature: float | No
     )
 
 
-def distances(rows: Iterable[GateRow], target: Target, calibrated: Mapping[str, float]) -> list[Distance]:
+def distances(rows: Iterable[GateRow], target: Target, calibrated: Mapping[str, float]) -> list[TargetDeviation]:
     """Distance of every tier from the target; `calibrated` is what its tau gave where it was picked."""
     tiers = [row for row in rows if row.scope == "tier" and row.name in calibrated]
     everything_sent = {row.name: row.accuracy for row in tiers if row.gate == "sent"}
-    found: list[Distance] = []
+    found: list[TargetDeviation] = []
     for row in tiers:
         if row.gate == "calibrated":
             lost = everything_sent[row.name] - row.accuracy
             measured = row.offload_ratio if target.quantity == "offload" else lost
-            found.append(Distance(row.name, calibrated[row.name], measured, measured - target.bound))
+            found.append(TargetDeviation(row.name, calibrated[row.name], measured, measured - target.bound))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hsee_ray.edge.gate import NEVER_SENDS
 from hsee_ray.evaluation.calibration import Calibration
-from hsee_ray.evaluation.report import Distance, Evaluation
+from hsee_ray.evaluation.report import Evaluation, TargetDeviation
 from hsee_ray.rundir.tables import NONE, Rows, align, decimal, percent
 
 
@@ -81,6 +81,6 @@ def _gate_cells(evaluation: Evaluation) -> Rows:
     return rows
 
 
-def _distance(distance: Distance) -> str:
+def _distance(distance: TargetDeviation) -> str:
     where = f"{distance.tier}: {distance.calibrated:.4f} where it was calibrated, {distance.measured:.4f} here"
     return f"{where}, {'missed' if distance.missed else 'met'} by {abs(distance.beyond):.4f}"

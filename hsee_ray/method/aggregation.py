@@ -24,7 +24,7 @@ class ModelId:
     """One model of a run. Sorts client models before server models, each by number."""
 
     side: Literal["client", "server"]
-    number: int
+    client_id: int
     """The client's number; the one shared server of Sequential is server 0."""
 
 
@@ -65,7 +65,7 @@ def averaged_units(config: Config, fleet: Fleet) -> dict[ModelId, dict[str, str]
             keys = {name: f"{below}/{name}" for name in fleet.unit_names[: client.cut]}
             if client.has_server:
                 keys[EXIT] = f"{EXIT}/{client.cut_name}"
-            units[ModelId("client", client.number)] = keys
+            units[ModelId("client", client.client_id)] = keys
     if training.strategy == "sequential":
         above = fleet.unit_names[fleet.lowest_cut :]
         if above:
@@ -74,7 +74,7 @@ def averaged_units(config: Config, fleet: Fleet) -> dict[ModelId, dict[str, str]
         for client in fleet.clients:
             if client.has_server:
                 above = fleet.unit_names[client.cut :]
-                units[ModelId("server", client.number)] = {name: f"{scope}/{name}" for name in above}
+                units[ModelId("server", client.client_id)] = {name: f"{scope}/{name}" for name in above}
     return units
 
 
@@ -96,7 +96,7 @@ def plan_aggregation(config: Config, fleet: Fleet, trained: Iterable[int], local
             behind = _trained_on(config, fleet, model, unit, trained_set)
             if behind and holders[key] > 1:
                 by_samples = config.training.aggregate_weights == "samples"
-                weight = float(sum(local_samples[number] for number in behind)) if by_samples else 1.0
+                weight = float(sum(local_samples[client_id] for client_id in behind)) if by_samples else 1.0
                 copies.setdefault(key, []).append(Copy(model, unit, weight))
     takes: dict[ModelId, dict[str, str]] = {}
     for key, counting in copies.items():
@@ -110,8 +110,8 @@ def _trained_on(config: Config, fleet: Fleet, model: ModelId, unit: str, trained
     """Clients among `trained` whose data a model's copy of a unit has learnt from."""
     if model.side == "server" and config.training.strategy == "sequential":
         position = fleet.unit_names.index(unit)
-        return [client.number for client in fleet.clients if client.number in trained and client.cut <= position]
-    return [model.number] if model.number in trained else []
+        return [client.client_id for client in fleet.clients if client.client_id in trained and client.cut <= position]
+    return [model.client_id] if model.client_id in trained else []
 
 
 @dataclass

@@ -19,7 +19,7 @@ from hsee_ray.edge.codecs import ChannelRange
 from hsee_ray.edge.gate import Gate, confidence
 from hsee_ray.features.message import FeatureBatch, Packet, encode
 from hsee_ray.features.ranges import RangeObserver
-from hsee_ray.method.predictions import ExitAnswers, Part
+from hsee_ray.method.predictions import ExitPredictions, Part
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
 from hsee_ray.method.schedule import BatchSlice, round_batches
 from hsee_ray.method.steps import NonFiniteStep, client_step, refuse_nonfinite, undone_if_nonfinite
@@ -132,7 +132,7 @@ class Client:
         )
 
     @torch.no_grad()
-    def answer(self, part: Part, first: int, last: int, gate: Gate) -> tuple[Packet, ExitAnswers]:
+    def answer(self, part: Part, first: int, last: int, gate: Gate) -> tuple[Packet, ExitPredictions]:
         """Samples first..last-1 of a part of the data, answered by the exit where it is sure.
 
         The packet holds the features of the others in one smaller batch, or nothing when all stay; no labels travel.
@@ -143,16 +143,16 @@ class Client:
         rows = samples.indices[first:last]
         x_BCHW, y_B = self._tensors(samples.images_NHWC[rows], samples.labels_N[rows])
         h, logits_BK = self._infer(x_BCHW)
-        stays_B = np.ones(len(rows), bool)
+        exited_B = np.ones(len(rows), bool)
         packet: Packet = ()
         if self.spec.has_server:
-            stays_B = gate.stays(logits_BK)
-            unsure = np.flatnonzero(~stays_B)
+            exited_B = gate.exits_B(logits_BK)
+            unsure = np.flatnonzero(~exited_B)
             if len(unsure):
                 packet = (encode(h, y_B[:0]).rows(unsure).coded(self.spec.codec, self._bounds()),)
         sent_bytes = sum(message.feature_bytes for message in packet)
         seconds = time.perf_counter() - begin
-        return packet, ExitAnswers(y_B.cpu().numpy(), logits_BK, stays_B, sent_bytes, seconds)
+        return packet, ExitPredictions(y_B.cpu().numpy(), logits_BK, exited_B, sent_bytes, seconds)
 
     def snapshot(self) -> Snapshot:
         """A copy of everything that decides this client's future."""
@@ -203,14 +203,14 @@ class Client:
         rows = self._epoch_order(round_number, batch.epoch)[batch.start : batch.stop]
         images_BHWC = self.data.train.images_NHWC[rows]
         if self.config.data.augment:
-            rng = generator(self.config.seed, "augmentation", self.spec.number, round_number, batch.step)
+            rng = generator(self.config.seed, "augmentation", self.spec.client_id, round_number, batch.step)
             images_BHWC = augment(images_BHWC, rng)
         return self._tensors(images_BHWC, self.data.train.labels_N[rows])
 
     def _epoch_order(self, round_number: int, epoch: int) -> Array:
         """The client's training rows in the order of a local epoch; kept until the next one is asked for."""
         if self._order is None or self._order[:2] != (round_number, epoch):
-            rng = generator(self.config.seed, "order", self.spec.number, round_number, epoch)
+            rng = generator(self.config.seed, "order", self.spec.client_id, round_number, epoch)
             indices = self.data.train.indices
             self._order = (round_number, epoch, indices[rng.permutation(len(indices))])
         return self._order[2]

@@ -17,12 +17,12 @@ Part = Literal["test", "calibration"]
 
 
 @dataclass(frozen=True)
-class ExitAnswers:
+class ExitPredictions:
     """What a client's exit says about consecutive samples, and which of them it sent on."""
 
     labels_B: Array
     logits_BK: Array
-    stays_B: Array
+    exited_B: Array
     """Whether the client answered the sample alone."""
     sent_bytes: int
     """Features of the others."""
@@ -31,7 +31,7 @@ class ExitAnswers:
 
 
 @dataclass(frozen=True)
-class ServerAnswers:
+class ServerPredictions:
     """What a server says about the samples that it was sent, in their order."""
 
     prediction_B: Array
@@ -78,19 +78,19 @@ class Answers:
         return right_N
 
 
-def join(pieces: Sequence[tuple[ExitAnswers, ServerAnswers | None]]) -> Answers:
+def join(pieces: Sequence[tuple[ExitPredictions, ServerPredictions | None]]) -> Answers:
     """The answers to consecutive messages; there is no server's where nothing was sent."""
     return pooled([_answers(exits, server) for exits, server in pieces])
 
 
-def _answers(exits: ExitAnswers, server: ServerAnswers | None) -> Answers:
+def _answers(exits: ExitPredictions, server: ServerPredictions | None) -> Answers:
     prediction_B = np.full(len(exits.labels_B), -1, np.int64)
     if server is not None:
-        prediction_B[~exits.stays_B] = server.prediction_B
+        prediction_B[~exits.exited_B] = server.prediction_B
     return Answers(
         labels_N=exits.labels_B,
         logits_NK=exits.logits_BK,
-        stays_N=exits.stays_B,
+        stays_N=exits.exited_B,
         server_prediction_N=prediction_B,
         server_samples=0 if server is None else server.samples,
         sent_bytes=exits.sent_bytes,

@@ -129,9 +129,9 @@ def evaluation_report(
         offloaded = tuple(0 for _ in taus)
     else:
         server_right_B = server_prediction_B == labels_B
-        stays_TB = [confidence_B > tau for tau in taus]
-        gated = tuple(int(np.where(stays_B, client_right_B, server_right_B).sum()) for stays_B in stays_TB)
-        offloaded = tuple(int((~stays_B).sum()) for stays_B in stays_TB)
+        exited_TB = [confidence_B > tau for tau in taus]
+        gated = tuple(int(np.where(exited_B, client_right_B, server_right_B).sum()) for exited_B in exited_TB)
+        offloaded = tuple(int((~exited_B).sum()) for exited_B in exited_TB)
     bins_B = np.minimum((confidence_B * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
     return EvaluationReport(
         samples=len(labels_B),

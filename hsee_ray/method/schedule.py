@@ -40,7 +40,7 @@ def participants(config: Config, fleet: Fleet, round_number: int) -> tuple[int, 
     if wanted >= everyone:
         return tuple(range(everyone))
     rng = generator(config.seed, "participants", round_number)
-    return tuple(sorted(int(number) for number in rng.permutation(everyone)[:wanted]))
+    return tuple(sorted(int(client_id) for client_id in rng.permutation(everyone)[:wanted]))
 
 
 def queue_order(config: Config, fleet: Fleet, round_number: int) -> tuple[int, ...]:
@@ -95,13 +95,13 @@ def round_batches(training: TrainingConfig, n_samples: int, batch_size: int) -> 
 
 
 def ordered_steps(
-    queue: Sequence[int], n_steps: Mapping[int, int], turn: Literal["client", "batch"]
+    queue: Sequence[int], n_steps: Mapping[int, int], interleave: Literal["client", "batch"]
 ) -> list[tuple[int, int]]:
     """(client, step) in the order in which a shared server sees a round: whole turns, or round robin by batch."""
-    if turn == "client":
-        return [(number, step) for number in queue for step in range(n_steps[number])]
-    longest = max((n_steps[number] for number in queue), default=0)
-    return [(number, step) for step in range(longest) for number in queue if step < n_steps[number]]
+    if interleave == "client":
+        return [(client_id, step) for client_id in queue for step in range(n_steps[client_id])]
+    longest = max((n_steps[client_id] for client_id in queue), default=0)
+    return [(client_id, step) for step in range(longest) for client_id in queue if step < n_steps[client_id]]
 
 
 def window_batches(pipeline: PipelineConfig, batch_bytes: int) -> int:

@@ -14,7 +14,7 @@ from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.config.schema import Config
 from hsee_ray.features.message import FeatureBatch, Packet, decode
 from hsee_ray.method.aggregation import mean_arrays
-from hsee_ray.method.predictions import ServerAnswers
+from hsee_ray.method.predictions import ServerPredictions
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
 from hsee_ray.method.steps import NonFiniteStep, refuse_nonfinite, server_step, undone_if_nonfinite
 from hsee_ray.models.model import Model
@@ -39,18 +39,18 @@ class Server:
     ) -> None:
         self.config = config
         self.n_classes = n_classes
-        self.specs = {spec.number: spec for spec in served}
+        self.specs = {spec.client_id: spec for spec in served}
         self.first_cut = min(spec.cut for spec in served)
         self.model = Model(server_units(backbone.units, self.first_cut), None, config.training, device)
-        self.keeps_sets = len(served) > 1 and config.training.norm_statistics == "per_client"
+        self.per_client_statistics = len(served) > 1 and config.training.norm_statistics == "per_client"
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self._initial_statistics = self._read_statistics()
         self._statistics: dict[int, StatisticsSet] = {}
 
     def train(self, client: int, round_number: int, packet: Packet) -> TrainReport:
         """One step per batch of the packet; a batch enters above its client's cut, in its client's statistics."""
-        if self.keeps_sets:
-            self._wear(self._statistics.setdefault(client, self._statistics_of(client)))
+        if self.per_client_statistics:
+            self._bind_statistics(self._statistics.setdefault(client, self._statistics_of(client)))
         self.model.train_mode(round_number)
         entry = self.specs[client].cut - self.first_cut
         network = _From(self.model.network, entry)
@@ -85,17 +85,17 @@ class Server:
         )
 
     @torch.no_grad()
-    def answer(self, client: int, packet: Packet) -> ServerAnswers:
+    def answer(self, client: int, packet: Packet) -> ServerPredictions:
         """Answers to the samples of which a client was not sure."""
         begin = time.perf_counter()
         (batch,) = packet
         prediction_B = self._infer(client, batch)
-        return ServerAnswers(prediction_B, len(prediction_B), time.perf_counter() - begin)
+        return ServerPredictions(prediction_B, len(prediction_B), time.perf_counter() - begin)
 
     def _infer(self, client: int, batch: FeatureBatch) -> Array:
         """Predicted class (B,) of each sample, in the client's statistics."""
-        if self.keeps_sets:
-            self._wear(self._statistics_of(client))
+        if self.per_client_statistics:
+            self._bind_statistics(self._statistics_of(client))
         self.model.eval_mode()
         h, _ = decode(batch, self.model.device)
         logits_BK = self.model.network(h, self.specs[client].cut - self.first_cut)
@@ -105,8 +105,8 @@ class Server:
     def snapshot(self) -> Snapshot:
         """A copy of everything that decides this server's future."""
         sets = {
-            number: {name: to_array(tensor) for name, tensor in kept.items()}
-            for number, kept in self._statistics.items()
+            client_id: {name: to_array(tensor) for name, tensor in kept.items()}
+            for client_id, kept in self._statistics.items()
         }
         return Snapshot(self.model.state(), sets)
 
@@ -114,29 +114,29 @@ class Server:
         """Goes back to a snapshot."""
         self.model.restore(snapshot.units)
         self._statistics = {
-            number: {name: torch.from_numpy(array).clone().to(self.model.device) for name, array in kept.items()}
-            for number, kept in snapshot.sets.items()
+            client_id: {name: torch.from_numpy(array).clone().to(self.model.device) for name, array in kept.items()}
+            for client_id, kept in snapshot.sets.items()
         }
 
     def tensors(self) -> Arrays:
         """Parameters and buffers; a shared server's statistics once per client, as `client-<label>.<name>`."""
         tensors = named_tensors(self.model.state())
-        if not self.keeps_sets:
+        if not self.per_client_statistics:
             return tensors
         shared = {name: array for name, array in tensors.items() if name not in self._initial_statistics}
-        for number, spec in sorted(self.specs.items()):
-            statistics = self._statistics_of(number)
+        for client_id, spec in sorted(self.specs.items()):
+            statistics = self._statistics_of(client_id)
             shared.update({f"{spec.client_file}.{name}": to_array(tensor) for name, tensor in statistics.items()})
         return shared
 
     def take_tensors(self, tensors: Arrays) -> None:
         """Takes the tensors of a model file, as `tensors` gives them. Raises DataError when they do not fit."""
         shared = dict(tensors)
-        if self.keeps_sets:
-            own = {number: f"{spec.client_file}." for number, spec in self.specs.items()}
-            for number, prefix in own.items():
+        if self.per_client_statistics:
+            own = {client_id: f"{spec.client_file}." for client_id, spec in self.specs.items()}
+            for client_id, prefix in own.items():
                 names = [name for name in tensors if name.startswith(prefix)]
-                self._statistics[number] = {
+                self._statistics[client_id] = {
                     name.removeprefix(prefix): torch.from_numpy(shared.pop(name)).clone().to(self.model.device)
                     for name in names
                 }
@@ -149,7 +149,7 @@ class Server:
         if client in self._statistics:
             return self._statistics[client]
         cut = self.specs[client].cut
-        same_cut = [kept for number, kept in sorted(self._statistics.items()) if self.specs[number].cut == cut]
+        same_cut = [kept for client_id, kept in sorted(self._statistics.items()) if self.specs[client_id].cut == cut]
         passed = set(self.model.network.names[cut - self.first_cut :])
         names = [name for name in self._initial_statistics if self._unit_of[name] in passed]
         if not same_cut:
@@ -172,7 +172,7 @@ class Server:
                 self._unit_of[f"{unit_name}.{name}"] = unit_name
         return found
 
-    def _wear(self, statistics: StatisticsSet) -> None:
+    def _bind_statistics(self, statistics: StatisticsSet) -> None:
         """Puts a client's statistics into the norm layers by reference: training then updates that set itself."""
         units = self.model.units
         for name, tensor in statistics.items():

@@ -106,27 +106,27 @@ def build_network(config: Config, files: DatasetFiles) -> Backbone:
 
 
 def build_client(
-    setup: Setup, number: int, data: ClientData, device: torch.device, backbone: Backbone | None = None
+    setup: Setup, client_id: int, data: ClientData, device: torch.device, backbone: Backbone | None = None
 ) -> Client:
     """A client over the units of `backbone`, which it takes for itself; over a new one without it."""
-    spec = setup.fleet.clients[number]
+    spec = setup.fleet.clients[client_id]
     backbone = backbone or build_network(setup.config, setup.files)
     return Client(setup.config, spec, backbone, setup.feature_shapes[spec.cut - 1], data, device)
 
 
 def build_server(setup: Setup, served: Sequence[int], device: torch.device, backbone: Backbone | None = None) -> Server:
     """A server for these clients over the units of `backbone`, or of a new one; all must have a cut below L."""
-    specs = [setup.fleet.clients[number] for number in served]
+    specs = [setup.fleet.clients[client_id] for client_id in served]
     return Server(setup.config, specs, backbone or build_network(setup.config, setup.files), setup.n_classes, device)
 
 
-def mapped_client_data(setup: Setup, number: int) -> ClientData:
+def mapped_client_data(setup: Setup, client_id: int) -> ClientData:
     """A client's data over the image files of this machine, mapped without copying."""
     train, test = open_images(setup.files.train), open_images(setup.files.test)
     return ClientData(
-        train=Samples(train.images_NHWC, train.labels_N, setup.parts[number].train),
+        train=Samples(train.images_NHWC, train.labels_N, setup.parts[client_id].train),
         test=Samples(test.images_NHWC, test.labels_N, setup.test_indices),
-        calibration=Samples(train.images_NHWC, train.labels_N, setup.parts[number].calibration),
+        calibration=Samples(train.images_NHWC, train.labels_N, setup.parts[client_id].calibration),
         class_names=setup.files.class_names,
         mean_C=setup.mean_C,
         std_C=setup.std_C,
@@ -135,7 +135,7 @@ def mapped_client_data(setup: Setup, number: int) -> ClientData:
 
 def served_by_one(setup: Setup) -> tuple[int, ...]:
     """Clients of the shared server of Sequential: all that have a server part."""
-    return tuple(client.number for client in setup.fleet.clients if client.has_server)
+    return tuple(client.client_id for client in setup.fleet.clients if client.has_server)
 
 
 def _union(parts: Sequence[ClientIndices]) -> ClientIndices:

@@ -165,7 +165,7 @@ class Planner:
         alone = self._predict(Fleet(tuple(specs), self.unit_names), samples)
         exchanges: list[ClientLoad] = []
         for spec, n in zip(specs, samples, strict=True):
-            load, used = self.predictor.loads.training(spec, n), alone.clients[spec.number]
+            load, used = self.predictor.loads.training(spec, n), alone.clients[spec.client_id]
             up_bytes = used.sent_bytes - sum(batch.sent_bytes for batch in load.batches)
             exchanges.append(replace(load, batches=(), model_up_bytes=up_bytes, model_down_bytes=used.received_bytes))
         first = specs[0]
@@ -195,7 +195,7 @@ class Planner:
         cuts = [cut if other == index else 1 for other in range(len(self.config.tiers))]
         own = self.fleet(cuts).clients[before : before + tier.clients]
         samples = self.local_samples[before : before + tier.clients]
-        return [replace(spec, number=number) for number, spec in enumerate(own)], samples
+        return [replace(spec, client_id=client_id) for client_id, spec in enumerate(own)], samples
 
     def _choices(self, fixed: Mapping[int, int]) -> list[list[CutOption]]:
         choices: list[list[CutOption]] = []
@@ -218,9 +218,9 @@ class Planner:
         specs = [spec for option in chosen for spec in option.specs]
         samples = [n for option in chosen for n in option.samples]
         exchanges = [load for option in chosen for load in option.exchanges]
-        site, one_machine = self.predictor.site, self.predictor.one_machine
-        alone_s = max(lower_bound_s(load, site, one_machine) for load in exchanges)
-        exchange_s = max(alone_s, server_bound_s(exchanges, site, Rules("parallel"), one_machine))
+        context, one_machine = self.predictor.context, self.predictor.one_machine
+        alone_s = max(lower_bound_s(load, context, one_machine) for load in exchanges)
+        exchange_s = max(alone_s, server_bound_s(exchanges, context, Rules("parallel"), one_machine))
         return self.predictor.bound_s(specs, samples) + exchange_s
 
     def _server_holds(self, chosen: Sequence[CutOption]) -> bool:

@@ -141,11 +141,11 @@ def _tier_plan(
 ) -> TierPlan:
     tier, options = planner.config.tiers[index], planner.tiers[index]
     members = [spec for spec in planner.fleet(cuts).clients if spec.tier == tier.name]
-    samples = [planner.local_samples[spec.number] for spec in members]
+    samples = [planner.local_samples[spec.client_id] for spec in members]
     rows: list[CutRow] = []
     for option in options:
         there = (*cuts[:index], option.cut, *cuts[index + 1 :])
-        used = [planner.round(there).clients[spec.number] for spec in members]
+        used = [planner.round(there).clients[spec.client_id] for spec in members]
         reason = None if there == cuts else _reason(planner, index, option, there, cuts, objective, limit_s)
         rows.append(_cut_row(option, used, planner.figures(there).seconds, reason))
     return TierPlan(

@@ -6,6 +6,7 @@ none, and every changed or missing byte is noticed. Tensors lie in safetensors f
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hsee_ray.config.files import rename_old_keys
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import DataError, UserError
 from hsee_ray.method.aggregation import Ledger, ModelId
@@ -74,7 +76,7 @@ def _shard_model(match: re.Match[str]) -> ModelId:
 
 
 def shard_file(model: ModelId) -> str:
-    return f"{model.side}-{model.number}.safetensors"
+    return f"{model.side}-{model.client_id}.safetensors"
 
 
 def directory_of(round_number: int) -> str:
@@ -198,7 +200,7 @@ class Progress:
         values = asdict(replace(self, ledger=Ledger()))
         values["ledger"] = {
             "newest": self.ledger.newest,
-            "seen": [[model.side, model.number, unit, number] for (model, unit), number in self.ledger.seen.items()],
+            "seen": [[model.side, model.client_id, unit, number] for (model, unit), number in self.ledger.seen.items()],
         }
         return f"{json.dumps(values, indent=1)}\n".encode()
 
@@ -236,15 +238,17 @@ def changed_keys(trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> Itera
 
 def _up_to_date(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration of a checkpoint with today's keys: those that there were not yet have their defaults."""
+    values = copy.deepcopy(dict(config))
+    rename_old_keys(values)
     try:
-        return Config.model_validate(dict(config)).model_dump(mode="json")
+        return Config.model_validate(values).model_dump(mode="json")
     except ValidationError:
         return config
 
 
 _FREE = re.compile(
     r"training\.rounds|data\.(root|cache)|evaluation\.every|"
-    r"(tiers\.\d+|server)\.(seats|resources(\..*)?)|(cluster|pipeline|storage|checkpoint|failures)\..*|"
+    r"(tiers\.\d+|server)\.(slots|resources(\..*)?)|(cluster|pipeline|storage|checkpoint|failures)\..*|"
     r"simulation\.(profiles|timeline_rounds)"
 )
 """Keys that decide how long, how fast and where a run goes, and nothing of what it has computed."""

@@ -27,7 +27,7 @@ SENT_DIRS = ("", "metrics", "tensorboard")
 """Directories of a run whose files are sent; what lies deeper is none of them."""
 
 
-class RunHome:
+class RunLocation:
     """One process's access to where a run lives."""
 
     def __init__(self, place: str | Path) -> None:

@@ -61,12 +61,12 @@ def metric_rows(report: RoundReport, fleet: Fleet, taus: Sequence[float]) -> lis
     ]
     for missing in report.missing:
         client = fleet.clients[missing]
-        rows.append(MetricRow(number, client.number, client.tier, "missing", None, 1.0))
+        rows.append(MetricRow(number, client.client_id, client.tier, "missing", None, 1.0))
     if report.simulated is not None:
         rows.extend(MetricRow(number, None, *simulated) for simulated in _simulated_metrics(report.simulated))
     for client in fleet.clients:
         for metric, tau, value in _client_metrics(report, client, taus):
-            rows.append(MetricRow(number, client.number, client.tier, metric, tau, float(value)))
+            rows.append(MetricRow(number, client.client_id, client.tier, metric, tau, float(value)))
     return rows
 
 
@@ -100,19 +100,19 @@ def _client_metrics(
     report: RoundReport, client: ClientSpec, taus: Sequence[float]
 ) -> Iterator[tuple[str, float | None, float]]:
     """Name, tau and value of each metric that this client has in this round."""
-    trained = report.client_training.get(client.number)
+    trained = report.client_training.get(client.client_id)
     if trained is not None:
         yield "client_loss", None, trained.mean_loss
         yield "train_samples", None, trained.samples
         yield "train_sent_bytes", None, trained.sent_bytes
         if trained.skipped:
             yield "client_skipped_batches", None, trained.skipped
-    taught = report.server_training.get(client.number)
+    taught = report.server_training.get(client.client_id)
     if taught is not None:
         yield "server_loss", None, taught.mean_loss
         if taught.skipped:
             yield "server_skipped_batches", None, taught.skipped
-    evaluated = report.evaluation.get(client.number)
+    evaluated = report.evaluation.get(client.client_id)
     if evaluated is not None:
         yield from _evaluation_metrics(evaluated, taus)
 

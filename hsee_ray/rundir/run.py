@@ -102,18 +102,18 @@ class Run:
         classes = len(self.summary["data"]["class_names"])
         return build_backbone(self.config.model, self._image_shape, classes, self.config.seed)
 
-    def client(self, number: int) -> UnitChain:
+    def client(self, client_id: int) -> UnitChain:
         """f^c of a client, trained, in evaluation mode: images from `preprocess` -> features (B, C, H, W).
 
         At cut L it is the whole network, and gives logits (B, K). Raises UserError when there is no such client.
         """
         from hsee_ray.models.split import UnitChain, client_units
 
-        spec = self._spec(number)
+        spec = self._spec(client_id)
         chain = UnitChain(client_units(self.backbone().units, spec.cut))
         return _fill(chain, chain.units, self._tensors(spec.client_file))
 
-    def exit(self, number: int) -> ExitHead:
+    def exit(self, client_id: int) -> ExitHead:
         """f^o of a client, trained, in evaluation mode: features (B, C, H, W) -> logits (B, K).
 
         Raises UserError when there is no such client, or it holds the whole network and has no exit.
@@ -122,12 +122,12 @@ class Run:
         from hsee_ray.config.fleet import EXIT
         from hsee_ray.models.split import build_exit
 
-        spec = self._spec(number, needs_server=True)
+        spec = self._spec(client_id, needs_server=True)
         shape = feature_shapes(self.backbone(), self._image_shape)[spec.cut - 1]
         head = build_exit(self.config, spec.cut_name, shape, len(self.summary["data"]["class_names"]))
         return _fill(head, {EXIT: head}, self._tensors(spec.client_file))
 
-    def server(self, number: int) -> UnitChain:
+    def server(self, client_id: int) -> UnitChain:
         """f^s for a client, trained, in evaluation mode: features (B, C, H, W) -> logits (B, K).
 
         Of Sequential's shared server it is the part above this client's cut, with this client's statistics.
@@ -135,7 +135,7 @@ class Run:
         """
         from hsee_ray.models.split import UnitChain, server_units
 
-        spec = self._spec(number, needs_server=True)
+        spec = self._spec(client_id, needs_server=True)
         chain = UnitChain(server_units(self.backbone().units, spec.cut))
         shared = self.config.training.strategy == "sequential"
         tensors = self._tensors("server" if shared else spec.server_file)
@@ -143,7 +143,7 @@ class Run:
         tensors.update({name.removeprefix(own): t for name, t in tensors.items() if name.startswith(own)})
         return _fill(chain, chain.units, tensors)
 
-    def codec(self, number: int) -> FeatureCodec | None:
+    def codec(self, client_id: int) -> FeatureCodec | None:
         """How a client's features travel outside of training.
 
         None where it never trained: it has no model file, or has seen no range for int8. Raises UserError when there is
@@ -153,7 +153,7 @@ class Run:
         from hsee_ray.edge.codecs import ChannelRange, FeatureCodec
         from hsee_ray.models.weights import read_model
 
-        spec = self._spec(number)
+        spec = self._spec(client_id)
         path = self.path / MODELS_DIR / f"{spec.client_file}.safetensors"
         if not path.is_file():
             return None
@@ -178,12 +178,14 @@ class Run:
         height, width, channels = self.summary["data"]["image_shape"]
         return height, width, channels
 
-    def _spec(self, number: int, needs_server: bool = False) -> ClientSpec:
-        if not 0 <= number < len(self.fleet.clients):
-            raise UserError(f"{self.path}: has no client {number}; its clients are 0 to {len(self.fleet.clients) - 1}")
-        spec = self.fleet.clients[number]
+    def _spec(self, client_id: int, needs_server: bool = False) -> ClientSpec:
+        if not 0 <= client_id < len(self.fleet.clients):
+            raise UserError(
+                f"{self.path}: has no client {client_id}; its clients are 0 to {len(self.fleet.clients) - 1}"
+            )
+        spec = self.fleet.clients[client_id]
         if needs_server and not spec.has_server:
-            raise UserError(f"{self.path}: client {number} holds the whole network: it has no exit and no server")
+            raise UserError(f"{self.path}: client {client_id} holds the whole network: it has no exit and no server")
         return spec
 
     def _tensors(self, stem: str) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ PARTS_DIR = "metrics"
 BOARD_DIR = "tensorboard"
 
 
-class Record:
+class RunLog:
     """The record of one run directory, from the progress that a checkpoint holds on."""
 
     def __init__(self, run_dir: Path, setup: Setup, progress: Progress) -> None:

@@ -194,14 +194,14 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 def _client_summary(client: ClientSpec, samples: int, totals: RunTotals, taus: Sequence[float]) -> dict[str, Any]:
     return {
-        "id": CENTRAL if client.label == CENTRAL else client.number,
+        "id": CENTRAL if client.label == CENTRAL else client.client_id,
         "tier": client.tier,
         "cut": client.cut_name,
         "cut_index": client.cut,
         "samples": samples,
-        "train_sent_bytes": totals.train_sent_bytes.get(client.number, 0),
-        "missed_rounds": totals.missed_rounds.get(client.number, []),
-        **_evaluation_summary(totals.evaluation.get(client.number), taus),
+        "train_sent_bytes": totals.train_sent_bytes.get(client.client_id, 0),
+        "missed_rounds": totals.missed_rounds.get(client.client_id, []),
+        **_evaluation_summary(totals.evaluation.get(client.client_id), taus),
     }
 
 

@@ -100,9 +100,9 @@ class RunBoard:
         middles = (edges[:-1] + edges[1:]) / 2
         for tier in self._fleet.tiers:
             evaluated = [
-                report.evaluation[client.number]
+                report.evaluation[client.client_id]
                 for client in self._fleet.clients
-                if client.tier == tier and client.number in report.evaluation
+                if client.tier == tier and client.client_id in report.evaluation
             ]
             if not evaluated:
                 continue

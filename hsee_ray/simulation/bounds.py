@@ -9,7 +9,7 @@ from hsee_ray.simulation.events import core_send_s
 from hsee_ray.simulation.model import Batch, ClientLoad, OneMachine, Rules, ServerSite
 
 
-def lower_bound_s(load: ClientLoad, site: ServerSite, one_machine: OneMachine | None = None) -> float:
+def lower_bound_s(load: ClientLoad, context: ServerSite, one_machine: OneMachine | None = None) -> float:
     """Seconds that no round with this client is below, whoever else takes part.
 
     Its device, its link and its model at the server each take its batches one after the other, so each has all of its
@@ -17,8 +17,8 @@ def lower_bound_s(load: ClientLoad, site: ServerSite, one_machine: OneMachine | 
     """
     sent = [batch for batch in load.batches if batch.server_s is not None]
     if one_machine is None:
-        up_bytes_s = min(load.uplink_bytes_s, site.downlink_bytes_s)
-        down_bytes_s = min(load.downlink_bytes_s, site.uplink_bytes_s)
+        up_bytes_s = min(load.uplink_bytes_s, context.downlink_bytes_s)
+        down_bytes_s = min(load.downlink_bytes_s, context.uplink_bytes_s)
         begin_s = load.delay_s + _message_s(load, load.fetch_bytes, down_bytes_s)
         exchange_s = _message_s(load, load.model_up_bytes, up_bytes_s)
         exchange_s += _message_s(load, load.model_down_bytes, down_bytes_s)
@@ -44,7 +44,7 @@ def lower_bound_s(load: ClientLoad, site: ServerSite, one_machine: OneMachine | 
 
 
 def server_bound_s(
-    loads: Iterable[ClientLoad], site: ServerSite, rules: Rules, one_machine: OneMachine | None = None
+    loads: Iterable[ClientLoad], context: ServerSite, rules: Rules, one_machine: OneMachine | None = None
 ) -> float:
     """Seconds that no round with these clients is below, by what they share: a machine's cores, or server and link.
 
@@ -55,21 +55,21 @@ def server_bound_s(
         return sum(_core_s(load) for load in loads) / one_machine.cores
     sent_bytes = sum(batch.sent_bytes for load in loads for batch in load.batches if batch.server_s is not None)
     server_s = sum(batch.server_s for load in loads for batch in load.batches if batch.server_s is not None)
-    cores = site.cores if rules.order == "parallel" else 1
+    cores = context.cores if rules.order == "parallel" else 1
     computed_s, arrived_s = inf, inf
     for load in loads:
         first = _first_sent(load)
         if first is not None:
             before_s, batch = first
-            up_bytes_s = min(load.uplink_bytes_s, site.downlink_bytes_s)
+            up_bytes_s = min(load.uplink_bytes_s, context.downlink_bytes_s)
             computed_s = min(computed_s, before_s)
             arrived_s = min(arrived_s, before_s + batch.sent_bytes / up_bytes_s + load.latency_s)
     train_s = 0.0
     if computed_s < inf:
-        train_s = max(computed_s + sent_bytes / site.downlink_bytes_s, arrived_s + server_s / cores)
+        train_s = max(computed_s + sent_bytes / context.downlink_bytes_s, arrived_s + server_s / cores)
     model_up_bytes = sum(load.model_up_bytes for load in loads)
     model_down_bytes = sum(load.model_down_bytes for load in loads)
-    return train_s + model_up_bytes / site.downlink_bytes_s + model_down_bytes / site.uplink_bytes_s
+    return train_s + model_up_bytes / context.downlink_bytes_s + model_down_bytes / context.uplink_bytes_s
 
 
 def _first_sent(load: ClientLoad) -> tuple[float, Batch] | None:

@@ -16,7 +16,7 @@ from hsee_ray.method.aggregation import Ledger, plan_aggregation
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.schedule import aggregates_after, queue_order
 from hsee_ray.rng import generator
-from hsee_ray.simulation.prediction import Happening, Predictor, RoundCost
+from hsee_ray.simulation.prediction import Predictor, RoundCost, RoundScenario
 
 if TYPE_CHECKING:
     from hsee_ray.devices.cost import CostTable
@@ -59,7 +59,7 @@ class Clock:
             averages = plan_aggregation(config, fleet, self.trained, self.local_samples)
             self.ledger.record(averages, number)
             self.trained.clear()
-        happening = Happening(
+        happening = RoundScenario(
             queue=[client for client in queue_order(config, fleet, number) if client in who],
             averages=averages,
             caught_up=caught_up,

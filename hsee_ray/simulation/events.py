@@ -17,7 +17,7 @@ from hsee_ray.simulation.queues import Cores, ParallelServer, SerialServer, queu
 
 
 def simulate_round(
-    loads: Sequence[ClientLoad], site: ServerSite, rules: Rules, one_machine: OneMachine | None = None
+    loads: Sequence[ClientLoad], context: ServerSite, rules: Rules, one_machine: OneMachine | None = None
 ) -> RoundTiming:
     """A round of these clients, listed in the order of the queue.
 
@@ -25,7 +25,9 @@ def simulate_round(
     of the model. Without `one_machine` every client has a device and a link of its own: its batches are computed one
     after the other, and sent one after the other while the next ones are computed.
     """
-    simulated = _Round(loads, site, rules) if one_machine is None else _OneMachineRound(loads, rules, one_machine.cores)
+    simulated = (
+        _Round(loads, context, rules) if one_machine is None else _OneMachineRound(loads, rules, one_machine.cores)
+    )
     spans = simulated.run()
     train_s = max((span.end_s for span in spans), default=0.0)
     exchange = simulated.exchange(train_s)
@@ -36,12 +38,12 @@ def simulate_round(
 class _Round:
     """Every client has a device and a link of its own; they share the server and its link."""
 
-    def __init__(self, loads: Sequence[ClientLoad], site: ServerSite, rules: Rules) -> None:
+    def __init__(self, loads: Sequence[ClientLoad], context: ServerSite, rules: Rules) -> None:
         self.loads = loads
-        self.site = site
+        self.context = context
         self.window = rules.window
         self.spans: list[Span] = []
-        self.link = Link(site.downlink_bytes_s)
+        self.link = Link(context.downlink_bytes_s)
         self.events: list[tuple[float, int, int, int]] = []
         """Heap of (second, what, client, batch); clients and batches by their places."""
         self.next_batch = [0] * len(loads)
@@ -52,7 +54,7 @@ class _Round:
         self.outgoing: list[deque[int]] = [deque() for _ in loads]
         """Batches of a client that are computed and not sent; the first one is under way."""
         self.sent_since = [0.0] * len(loads)
-        self.server = _server(loads, rules, Cores(site.cores))
+        self.server = _server(loads, rules, Cores(context.cores))
 
     def run(self) -> list[Span]:
         events, link = self.events, self.link
@@ -136,7 +138,7 @@ class _Round:
         ]
         arrived = [
             end_s + self.loads[client].latency_s
-            for client, end_s in zip(up, transfer_ends(transfers, self.site.downlink_bytes_s), strict=True)
+            for client, end_s in zip(up, transfer_ends(transfers, self.context.downlink_bytes_s), strict=True)
         ]
         all_s = max(arrived, default=begin_s)
         down = [client for client, load in enumerate(self.loads) if load.model_down_bytes]
@@ -153,7 +155,7 @@ class _Round:
             Transfer(begin_s, size_bytes, self.loads[client].downlink_bytes_s)
             for client, (begin_s, size_bytes) in zip(clients, wanted, strict=True)
         ]
-        ends = transfer_ends(transfers, self.site.uplink_bytes_s)
+        ends = transfer_ends(transfers, self.context.uplink_bytes_s)
         return [end_s + self.loads[client].latency_s for client, end_s in zip(clients, ends, strict=True)]
 
 

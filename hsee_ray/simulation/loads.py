@@ -60,7 +60,7 @@ class Loads:
         """These batches on the client's device and link."""
         device = self.device(spec)
         return ClientLoad(
-            client=spec.number,
+            client=spec.client_id,
             batches=batches,
             uplink_bytes_s=bytes_s(device.uplink_mbit_s),
             downlink_bytes_s=bytes_s(device.downlink_mbit_s),

@@ -64,7 +64,7 @@ class Rules:
 
     order: Literal["parallel", "serial"]
     """parallel: a model for each client. serial: one for all, which takes batches in the order of the queue."""
-    turn: Literal["client", "batch"] = "client"
+    interleave: Literal["client", "batch"] = "client"
     """Of a serial server: whole turns, or round robin by batch. On one machine, also who computes first."""
     window: int = 32
     """A client begins a batch when fewer of its earlier ones than this are sent and not finished by the server."""

@@ -85,14 +85,14 @@ class RoundCost:
 
     def _sums(self, costs: Mapping[int, ClientCost]) -> dict[str, ClientCost]:
         sums = dict.fromkeys(self.fleet.tiers, ClientCost())
-        for number, cost in sorted(costs.items()):
-            tier = self.fleet.clients[number].tier
+        for client_id, cost in sorted(costs.items()):
+            tier = self.fleet.clients[client_id].tier
             sums[tier] = sums[tier] + cost
         return sums
 
 
 @dataclass(frozen=True)
-class Happening:
+class RoundScenario:
     """What decides a round's cost beside the fleet: as it is foreseen, or as it was."""
 
     queue: Sequence[int]
@@ -119,7 +119,7 @@ class Predictor:
         self.config = config
         self.loads = Loads(config, costs, profiles)
         server = self.loads.server
-        self.site = ServerSite(server.cores, bytes_s(server.downlink_mbit_s), bytes_s(server.uplink_mbit_s))
+        self.context = ServerSite(server.cores, bytes_s(server.downlink_mbit_s), bytes_s(server.uplink_mbit_s))
         self.one_machine = OneMachine(server.cores) if config.simulation.one_machine else None
 
     def bound_s(self, specs: Sequence[ClientSpec], local_samples: Sequence[int]) -> float:
@@ -133,8 +133,8 @@ class Predictor:
             loads = [replace(load, latency_s=0.0) for load in loads]
         rules = Rules("serial" if self.config.training.strategy == "sequential" else "parallel")
         alone = {id(load.batches): load for load in loads}
-        alone_s = [lower_bound_s(load, self.site, self.one_machine) for load in alone.values()]
-        return max([server_bound_s(loads, self.site, rules, self.one_machine), *alone_s])
+        alone_s = [lower_bound_s(load, self.context, self.one_machine) for load in alone.values()]
+        return max([server_bound_s(loads, self.context, rules, self.one_machine), *alone_s])
 
     def round(
         self,
@@ -156,22 +156,22 @@ class Predictor:
             evaluates = evaluates_after(self.config, round_number)
         averages = plan_aggregation(self.config, fleet, queue, local_samples) if aggregates else None
         evaluated = range(len(fleet.clients)) if evaluates else ()
-        return self.cost(fleet, local_samples, n_test, Happening(queue, averages, evaluated=evaluated))
+        return self.cost(fleet, local_samples, n_test, RoundScenario(queue, averages, evaluated=evaluated))
 
-    def cost(self, fleet: Fleet, local_samples: Sequence[int], n_test: int, happening: Happening) -> RoundCost:
+    def cost(self, fleet: Fleet, local_samples: Sequence[int], n_test: int, happening: RoundScenario) -> RoundCost:
         """What a round costs in which this happens."""
         loads = self._training_loads(fleet, local_samples, happening)
         messages, rules = self._messages(fleet, loads)
-        timing = simulate_round(messages, self.site, rules, self.one_machine)
+        timing = simulate_round(messages, self.context, rules, self.one_machine)
         tested = [
-            as_sent(self.loads.evaluation(fleet.clients[number], n_test), happening.evaluation.get(number))
-            for number in happening.evaluated
+            as_sent(self.loads.evaluation(fleet.clients[client_id], n_test), happening.evaluation.get(client_id))
+            for client_id in happening.evaluated
         ]
         sizes = [
             self.loads.feature_bytes(fleet.clients[load.client], self.config.evaluation.batch_size) for load in tested
         ]
         window = evaluation_window(self.config.pipeline, max(sizes, default=1))
-        evaluation = simulate_round(tested, self.site, Rules(self._order, "client", window), self.one_machine)
+        evaluation = simulate_round(tested, self.context, Rules(self._order, "client", window), self.one_machine)
         return RoundCost(
             train_s=timing.train_s,
             exchange_s=timing.end_s - timing.train_s,
@@ -183,7 +183,7 @@ class Predictor:
             evaluation_spans=evaluation.spans,
         )
 
-    def _training_loads(self, fleet: Fleet, local_samples: Sequence[int], happening: Happening) -> list[ClientLoad]:
+    def _training_loads(self, fleet: Fleet, local_samples: Sequence[int], happening: RoundScenario) -> list[ClientLoad]:
         """Of those who train, in the order of the queue, then of those who only exchange."""
         up: dict[int, set[str]] = {}
         down: dict[int, set[str]] = {}
@@ -191,24 +191,24 @@ class Predictor:
             for copies in happening.averages.copies.values():
                 for copy in copies:
                     if copy.model.side == "client":
-                        up.setdefault(copy.model.number, set()).add(copy.unit)
+                        up.setdefault(copy.model.client_id, set()).add(copy.unit)
             down = _of_clients(happening.averages.takes)
         fetched = _of_clients(happening.caught_up)
         training = set(happening.queue)
         loads: list[ClientLoad] = []
-        for number in [*happening.queue, *sorted((up.keys() | down.keys()) - training)]:
-            spec = fleet.clients[number]
-            if number in training:
-                load = as_sent(self.loads.training(spec, local_samples[number]), happening.trained.get(number))
+        for client_id in [*happening.queue, *sorted((up.keys() | down.keys()) - training)]:
+            spec = fleet.clients[client_id]
+            if client_id in training:
+                load = as_sent(self.loads.training(spec, local_samples[client_id]), happening.trained.get(client_id))
             else:
                 load = self.loads.load(spec, ())
             loads.append(
                 replace(
                     load,
-                    delay_s=happening.away_s.get(number, 0.0),
-                    model_up_bytes=self.loads.unit_bytes(spec, up.get(number, ())),
-                    model_down_bytes=self.loads.unit_bytes(spec, down.get(number, ())),
-                    fetch_bytes=self.loads.unit_bytes(spec, fetched.get(number, ())),
+                    delay_s=happening.away_s.get(client_id, 0.0),
+                    model_up_bytes=self.loads.unit_bytes(spec, up.get(client_id, ())),
+                    model_down_bytes=self.loads.unit_bytes(spec, down.get(client_id, ())),
+                    fetch_bytes=self.loads.unit_bytes(spec, fetched.get(client_id, ())),
                 )
             )
         return loads
@@ -220,14 +220,14 @@ class Predictor:
         """
         training, pipeline = self.config.training, self.config.pipeline
         training_specs = [fleet.clients[load.client] for load in loads if load.batches]
-        sizes = {spec.number: self.loads.feature_bytes(spec, spec.batch_size) for spec in training_specs}
+        sizes = {spec.client_id: self.loads.feature_bytes(spec, spec.batch_size) for spec in training_specs}
         window = window_batches(pipeline, max(sizes.values(), default=1))
-        if self.one_machine is None or (training.strategy == "sequential" and training.turn == "batch"):
-            return loads, Rules(self._order, training.turn, window)
+        if self.one_machine is None or (training.strategy == "sequential" and training.interleave == "batch"):
+            return loads, Rules(self._order, training.interleave, window)
         counts = {load.client: len(load.batches) for load in loads if load.batches}
         together = min((batches_per_message(pipeline, sizes[n], count) for n, count in counts.items()), default=1)
         messages = [in_messages(load, together) for load in loads]
-        return messages, Rules(self._order, training.turn, max(1, window // together))
+        return messages, Rules(self._order, training.interleave, max(1, window // together))
 
     @property
     def _order(self) -> Literal["parallel", "serial"]:
@@ -275,4 +275,4 @@ def predict_round(
 
 
 def _of_clients(takes: Mapping[ModelId, Mapping[str, str]]) -> dict[int, set[str]]:
-    return {model.number: set(units) for model, units in takes.items() if model.side == "client"}
+    return {model.client_id: set(units) for model, units in takes.items() if model.side == "client"}

@@ -83,4 +83,4 @@ class SerialServer:
 
 def queue(loads: Sequence[ClientLoad], rules: Rules) -> list[tuple[int, int]]:
     """(client, batch) in the order in which a server for all of them takes a round."""
-    return ordered_steps(range(len(loads)), {i: len(load.batches) for i, load in enumerate(loads)}, rules.turn)
+    return ordered_steps(range(len(loads)), {i: len(load.batches) for i, load in enumerate(loads)}, rules.interleave)

@@ -9,8 +9,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from actors.workers.presence import Presence, presence_here
-from actors.workers.sealed import Sealed, seal
+from actors.workers.actor_location import ActorLocation, location_here
+from actors.workers.store_resident import StoreResident, store_resident
 from actors.workers.turns import TakesTurns
 from hsee_ray.method.reports import TrainReport
 
@@ -44,13 +44,13 @@ def idle_actors(
 class IdleActor(TakesTurns):
     """What the driver asks of every model's actor in a round."""
 
-    def presence(self) -> Presence:
-        return presence_here("cpu")
+    def location(self) -> ActorLocation:
+        return location_here("cpu")
 
     def load(self, takes: object, *averages: object, after: object = None) -> None:
         pass
 
-    def restore(self, number: int, snapshot: object, takes: object, *averages: object, **data: object) -> None:
+    def restore(self, client_id: int, snapshot: object, takes: object, *averages: object, **data: object) -> None:
         pass
 
 
@@ -63,18 +63,18 @@ class IdleClient(IdleActor):
 
     def train(
         self, round_number: int, first: int, last: int, record: bool, after: object = None
-    ) -> tuple[Sealed[Features], Sealed[None] | None, TrainReport]:
+    ) -> tuple[StoreResident[Features], StoreResident[None] | None, TrainReport]:
         batch = self.features[round_number % len(self.features)]
         steps = last - first
-        state = seal(None) if record else None
-        return seal((batch,) * steps), state, TrainReport(steps, (0.0,) * steps, steps * batch.nbytes)
+        state = store_resident(None) if record else None
+        return store_resident((batch,) * steps), state, TrainReport(steps, (0.0,) * steps, steps * batch.nbytes)
 
 
 class IdleServer(IdleActor):
     """Touches the first byte of every batch."""
 
     def train(
-        self, client: int, round_number: int, packet: Sealed[Features], record: bool, after: object = None
-    ) -> tuple[Sealed[None] | None, TrainReport]:
-        state = seal(None) if record else None
+        self, client: int, round_number: int, packet: StoreResident[Features], record: bool, after: object = None
+    ) -> tuple[StoreResident[None] | None, TrainReport]:
+        state = store_resident(None) if record else None
         return state, TrainReport(len(packet.payload), tuple(float(batch[0]) for batch in packet.payload))

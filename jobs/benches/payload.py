@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> Result:
     for spec in run.fleet.clients:
         if spec.has_server:
             tell(f"client {spec.label} ({spec.tier})")
-            for payload, figures in _of_client(run, spec.number, images, pictures):
+            for payload, figures in _of_client(run, spec.client_id, images, pictures):
                 found.setdefault((spec.tier, payload), []).append(figures)
     rows = [
         {
@@ -94,7 +94,7 @@ def _images(run: Run, samples: int | None) -> Images:
     setup = prepare_run(without_training(run.config))
     test, train = open_images(setup.files.test), open_images(setup.files.train)
     rows = setup.test_indices[:samples]
-    aside = {number: train.images_NHWC[part.calibration] for number, part in enumerate(setup.parts)}
+    aside = {client_id: train.images_NHWC[part.calibration] for client_id, part in enumerate(setup.parts)}
     if not all(len(each) for each in aside.values()):
         raise ConfigError("data.calibration_fraction is 0: no images were set aside to take the codecs' ranges from")
     return Images(test.images_NHWC[rows], test.labels_N[rows], aside)
@@ -117,17 +117,17 @@ def _pictures(images_NHWC: Array, qualities: Sequence[int]) -> Iterator[tuple[st
 
 
 def _of_client(
-    run: Run, number: int, images: Images, pictures: Mapping[str, tuple[float, Array]]
+    run: Run, client_id: int, images: Images, pictures: Mapping[str, tuple[float, Array]]
 ) -> Iterator[tuple[str, tuple[float, float]]]:
     """By payload: bytes of a sample, and the accuracy of the server's answers."""
     import torch
 
     from hsee_ray.edge.codecs import Codec, FeatureCodec, channel_range
 
-    client, server = run.client(number), run.server(number)
+    client, server = run.client(client_id), run.server(client_id)
     with torch.no_grad():
         h_BCHW = _features(run, client, images.test_NHWC)
-        bounds = channel_range(_features(run, client, images.aside_NHWC[number]), axis=1)
+        bounds = channel_range(_features(run, client, images.aside_NHWC[client_id]), axis=1)
         for name in get_args(Codec):
             codec = FeatureCodec(name, bounds if name == "int8" else None)
             codes = codec.encode(h_BCHW)

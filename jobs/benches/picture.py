@@ -73,7 +73,7 @@ def scale(axes: Axes, result: Result) -> None:
     memory.plot(clients, peaks, "s--", color=COLOURS["plain"], label="GiB")
     memory.set_ylim(bottom=0)
     memory.set_ylabel("GiB of all processes")
-    axes.set_title(f"clients in {result['seats']} + {result['seats']} seats")
+    axes.set_title(f"clients in {result['slots']} + {result['slots']} slots")
 
 
 PANELS: dict[str, Callable[[Axes, Result], None]] = {"throughput": throughput, "overhead": overhead, "scale": scale}

@@ -30,7 +30,7 @@ def watch(what: str, command: list[str], environment: Mapping[str, str], scratch
 
     Raises RunError, which says `what` it was, when it fails or takes longer than `limit_s`.
     """
-    from actors.cluster.process_keeper import MARK, Watch, kept_processes
+    from actors.cluster.orphan_reaper import MARK, Watch, kept_processes
     from hsee_ray.errors import RunError
 
     log, peak_mib = scratch / "log", 0.0
@@ -70,6 +70,6 @@ def pss_mib(pids: Iterable[int]) -> float:
 
 def own_pss_mib() -> float:
     """Memory of this process and of its local Ray in MiB."""
-    from actors.cluster.process_keeper import MARK, marked_processes
+    from actors.cluster.orphan_reaper import MARK, marked_processes
 
     return pss_mib({os.getpid(), *marked_processes(f"{MARK}={os.environ[MARK]}")})

@@ -43,8 +43,8 @@ def main(config_file: str, run_dir: str, drain_in_round: int) -> None:
             assert doomed.node_id in state.get_draining_nodes()
             time.sleep(1.5)  # longer than between two looks of the driver
         if report.round_number == drain_in_round + 2:
-            found = ray.get([teams[0].presences[member] for member in teams[0].models], timeout=60)
-            assert doomed.node_id not in {presence.node_id for presence in found}, "everyone has moved in time"
+            found = ray.get([teams[0].locations[member] for member in teams[0].models], timeout=60)
+            assert doomed.node_id not in {location.node_id for location in found}, "everyone has moved in time"
             cluster.remove_node(doomed, allow_graceful=False)
 
     try:

@@ -49,7 +49,7 @@ def main(config_file: str, run_dir: str) -> None:
         )
         features.clear()
         team = teams[0]
-        present = ray.get([team.presences[member] for member in team.models], timeout=60)
+        present = ray.get([team.locations[member] for member in team.models], timeout=60)
         where.update({team.label(member): names[one.node_id] for member, one in zip(team.models, present, strict=True)})
 
     try:

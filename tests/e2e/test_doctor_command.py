@@ -94,7 +94,7 @@ GPU = "tiers.0.resources.num_gpus=0.5"
         (["tiers.0.resources.label_selector={zone: moon}"], 2, "no node has the label zone=moon (zone is b)"),
         (["tiers.0.resources.accelerator_type=H100"], 2, "no node has any accelerator_type:H100"),
         (["tiers.0.clients=9"], 2, "finds no room beside the others"),
-        (["tiers.0.clients=9", "tiers.0.seats=2", "server.seats=2"], 0, "1 CPU  fits"),
+        (["tiers.0.clients=9", "tiers.0.slots=2", "server.slots=2"], 0, "1 CPU  fits"),
         (["storage.uri=/proc/no/such"], 2, "BAD      storage: /proc/no/such cannot be written to"),
         (["storage.uri=nowhere://bucket"], 2, "nowhere://bucket: is no storage that can be reached"),
     ],

@@ -23,7 +23,7 @@ from hsee_ray.edge.gate import SENDS_ALL
 from hsee_ray.edge.protocol import encode, error_of
 from hsee_ray.rundir.run import Run
 from tests.e2e.conftest import Command, marked_processes
-from tests.exports import SHAPE, coded_features, labels_of, malformed_bodies, resealed, tiny_export
+from tests.exports import SHAPE, coded_features, labels_of, malformed_bodies, stored_again, tiny_export
 
 Start = Callable[..., Command]
 TOKEN = "a-token-of-this-test"
@@ -142,15 +142,15 @@ def test_wrong_requests(server: Server) -> None:
         (401, "wants its token", server.send(good, token=None)),
         (401, "wants its token", server.send(good, token="another")),
         (400, "the body has 0 bytes", server.send(b"")),
-        (400, "begins with b'HTTP'", server.send(resealed(good, 0, b"HTTP"))),
-        (400, "format version 7", server.send(resealed(good, 4, b"\7"))),
-        (415, "type 2", server.send(resealed(good, 6, b"\2"))),
-        (404, "client 3 is not served here", server.send(resealed(good, 8, b"\3"))),
-        (409, "the device has a network", server.send(resealed(good, 32, bytes(8)))),
-        (422, "the features have shape", server.send(resealed(good, 16, b"\7"))),
+        (400, "begins with b'HTTP'", server.send(stored_again(good, 0, b"HTTP"))),
+        (400, "format version 7", server.send(stored_again(good, 4, b"\7"))),
+        (415, "type 2", server.send(stored_again(good, 6, b"\2"))),
+        (404, "client 3 is not served here", server.send(stored_again(good, 8, b"\3"))),
+        (409, "the device has a network", server.send(stored_again(good, 32, bytes(8)))),
+        (422, "the features have shape", server.send(stored_again(good, 16, b"\7"))),
         (400, "its header announces", server.send(good[:-4])),
         (400, "damaged on its way", server.send(good[:-1] + b"\1")),
-        (422, "infinite or no numbers", server.send(resealed(good, 44, b"\0\0\xc0\x7f"))),
+        (422, "infinite or no numbers", server.send(stored_again(good, 44, b"\0\0\xc0\x7f"))),
         (422, "no finite numbers", server.send(encode(0, server.network, np.full((1, *SHAPE), 3e38, np.float32)))),
     ]
     for status, sentence, (found_status, found) in cases:
@@ -228,10 +228,10 @@ def test_a_killed_replica_loses_no_request(server: Server) -> None:
         time.sleep(1.0)
         killed.set()
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+    injector = threading.Thread(target=kill)
+    injector.start()
     assert all_at_once(answered) == THREADS
-    killer.join(TIMEOUT_S)
+    injector.join(TIMEOUT_S)
 
 
 def test_metrics_of_queue_batches_and_latency(server: Server) -> None:

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 import actors.run.calls
 import actors.run.session
 from actors.cluster.node_report import NodeReport
-from actors.cluster.slots import decide_seating
+from actors.cluster.slots import plan_slots
 from actors.run.driver import run
 from actors.run.team import AGGREGATOR, RowRefs, Team
-from actors.workers.presence import Presence
+from actors.workers.actor_location import ActorLocation
 from hsee_ray.config.files import load_config
 from hsee_ray.data import open_images
 from hsee_ray.errors import ConfigError, ResourceError, RunError
@@ -43,7 +43,7 @@ def in_a_store(ref: Any) -> bool:
 
 
 def test_no_tensor_passes_through_the_driver(setup: Setup) -> None:
-    team = Team(setup, ray.put(setup), decide_seating(setup.config, setup.fleet, None, 1), None, None)
+    team = Team(setup, ray.put(setup), plan_slots(setup.config, setup.fleet, None, 1), None, None)
     client = ModelId("client", 0)
     features, snapshot, train_report = team.submit(client, "train", 1, 0, 1, True, num_returns=3)
     server = team.submit(ModelId("server", 0), "train", 0, 1, features, True, num_returns=2)
@@ -73,7 +73,7 @@ def test_driver_fetches_reports_only(tiny: dict[str, Any], warm_actors: None, tm
     run(load_config(tiny), tmp_path / "run")
 
     kinds = {type(value) for value in fetched}
-    assert kinds == {TrainReport, EvaluationReport, type(None), tuple, FileEntry, NodeReport, Presence}
+    assert kinds == {TrainReport, EvaluationReport, type(None), tuple, FileEntry, NodeReport, ActorLocation}
     assert all(isinstance(line, str) for value in fetched if isinstance(value, tuple) for line in value)
     assert max(len(pickle.dumps(value)) for value in fetched) < 10_000
 

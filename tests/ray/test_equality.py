@@ -15,7 +15,7 @@ from hsee_ray.reference import Reference
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "sequential": {"training.strategy": "sequential"},
-    "round_robin": {"training.strategy": "sequential", "training.turn": "batch"},
+    "round_robin": {"training.strategy": "sequential", "training.interleave": "batch"},
     "averaging": {"training.strategy": "averaging"},
     "averaging_every_2": {"training.strategy": "averaging", "training.aggregate_every": 2},
 }

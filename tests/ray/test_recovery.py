@@ -25,15 +25,15 @@ from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
 from hsee_ray.rundir.checkpoint import committed_rounds
 from hsee_ray.rundir.failures import Action, Decision, Failure, decide
-from hsee_ray.rundir.location import RunHome
+from hsee_ray.rundir.location import RunLocation
 from hsee_ray.rundir.run import Run, load_run
 from hsee_ray.storage import Storage
-from jobs.chaos import Blow, Killer
+from jobs.chaos import Fault, FaultInjector
 
 STRATEGIES = {
     "averaging": ["training.aggregate_every=2", "training.optimizer_state=average"],
     "sequential": ["training.strategy=sequential", "training.optimizer_state=reset"],
-    "round_robin": ["training.strategy=sequential", "training.turn=batch", "training.norm_statistics=shared"],
+    "round_robin": ["training.strategy=sequential", "training.interleave=batch", "training.norm_statistics=shared"],
     "distributed": ["training.strategy=distributed", "training.clients_per_round=0.67"],
 }
 
@@ -45,8 +45,8 @@ def reference_digest(config: Config) -> str:
     return reference.digest()
 
 
-def kills(*blows: tuple[int, str, str]) -> Killer:
-    return Killer([Blow(number, stage, 0.0, False, target) for number, stage, target in blows], seed=1)
+def kills(*faults: tuple[int, str, str]) -> FaultInjector:
+    return FaultInjector([Fault(number, stage, 0.0, False, target) for number, stage, target in faults], seed=1)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -54,7 +54,7 @@ def test_kills_at_every_stage_change_no_bit(
     strategy: str, tiny: dict[str, Any], warm_actors: None, tmp_path: Path
 ) -> None:
     config = load_config(tiny, [*STRATEGIES[strategy], "checkpoint.every=2", "failures.max_per_actor=9"])
-    killer = kills(
+    injector = kills(
         (0, "start", "client"),
         (1, "train", "client"),
         (1, "train", "server"),
@@ -67,10 +67,10 @@ def test_kills_at_every_stage_change_no_bit(
         (3, "evaluate", "client"),
         (3, "save", "server"),
     )
-    finished = run(config, tmp_path / "run", killer.listener())
+    finished = run(config, tmp_path / "run", injector.listener())
 
     assert finished.summary["weights_sha256"] == reference_digest(config)
-    assert len(killer.hits) >= 7
+    assert len(injector.hits) >= 7
     assert sum(finished.summary["failures"].values()) >= 4
     rounds = [row["round"] for row in finished.metrics.to_pylist() if row["metric"] == "wall_s"]
     assert rounds == [1, 2, 3]
@@ -81,8 +81,10 @@ def test_a_lost_state_takes_the_run_back(
     every: int, where: str, tiny: dict[str, Any], warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a snapshot has gone with its node: the decision is put in the place of the real one, once."""
-    config = load_config(tiny, [f"checkpoint.every={every}", "training.strategy=sequential", "training.turn=batch"])
-    killer = kills((2, "train", "client"))
+    config = load_config(
+        tiny, [f"checkpoint.every={every}", "training.strategy=sequential", "training.interleave=batch"]
+    )
+    injector = kills((2, "train", "client"))
     went_back: list[Failure] = []
 
     def decide_to_go_back(failure: Failure, *policy: Any) -> Decision:
@@ -93,7 +95,7 @@ def test_a_lost_state_takes_the_run_back(
 
     monkeypatch.setattr("actors.run.recovery.decide", decide_to_go_back)
     events: list[Event] = []
-    listener = Listener(assembled=killer.assembled, entered=killer.entered, happened=events.append)
+    listener = Listener(assembled=injector.assembled, entered=injector.entered, happened=events.append)
     finished = run(config, tmp_path / "run", listener)
 
     assert f"goes back to {where}" in [event.text for event in events]
@@ -103,14 +105,14 @@ def test_a_lost_state_takes_the_run_back(
 
 def test_an_actor_that_hangs_is_replaced(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
     config = load_config(tiny, ["failures.step_timeout_s=4"])
-    killer = Killer([Blow(2, "train", 0.0, True, "server")], seed=0)
+    injector = FaultInjector([Fault(2, "train", 0.0, True, "server")], seed=0)
     events: list[Event] = []
-    killer.happened = events.append  # type: ignore[method-assign]
-    finished = run(config, tmp_path / "run", killer.listener())
+    injector.happened = events.append  # type: ignore[method-assign]
+    finished = run(config, tmp_path / "run", injector.listener())
 
     assert finished.summary["weights_sha256"] == reference_digest(config)
-    (hit,) = killer.hits
-    assert hit.blow.stops
+    (hit,) = injector.hits
+    assert hit.fault.stops
     assert (events[0].who, events[0].text.split(";")[0]) == (hit.who, "no answer within 4 s")
 
 
@@ -118,12 +120,12 @@ def test_a_spent_budget_ends_the_run_with_a_checkpoint_that_can_be_resumed(
     tiny: dict[str, Any], warm_actors: None, tmp_path: Path
 ) -> None:
     config = load_config(tiny, ["failures.max_per_actor=0", "checkpoint.every=100"])
-    killer = kills((2, "train", "client"))
+    injector = kills((2, "train", "client"))
     with pytest.raises(
         RunError, match=r"client 00\d failed in round 2 while it did `train`: .*max_per_actor=0"
     ) as told:
-        run(config, tmp_path / "run", killer.listener())
-    assert killer.hits[0].who in str(told.value)
+        run(config, tmp_path / "run", injector.listener())
+    assert injector.hits[0].who in str(told.value)
     assert committed_rounds(Storage.at(str(tmp_path / "run" / "checkpoints"))) == [1]
 
     finished = resume(tmp_path / "run", ["failures.max_per_actor=1"])
@@ -180,25 +182,25 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
 
     warm_create = actors.run.team._actor.__self__.create  # type: ignore[attr-defined]
     monkeypatch.setattr(actors.run.team, "_actor", sometimes_nowhere)
-    killer = kills((2, "train", "client"))
+    injector = kills((2, "train", "client"))
     events: list[Event] = []
 
     def assembled(team: Team) -> None:
         teams.append(team)
-        killer.assembled(team)
+        injector.assembled(team)
 
     def finished_round(report: RoundReport) -> None:
         if report.round_number == 2:  # by the next round the client has found a place
             (victim,) = report.missing
-            ready, _ = ray.wait([teams[0].presences[ModelId("client", victim)]], timeout=60, fetch_local=False)
+            ready, _ = ray.wait([teams[0].locations[ModelId("client", victim)]], timeout=60, fetch_local=False)
             assert ready
 
     listener = Listener(
-        assembled=assembled, entered=killer.entered, happened=events.append, finished_round=finished_round
+        assembled=assembled, entered=injector.entered, happened=events.append, finished_round=finished_round
     )
     finished = run(config, tmp_path / "run", listener)
 
-    (hit,) = killer.hits
+    (hit,) = injector.hits
     number = int(hit.who.removeprefix("client "))
     assert finished.summary["clients"][number]["missed_rounds"] == [2]
     texts = [event.text for event in events if event.who == hit.who]
@@ -296,7 +298,7 @@ def test_a_run_that_another_process_has_taken_over_ends(
     config = load_config(tiny, ["training.rounds=3", "checkpoint.every=1"])
 
     def after(report: RoundReport) -> None:
-        RunHome(uri).claim()
+        RunLocation(uri).claim()
 
     with pytest.raises(RunError, match="another process has taken this run over"):
         run(config, uri, Listener(finished_round=after))

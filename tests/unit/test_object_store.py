@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster.connection import Site
+from actors.cluster.connection import ClusterContext
 from actors.cluster.doctor import SPILLS_AT, object_store_bytes
-from actors.cluster.slots import decide_seating
+from actors.cluster.slots import plan_slots
 from hsee_ray.backbones import build_backbone, feature_shapes
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import build_fleet
@@ -30,6 +30,6 @@ def test_a_shipped_config_fits(file: Path) -> None:
     shape = known_shape(config.data) or (32, 32, 3)
     backbone = build_backbone(config.model, shape, 10, config.seed)
     fleet = build_fleet(config, tuple(backbone.units))
-    site = Site(True, decide_seating(config, fleet, None, CORES), CORES, CORES)
-    needed = object_store_bytes(config, fleet, site, feature_shapes(backbone, shape), backbone)
+    context = ClusterContext(True, plan_slots(config, fleet, None, CORES), CORES, CORES)
+    needed = object_store_bytes(config, fleet, context, feature_shapes(backbone, shape), backbone)
     assert needed <= SPILLS_AT * STORE_BYTES

@@ -113,7 +113,7 @@ centralized  1      adamw      constant  5_steps   split  small
 """
 OPTIONS = {
     "strategy": "strategy",
-    "turn": "turn",
+    "turn": "interleave",
     "order": "order",
     "aggregate": "aggregate",
     "every": "aggregate_every",

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from actors.cluster.connection import connected, local_site
+from actors.cluster.connection import connected, local_context
 from actors.run.interrupt import StopRequest
 from actors.run.listener import Listener
 from actors.run.rounds import Rounds
@@ -17,7 +17,7 @@ from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import RunError
 from hsee_ray.method.setup import Setup, prepare_run
-from hsee_ray.rundir.location import RunHome
+from hsee_ray.rundir.location import RunLocation
 from jobs.benches.common import NEVER, tell
 from jobs.benches.idle_actors import IdleClient, IdleServer, idle_actors
 
@@ -61,9 +61,9 @@ def _config(clients: int, batches: int, cache: Path, overrides: Sequence[str]) -
                 "classes": 2,
                 "calibration_fraction": 0.0,
             },
-            # A seat for every model: as real actors, most of them would not fit in memory.
-            "tiers": [{"name": "idle", "clients": clients, "seats": clients, "cut": "layer1", "resources": nothing}],
-            "server": {"seats": clients, "resources": nothing},
+            # A slot for every model: as real actors, most of them would not fit in memory.
+            "tiers": [{"name": "idle", "clients": clients, "slots": clients, "cut": "layer1", "resources": nothing}],
+            "server": {"slots": clients, "resources": nothing},
             "training": {
                 "strategy": "distributed",
                 "rounds": NEVER,
@@ -80,7 +80,7 @@ def _config(clients: int, batches: int, cache: Path, overrides: Sequence[str]) -
 def _begin(setup: Setup, place: Path, stack: ExitStack) -> Rounds:
     """A run's rounds, its actors asked for."""
     listener = Listener(happened=lambda event: tell(f"  {event}"))
-    session = Session(setup, RunHome(place), listener, StopRequest(), local_site(setup.config, setup.fleet))
+    session = Session(setup, RunLocation(place), listener, StopRequest(), local_context(setup.config, setup.fleet))
     stack.callback(session.close)
     return session.rounds
 

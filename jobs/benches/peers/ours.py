@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.workers.actor_location import ActorLocation, location_here
 from actors.workers.contract import Takes
-from actors.workers.presence import Presence, presence_here
-from actors.workers.sealed import Sealed, seal
 from actors.workers.shards import picked
+from actors.workers.store_resident import StoreResident, store_resident
 from actors.workers.turns import TakesTurns
 from hsee_ray.config.fleet import EXIT
 from hsee_ray.method.reports import TrainReport
@@ -49,17 +49,22 @@ class IdleActor(TakesTurns):
         self.initial = self.state = Snapshot({unit: UnitState(parameters, {}, {}, {}) for unit in units})
         self.work = work
 
-    def presence(self) -> Presence:
-        return presence_here("cpu")
+    def location(self) -> ActorLocation:
+        return location_here("cpu")
 
-    def recorded(self, wanted: bool) -> Sealed[Snapshot] | None:
-        return seal(self.state) if wanted else None
+    def recorded(self, wanted: bool) -> StoreResident[Snapshot] | None:
+        return store_resident(self.state) if wanted else None
 
-    def load(self, takes: Takes, *averages: Sealed[ModelState], after: object = None) -> None:
+    def load(self, takes: Takes, *averages: StoreResident[ModelState], after: object = None) -> None:
         self.state = Snapshot({**self.state.units, **picked(takes, averages)})
 
     def restore(
-        self, number: int, snapshot: Sealed[Snapshot] | None, takes: Takes, *averages: Sealed[ModelState], **data: Any
+        self,
+        client_id: int,
+        snapshot: StoreResident[Snapshot] | None,
+        takes: Takes,
+        *averages: StoreResident[ModelState],
+        **data: Any,
     ) -> None:
         self.state = self.initial if snapshot is None else snapshot.payload
         self.load(takes, *averages)
@@ -68,15 +73,15 @@ class IdleActor(TakesTurns):
 class IdleClient(IdleActor):
     def train(
         self, round_number: int, first: int, last: int, record: bool, after: object = None
-    ) -> tuple[Sealed[tuple[()]], Sealed[Snapshot] | None, TrainReport]:
+    ) -> tuple[StoreResident[tuple[()]], StoreResident[Snapshot] | None, TrainReport]:
         # Seconds of work take the place of the loss: reports have no other number that is added up.
-        return seal(()), self.recorded(record), TrainReport(samples=IMAGES, losses=(worked_s(self.work),))
+        return store_resident(()), self.recorded(record), TrainReport(samples=IMAGES, losses=(worked_s(self.work),))
 
 
 class IdleServer(IdleActor):
     def train(
-        self, client: int, round_number: int, packet: Sealed[Any], record: bool, after: object = None
-    ) -> tuple[Sealed[Snapshot] | None, TrainReport]:
+        self, client: int, round_number: int, packet: StoreResident[Any], record: bool, after: object = None
+    ) -> tuple[StoreResident[Snapshot] | None, TrainReport]:
         return self.recorded(record), TrainReport(samples=IMAGES, losses=(0.0,))
 
 
@@ -98,7 +103,7 @@ def main() -> None:
 def finished(report: RoundReport, first_done_s: float) -> None:
     """Tells of a round. Work is done a little later than the call that Flower's side notes."""
     tell(
-        number=report.round_number,
+        client_id=report.round_number,
         first_call_s=first_done_s,
         end_s=time.monotonic(),
         clients=len(report.client_training),
@@ -121,8 +126,8 @@ def configuration(clients: int, slots: int, rounds: int) -> Config:
                 "channels": 1,
                 "calibration_fraction": 0,
             },
-            "tiers": [{"name": "client", "clients": clients, "cut": 1, "seats": slots}],
-            "server": {"seats": slots},
+            "tiers": [{"name": "client", "clients": clients, "cut": 1, "slots": slots}],
+            "server": {"slots": slots},
             # The last round has an evaluation, so it is one that the run does not come to.
             "training": {"strategy": "averaging", "rounds": rounds + 1, "batch_size": IMAGES},
             "evaluation": {"every": NEVER},

@@ -1,6 +1,6 @@
 """`scale`: many logical clients that take turns in few actors: time, start-up and memory by their number.
 
-Every number is a run of its own, with the same seats; they take turns. `scale_run.py` is such a run.
+Every number is a run of its own, with the same slots; they take turns. `scale_run.py` is such a run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clients", type=int, nargs="+", default=[10, 100, 1000], metavar="N", help="(default: 10 100 1000)"
     )
-    parser.add_argument("--seats", type=int, default=cores(), metavar="N", help="for clients, and as many for servers")
+    parser.add_argument("--slots", type=int, default=cores(), metavar="N", help="for clients, and as many for servers")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="of the largest (default: 20)")
     parser.add_argument("--images", type=int, default=32, metavar="N", help="of each client (default: 32)")
     parser.add_argument("--repetitions", type=int, default=1, metavar="N", help="runs of each (default: 1)")
@@ -37,22 +37,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> Result:
     """Every number of clients in turns; memory is followed over many rounds with the most of them."""
-    at_least(options, clients=2, seats=1, rounds=EARLY_ROUND + 1, images=2, repetitions=1)
+    at_least(options, clients=2, slots=1, rounds=EARLY_ROUND + 1, images=2, repetitions=1)
     refuse_cluster()
     numbers = sorted(set(options.clients))
     runs: dict[int, list[Result]] = {number: [] for number in numbers}
     for repetition in range(options.repetitions):
         for number in numbers if repetition % 2 == 0 else reversed(numbers):
             tell(f"{number} clients, {repetition + 1} of {options.repetitions}")
-            runs[number].append(_run(number, options.seats, options.rounds, options.images))
+            runs[number].append(_run(number, options.slots, options.rounds, options.images))
     cases = [{"clients": number, **summarised(number, found)} for number, found in runs.items()]
     base = cases[0]["ms_per_client_round"]["median"]
     grown = [{**case, "of_the_first": case["ms_per_client_round"]["median"] / base} for case in cases]
-    return {"seats": options.seats, "rounds": options.rounds, "images": options.images, "cases": grown}
+    return {"slots": options.slots, "rounds": options.rounds, "images": options.images, "cases": grown}
 
 
-def _run(clients: int, seats: int, rounds: int, images: int) -> Result:
-    what = [f"--clients={clients}", f"--seats={seats}", f"--rounds={rounds}", f"--images={images}"]
+def _run(clients: int, slots: int, rounds: int, images: int) -> Result:
+    what = [f"--clients={clients}", f"--slots={slots}", f"--rounds={rounds}", f"--images={images}"]
     with TemporaryDirectory(prefix="scale-", ignore_cleanup_errors=True) as scratch:
         command = [sys.executable, "-m", "jobs.benches.scale.one_run", *what, f"--run-dir={scratch}/run"]
         done = watch(f"{clients} clients", command, {}, Path(scratch), LIMIT_S)
@@ -91,7 +91,7 @@ def render(result: Mapping[str, Any]) -> str:
         spreads = [f"{case[name]['median']:.{digits}f}" for name, digits in figures]
         rows.append([str(case["clients"]), times, f"{case['of_the_first']:.2f}", *spreads])
     legend = (
-        f"medians and quartiles; {result['seats']} + {result['seats']} seats, {result['images']} images a client, "
+        f"medians and quartiles; {result['slots']} + {result['slots']} slots, {result['images']} images a client, "
         f"{result['rounds']} rounds; memory is PSS of all processes"
     )
     return f"{align(rows)}\n{legend}"

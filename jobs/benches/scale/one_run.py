@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hsee_ray.method.reports import RoundReport
 
 
-def configuration(clients: int, seats: int, rounds: int, images: int) -> Config:
+def configuration(clients: int, slots: int, rounds: int, images: int) -> Config:
     """A small network over clients with a few images each; the last round, which evaluates, is not reached."""
     from hsee_ray.config.schema import Config
 
@@ -33,8 +33,8 @@ def configuration(clients: int, seats: int, rounds: int, images: int) -> Config:
                 "augment": True,
                 "calibration_fraction": 0,
             },
-            "tiers": [{"name": "device", "clients": clients, "cut": "layer1", "seats": seats}],
-            "server": {"seats": seats},
+            "tiers": [{"name": "device", "clients": clients, "cut": "layer1", "slots": slots}],
+            "server": {"slots": slots},
             "training": {"strategy": "averaging", "rounds": rounds + 1, "batch_size": images},
             "evaluation": {"every": NEVER},
             "checkpoint": {"every": NEVER},
@@ -44,7 +44,7 @@ def configuration(clients: int, seats: int, rounds: int, images: int) -> Config:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("clients", "seats", "rounds", "images"):
+    for name in ("clients", "slots", "rounds", "images"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     options = parser.parse_args()
@@ -56,7 +56,7 @@ def main() -> None:
         # Looking at the memory is not a part of the next round.
         print(LINE + json.dumps({**told, "resumed_s": time.monotonic()}), flush=True)
 
-    config = configuration(options.clients, options.seats, options.rounds, options.images)
+    config = configuration(options.clients, options.slots, options.rounds, options.images)
     run_rounds(config, options.run_dir, finished)
 
 

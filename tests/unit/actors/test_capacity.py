@@ -187,7 +187,7 @@ def test_a_type_of_which_no_more_may_come() -> None:
     assert told == (
         "client of tier sensor (1 GPU) finds no room beside the others of 2 actors, which ask for 2 GPU where it could "
         "be (nodes: 1 with nothing, could come: 1 of type gpu (4 CPU, 1 GPU)); lower tiers.sensor.resources or the "
-        "number of clients, set tiers.sensor.seats, or add nodes"
+        "number of clients, set tiers.sensor.slots, or add nodes"
     )
 
 

@@ -16,7 +16,7 @@ from actors.cluster.capacity import assess
 from actors.cluster.node_types import read_growth
 from actors.cluster.requests import requests
 from actors.cluster.resources import Growth, Node, NodeType
-from actors.cluster.slots import decide_seating
+from actors.cluster.slots import plan_slots
 from hsee_ray.backbones.build import build_backbone
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import build_fleet
@@ -221,7 +221,7 @@ def test_every_actor_of_a_shipped_config_finds_a_place(config_path: Path, path: 
     assert (ROOT / config.cluster.node_types).is_file()
     units = build_backbone(config.model, image_shape=(32, 32, 3), n_classes=10, seed=0).units
     fleet = build_fleet(config, tuple(units))
-    asked = requests(config, fleet, decide_seating(config, fleet, None, 1))
+    asked = requests(config, fleet, plan_slots(config, fleet, None, 1))
     verdicts = assess(asked, [HEAD], read_growth(path))
     assert {verdict.tier: verdict.never for verdict in verdicts if verdict.never} == {}
     assert all(verdict.nodes and not verdict.busy and not verdict.unknown for verdict in verdicts), "the head has none"

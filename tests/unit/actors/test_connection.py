@@ -9,7 +9,7 @@ import pytest
 from actors.cluster.connection import local_resources
 from actors.cluster.requests import requests
 from actors.cluster.resources import Request
-from actors.cluster.slots import decide_seating
+from actors.cluster.slots import plan_slots
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import Fleet, build_fleet
 from hsee_ray.config.schema import Config
@@ -31,7 +31,7 @@ def gpus(*amounts: float) -> float:
 
 def all_requests(config: Config, fleet: Fleet) -> list[Request]:
     """Of a run in which every model has an actor of its own."""
-    return requests(config, fleet, decide_seating(config, fleet, None, 1))
+    return requests(config, fleet, plan_slots(config, fleet, None, 1))
 
 
 def asked(tiers: list[dict[str, Any]], strategy: str = "averaging") -> list[tuple[str, str, float]]:

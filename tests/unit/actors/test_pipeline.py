@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from actors.cluster.slots import Seats
-from actors.run.calls import Answer
+from actors.cluster.slots import Slots
+from actors.run.calls import CallResult
 from actors.run.pipeline import Done, Pipeline, TurnLost, Work
 from actors.run.stages import models_of, with_records
 from hsee_ray.method.aggregation import ModelId
@@ -38,14 +38,14 @@ class FakeCalls:
                 ref()
         self.under_way = [call for call in self.under_way if not unwanted(call[1], call[2])]
 
-    def next(self) -> Answer[Any]:
+    def next(self) -> CallResult[Any]:
         member = self.rng.choice(sorted({member for _, member, _ in self.under_way}))
         index = next(i for i, call in enumerate(self.under_way) if call[1] == member)
         ref, _, tag = self.under_way.pop(index)
         self.answers += 1
         if self.answers in self.fail_at:
-            return Answer(tag, member, None, Failure("x", 1, "train", "died", "killed"))
-        return Answer(tag, member, ref(), None)
+            return CallResult(tag, member, None, Failure("x", 1, "train", "died", "killed"))
+        return CallResult(tag, member, ref(), None)
 
 
 POOLS = {
@@ -57,23 +57,23 @@ ONE_EACH = {"one": 2, "other": 2, "servers": 4}
 
 
 class FakeStage:
-    """Models are lists of what they have learnt, in seats; a snapshot is a copy. Who has no seat knows nothing."""
+    """Models are lists of what they have learnt, in slots; a snapshot is a copy. Who has no slot knows nothing."""
 
     def __init__(
         self,
         lost: frozenset[int] = frozenset(),
         sends_nothing: frozenset[int] = frozenset(),
-        seats: dict[str, int] = ONE_EACH,
+        slots: dict[str, int] = ONE_EACH,
         one_turn: bool = False,
     ) -> None:
         """`lost`: clients that are left out when they fail; `sends_nothing`: pieces that need no server."""
-        left = dict(seats)
+        left = dict(slots)
         taken = []
         for model, pool in POOLS.items():
             if left[pool] > 0:
                 left[pool] -= 1
                 taken.append(model)
-        self.seats = Seats(POOLS, taken)
+        self.slots = Slots(POOLS, taken)
         self.one_turn = one_turn
         self.models: dict[ModelId, list[Any]] = {}
         self.kept: dict[ModelId, list[Any]] = {}
@@ -84,25 +84,25 @@ class FakeStage:
         self.moves = 0
 
     def of(self, model: ModelId) -> list[Any]:
-        assert self.seats.of(model) is not None, "who is called has a seat"
+        assert self.slots.of(model) is not None, "who is called has a slot"
         return self.models.setdefault(model, [])
 
     def queue(self, work: Work) -> str:
-        return self.seats.pool(ModelId("client", work.client))
+        return self.slots.pool(ModelId("client", work.client))
 
-    def seat(self, work: Work) -> bool:
+    def slot(self, work: Work) -> bool:
         models = models_of(work)
-        if not all(self.seats.can_take(model) for model in models):
+        if not all(self.slots.can_take(model) for model in models):
             return False
         for model in models:
-            if self.seats.take(model, ()):
+            if self.slots.take(model, ()):
                 self.moves += 1
-                self.models = {other: state for other, state in self.models.items() if self.seats.of(other)}
+                self.models = {other: state for other, state in self.models.items() if self.slots.of(other)}
                 self.models[model] = list(self.midway.get(model, self.kept.get(model, [])))
         return True
 
     def leave(self, model: ModelId) -> None:
-        self.seats.leave(model)
+        self.slots.leave(model)
 
     def client_call(self, work: Work) -> tuple[Any, Any]:
         client = self.of(ModelId("client", work.client))
@@ -136,11 +136,11 @@ class FakeStage:
 
     def replace(self, member: ModelId, failure: Failure) -> bool:
         self.restore(member)
-        return not (member.side == "client" and member.number in self.lost)
+        return not (member.side == "client" and member.client_id in self.lost)
 
     def restore(self, model: ModelId) -> None:
         self.midway.pop(model, None)
-        if self.seats.of(model) is not None:
+        if self.slots.of(model) is not None:
             self.models[model] = list(self.kept.get(model, []))
 
     def answered(self, member: ModelId) -> None:
@@ -171,11 +171,11 @@ def run(
     fail_at: set[int],
     window: int = 2,
     lost: frozenset[int] = frozenset(),
-    seats: dict[str, int] = ONE_EACH,
+    slots: dict[str, int] = ONE_EACH,
     cores: int | None = None,
 ) -> FakeStage:
     works = works_of(strategy, {0: 5, 1: 3, 2: 2, 3: 4})
-    stage = FakeStage(lost, seats=seats, one_turn=strategy == "round_robin")
+    stage = FakeStage(lost, slots=slots, one_turn=strategy == "round_robin")
     calls: Any = FakeCalls(random.Random(seed), fail_at)
     done: dict[tuple[int, int], Done] = {}
     for piece in Pipeline(
@@ -204,17 +204,17 @@ def test_whatever_fails_every_model_learns_the_same_in_the_same_order(strategy: 
 
 @pytest.mark.parametrize("strategy", ["averaging", "sequential", "round_robin"])
 @pytest.mark.parametrize("window", [1, 3])
-@pytest.mark.parametrize("seats", [(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 1)])
-def test_models_that_take_turns_in_seats_learn_the_same(
-    strategy: str, window: int, seats: tuple[int, int, int]
+@pytest.mark.parametrize("slots", [(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 1)])
+def test_models_that_take_turns_in_slots_learn_the_same(
+    strategy: str, window: int, slots: tuple[int, int, int]
 ) -> None:
-    one, other, servers = seats
+    one, other, servers = slots
     undisturbed = run(strategy, 0, set())
     for seed in range(100):
         rng = random.Random(2000 + seed)
         fail_at = {rng.randrange(1, 60) for _ in range(rng.randrange(0, 6))}
         taken = {"one": one, "other": other, "servers": servers}
-        stage = run(strategy, seed, fail_at, window, seats=taken, cores=rng.choice([None, 1, 2]))
+        stage = run(strategy, seed, fail_at, window, slots=taken, cores=rng.choice([None, 1, 2]))
         assert stage.kept == undisturbed.kept
         assert stage.moves > 0 or (strategy, one, other) == ("sequential", 2, 2) or (one, other) == (2, 2)
 

@@ -21,8 +21,8 @@ from actors.workers.client_actor import ClientActor, own_rows
 from actors.workers.compute import choose_device, prepare_process
 from actors.workers.model_actor import ModelActor
 from actors.workers.origin import Origin, difference, versions
-from actors.workers.sealed import INLINE_LIMIT_BYTES, Sealed, seal
 from actors.workers.server_actor import ServerActor
+from actors.workers.store_resident import INLINE_LIMIT_BYTES, StoreResident, store_resident
 from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import ResourcesConfig, TrainingConfig
 from hsee_ray.errors import RunError
@@ -31,7 +31,7 @@ from hsee_ray.method.setup import Setup, mapped_client_data, prepare_run
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.state import ModelState, UnitState, named_tensors
 from hsee_ray.models.weights import digest_lines
-from hsee_ray.rundir.location import RunHome
+from hsee_ray.rundir.location import RunLocation
 
 FEATURE_BYTES = 4 * 4 * 8 * 8
 
@@ -78,11 +78,11 @@ def sensor(setup: Setup, number: int = 0) -> ClientActor:
     return ClientActor(setup, number)
 
 
-def state_of(actor: ModelActor) -> Sealed[ModelState]:
-    return seal(actor.side.snapshot().units)
+def state_of(actor: ModelActor) -> StoreResident[ModelState]:
+    return store_resident(actor.side.snapshot().units)
 
 
-def assert_same_state(one: Sealed[ModelState], other: Sealed[ModelState]) -> None:
+def assert_same_state(one: StoreResident[ModelState], other: StoreResident[ModelState]) -> None:
     first, second = named_tensors(one.payload), named_tensors(other.payload)
     assert first.keys() == second.keys()
     for name in first:
@@ -209,7 +209,7 @@ def test_reset_forgets_the_optimisers_state_of_what_is_loaded(cache: Path) -> No
     client = sensor(prepared(cache, optimizer_state="reset"))
     client.train(1, 0, 2, False)
     stem = state_of(client).payload["stem"]
-    client.load({"stem": (0, "all/stem")}, seal({"all/stem": UnitState(stem.parameters, {}, {}, {})}))
+    client.load({"stem": (0, "all/stem")}, store_resident({"all/stem": UnitState(stem.parameters, {}, {}, {})}))
     state = state_of(client).payload
     assert state["stem"].optimizer == {}
     assert set(state["exit"].optimizer) == {"fc.weight", "fc.bias"}
@@ -239,8 +239,8 @@ def test_a_shared_server_serves_both_sensors_in_their_own_statistics(cache: Path
 
 
 def test_aggregator_by_hand(setup: Setup) -> None:
-    def sealed(**values: float) -> Sealed[Snapshot]:
-        return seal(
+    def sealed(**values: float) -> StoreResident[Snapshot]:
+        return store_resident(
             Snapshot({name: UnitState({"w": np.float32([value])}, {}, {}, {}) for name, value in values.items()})
         )
 
@@ -262,15 +262,15 @@ def test_aggregator_by_hand(setup: Setup) -> None:
 def test_even_a_tiny_sealed_object_is_larger_than_what_ray_inlines(payload: object) -> None:
     assert INLINE_LIMIT_BYTES == 102_400
     for protocol in (4, pickle.HIGHEST_PROTOCOL):
-        assert len(pickle.dumps(seal(payload), protocol)) > 102_400
+        assert len(pickle.dumps(store_resident(payload), protocol)) > 102_400
     # Protocol 5 keeps arrays out of band, as Ray does: the padding is such a buffer.
     buffers: list[pickle.PickleBuffer] = []
-    pickle.dumps(seal(payload), 5, buffer_callback=buffers.append)
+    pickle.dumps(store_resident(payload), 5, buffer_callback=buffers.append)
     assert sum(buffer.raw().nbytes for buffer in buffers) > 102_400
 
 
 def test_a_sealed_object_gives_its_payload_back() -> None:
-    assert pickle.loads(pickle.dumps(seal(("a", 1)))).payload == ("a", 1)
+    assert pickle.loads(pickle.dumps(store_resident(("a", 1)))).payload == ("a", 1)
 
 
 @pytest.mark.parametrize(
@@ -315,13 +315,13 @@ def test_other_software_than_the_drivers_is_refused() -> None:
 
 
 def test_a_run_that_a_node_does_not_see_is_refused(tmp_path: Path) -> None:
-    home = RunHome(tmp_path)
-    origin = Origin(versions(), home.uri, home.token)
+    location = RunLocation(tmp_path)
+    origin = Origin(versions(), location.uri, location.token)
     with pytest.raises(
         RunError, match=f"node 10.0.0.7 does not see {tmp_path} .nothing is there.; keep runs where every node"
     ):
         origin.check("10.0.0.7")
-    home.claim()
+    location.claim()
     origin.check("10.0.0.7")
 
 

@@ -66,7 +66,7 @@ def test_clients_are_numbered_over_the_tiers() -> None:
         ],
         batch_size=32,
     )
-    assert [(c.number, c.label, c.tier, c.cut, c.cut_name, c.has_server, c.batch_size) for c in built.clients] == [
+    assert [(c.client_id, c.label, c.tier, c.cut, c.cut_name, c.has_server, c.batch_size) for c in built.clients] == [
         (0, "000", "sensor", 3, "layer1.1", True, 8),
         (1, "001", "sensor", 3, "layer1.1", True, 8),
         (2, "002", "phone", 6, "head", False, 32),
@@ -95,7 +95,7 @@ def test_centralized_has_one_client_with_the_whole_network_on_the_servers_resour
         }
     )
     (central,) = build_fleet(config, UNITS).clients
-    assert (central.number, central.label, central.tier) == (0, "central", "central")
+    assert (central.client_id, central.label, central.tier) == (0, "central", "central")
     assert (central.cut, central.cut_name, central.has_server) == (6, "head", False)
     assert (central.batch_size, central.resources.num_cpus) == (16, 2.0)
     assert central.client_file == "client-central"

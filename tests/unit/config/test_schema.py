@@ -303,3 +303,16 @@ def test_a_dropped_client_cannot_leave_its_server_behind() -> None:
                 "failures": {"on_lost_client": "drop"},
             }
         )
+
+
+def test_keys_of_the_release_before_are_read_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    tier = {"name": "a", "clients": 2, "cut": 1, "seats": 1}
+    values = {"tiers": [tier], "server": {"seats": 2}, "training": {"turn": "batch"}}
+    config = load_config(values, ["tiers.0.seats=2"])
+    assert (config.tiers[0].slots, config.server.slots, config.training.interleave) == (2, 2, "batch")
+    assert caplog.messages == [
+        "config: tiers.0.seats is called slots now; the old name is read until 0.3",
+        "config: server.seats is called slots now; the old name is read until 0.3",
+        "config: training.turn is called interleave now; the old name is read until 0.3",
+    ]
+    assert "seats" in tier, "the caller's mapping is left as it is"

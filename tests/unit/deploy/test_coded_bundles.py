@@ -100,11 +100,11 @@ def test_a_client_that_never_trained_has_no_range_and_is_left_out(tmp_path: Path
     content = with_codec("int8", rounds=1, clients_per_round=0.25)
     run = train_run(tmp_path / "run", content)
     trained = {
-        spec.number
+        spec.client_id
         for spec in run.fleet.clients
         if not spec.has_server
         or read_model(run.path / "final" / f"{spec.client_file}.safetensors")["codec.batches"] > 0
     }
     exported = export(run, tmp_path / "out", tau=0.5)
-    assert {client.spec.number for client in exported.clients} == trained
-    assert {spec.number for spec in exported.left_out} == {0, 1, 2, 3} - trained != set()
+    assert {client.spec.client_id for client in exported.clients} == trained
+    assert {spec.client_id for spec in exported.left_out} == {0, 1, 2, 3} - trained != set()

@@ -107,8 +107,8 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
 def test_graphs_give_the_values_of_the_trained_modules(exported: Exported, samples: int) -> None:
     images_NHWC = images_of(exported.run, samples, seed=samples)
     for spec in exported.run.fleet.clients:
-        wanted = trained(exported.run, spec.number, images_NHWC)
-        device, server = exported.onnx(spec.number)
+        wanted = trained(exported.run, spec.client_id, images_NHWC)
+        device, server = exported.onnx(spec.client_id)
         found = device.run(None, {"images": images_NHWC})
         if server is not None:
             found += server.run(["logits"], {"features": found[1]})
@@ -119,7 +119,7 @@ def test_graphs_give_the_values_of_the_trained_modules(exported: Exported, sampl
 @pytest.mark.parametrize("samples", [1, 3, 64])
 def test_the_program_is_the_server_module(exported: Exported, samples: int) -> None:
     for spec in exported.run.fleet.clients:
-        bundle, directory = exported.bundle(spec.number), exported.directory(spec.number)
+        bundle, directory = exported.bundle(spec.client_id), exported.directory(spec.client_id)
         if bundle.server is None:
             continue
         assert bundle.feature_shape is not None
@@ -128,7 +128,9 @@ def test_the_program_is_the_server_module(exported: Exported, samples: int) -> N
         tensors = {name: torch.from_numpy(weights[kept]) for name, kept in bundle.server.tensors.items()}
         h = torch.randn(samples, *bundle.feature_shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            torch.testing.assert_close(program(h, tensors), exported.run.server(spec.number)(h), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(
+                program(h, tensors), exported.run.server(spec.client_id)(h), rtol=1e-6, atol=1e-6
+            )
 
 
 def test_device_and_server_decide_as_the_trained_modules(averaging: Exported) -> None:
@@ -260,7 +262,7 @@ def test_every_built_in_network(model: dict[str, str], tmp_path: Path) -> None:
         "training": {"rounds": 1, "batch_size": 2},
     }
     exported = export(train_run(tmp_path / "run", content), tmp_path / "out", tau=0.5)
-    assert [client.spec.number for client in exported.clients] == [0]
+    assert [client.spec.client_id for client in exported.clients] == [0]
 
 
 class Calibrated:
@@ -298,8 +300,8 @@ def copied(run: Run, path: Path) -> Run:
 def only(run: Run, *clients: int) -> Run:
     """The run when the others never had a place on the cluster."""
     for spec in run.fleet.clients:
-        if spec.number not in clients and (run.path / MODELS_DIR / f"{spec.client_file}.safetensors").is_file():
-            run = without_client(run, spec.number)
+        if spec.client_id not in clients and (run.path / MODELS_DIR / f"{spec.client_file}.safetensors").is_file():
+            run = without_client(run, spec.client_id)
     return run
 
 

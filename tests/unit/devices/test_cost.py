@@ -17,7 +17,7 @@ from hsee_ray.backbones import build_backbone, feature_shapes
 from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import Config, ModelConfig
 from hsee_ray.devices.cost import CostTable, Memory, UnitCost, multiply_adds, unit_multiply_adds
-from hsee_ray.devices.counter import Counter, Work
+from hsee_ray.devices.counter import Counter, OpCounts
 from hsee_ray.features.message import encode
 from hsee_ray.method.steps import client_step, server_step
 from hsee_ray.models.model import Model
@@ -160,7 +160,7 @@ def test_operators_by_hand() -> None:
     product = 4 * (12 + 15 + 20)
     forward = product + 4 * (20 + 20) + 4 * (20 + 1)
     backward = 4 * (1 + 1) + 4 * (1 + 20 + 20) + 2 * product
-    assert counter.work() == Work(3 * 4 * 3 * 5, forward + backward, 7)
+    assert counter.work() == OpCounts(3 * 4 * 3 * 5, forward + backward, 7)
     # The products need x and w, which were held before; relu needs its result.
     assert counter.kept_bytes() == 4 * 20
     gradients = 4 * (12 + 15)
@@ -168,7 +168,7 @@ def test_operators_by_hand() -> None:
 
 
 def test_work_adds() -> None:
-    assert Work(1, 2, 3) + Work(10, 20, 30) == Work(11, 22, 33)
+    assert OpCounts(1, 2, 3) + OpCounts(10, 20, 30) == OpCounts(11, 22, 33)
 
 
 def test_memory_adds_up() -> None:

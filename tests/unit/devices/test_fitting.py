@@ -8,17 +8,17 @@ import pytest
 import yaml
 
 from hsee_ray.config.files import load_config
-from hsee_ray.devices.counter import Work
+from hsee_ray.devices.counter import OpCounts
 from hsee_ray.devices.fitting import Timed, combined, fit, link, time_steps
 from hsee_ray.devices.profiles import DeviceProfile, load_profiles, seconds
 from hsee_ray.errors import RunError
 from jobs.profile_device import main
 
 WORKS = [
-    Work(multiply_adds=500_000_000, traffic_bytes=2**28, operators=400),
-    Work(multiply_adds=50_000_000, traffic_bytes=2**30, operators=900),
-    Work(multiply_adds=1_000_000, traffic_bytes=2**20, operators=5_000),
-    Work(multiply_adds=900_000_000, traffic_bytes=2**24, operators=100),
+    OpCounts(multiply_adds=500_000_000, traffic_bytes=2**28, operators=400),
+    OpCounts(multiply_adds=50_000_000, traffic_bytes=2**30, operators=900),
+    OpCounts(multiply_adds=1_000_000, traffic_bytes=2**20, operators=5_000),
+    OpCounts(multiply_adds=900_000_000, traffic_bytes=2**24, operators=100),
 ]
 SMALL = {
     "model": {"name": "resnet18", "width": 2},
@@ -52,7 +52,7 @@ def test_memory_that_explains_nothing_is_left_out() -> None:
 
 
 def test_arithmetic_has_its_share_where_all_terms_grow_alike() -> None:
-    alike = [Work(n * 10**6, n * 2**20, n * 10) for n in (1, 2, 3)]
+    alike = [OpCounts(n * 10**6, n * 2**20, n * 10) for n in (1, 2, 3)]
     found = fit([Timed(str(work), work, work.traffic_bytes / 2**30) for work in alike])
     assert found.median_error == pytest.approx(0, abs=1e-6)
     assert 0 < found.compute_gflops < 1e6

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hsee_ray.devices.counter import Work
+from hsee_ray.devices.counter import OpCounts
 from hsee_ray.devices.profiles import DeviceProfile, dump_profile, load_profiles, profile_of, seconds
 from hsee_ray.errors import ConfigError
 
@@ -130,6 +130,6 @@ def test_a_device_that_nobody_knows() -> None:
 def test_seconds_by_hand() -> None:
     # 500 million multiply-adds are a GFLOP; at 2 GFLOP/s half a second. 1 GiB at 4 GiB/s takes a quarter, and 1,000
     # operators of 50 us a twentieth.
-    work = Work(500_000_000, 2**30, 1_000)
+    work = OpCounts(500_000_000, 2**30, 1_000)
     assert seconds(work, DeviceProfile(**FIGURES)) == pytest.approx(0.5)
     assert seconds(work, DeviceProfile(**FIGURES, memory_gib_s=4, operator_us=50)) == pytest.approx(0.5 + 0.25 + 0.05)

@@ -64,7 +64,7 @@ def test_always_between_zero_and_one(kind: Confidence) -> None:
 def test_what_is_no_number_is_never_sure(kind: Confidence, odd: float) -> None:
     value_B = confidence(np.array([[odd, 0.0, 1.0], [0.0, 0.0, 99.0]], np.float32), kind)
     assert value_B.tolist() == [0.0, pytest.approx(1.0)]
-    assert Gate(kind, 0.5).stays(np.array([[odd, 0.0, 1.0]], np.float32)).tolist() == [False]
+    assert Gate(kind, 0.5).exits_B(np.array([[odd, 0.0, 1.0]], np.float32)).tolist() == [False]
 
 
 @pytest.mark.parametrize("wrong", [{"kind": "hope"}, {"tau": 1.1}, {"tau": math.nan}, {"temperature": 0.0}])

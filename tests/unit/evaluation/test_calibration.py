@@ -113,9 +113,9 @@ def test_every_threshold_does_what_the_curve_says_also_after_rounding(samples: i
     curve = gate_curve(confidence, client, server)
     for tau, offload, accuracy in zip(curve.tau_M, curve.offload_M, curve.accuracy_M, strict=True):
         for nudge in (0.0, 1e-6, -1e-6):
-            stays = (confidence + nudge).clip(0, 1) > tau
-            assert (~stays).mean() == offload
-            assert np.where(stays, client, server).mean() == accuracy
+            exits_B = (confidence + nudge).clip(0, 1) > tau
+            assert (~exits_B).mean() == offload
+            assert np.where(exits_B, client, server).mean() == accuracy
 
 
 @given(

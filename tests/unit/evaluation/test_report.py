@@ -19,14 +19,14 @@ from hsee_ray.evaluation.report import (
     Costs,
     Evaluation,
     GateRow,
-    Passage,
+    GateRun,
     distances,
     exit_rows,
     gate_rows,
     write_evaluation,
 )
 from hsee_ray.evaluation.tables import render_evaluation
-from hsee_ray.method.predictions import Answers, ExitAnswers, ServerAnswers, join, pooled
+from hsee_ray.method.predictions import Answers, ExitPredictions, ServerPredictions, join, pooled
 
 LABELS = np.array([0, 1, 0, 1])
 LOGITS = np.array([[5.0, 0.0], [4.0, 0.0], [0.0, 0.1], [0.0, 0.2]], np.float32)
@@ -43,17 +43,17 @@ FLEET = Fleet((spec(0, "sensor", 1), spec(1, "whole", 3)), ("u1", "u2", "u3"))
 COSTS = {0: Costs(100, 1000), 1: Costs(1100, 0)}
 
 
-def answers(stays: list[bool]) -> Answers:
-    stays_N = np.array(stays)
+def answers(exits_B: list[bool]) -> Answers:
+    stays_N = np.array(exits_B)
     return Answers(
         LABELS, LOGITS, stays_N, np.where(stays_N, -1, SERVER), int((~stays_N).sum()), 64 * int((~stays_N).sum()),
         client_s=0.004, server_s=0.002 * float((~stays_N).mean()),
     )  # fmt: skip
 
 
-def passage(kind: str, tau: float, stays: list[bool]) -> Passage:
+def passage(kind: str, tau: float, exits_B: list[bool]) -> GateRun:
     gate = Gate("entropy", tau)
-    return Passage(kind, {0: gate, 1: gate}, {0: answers(stays), 1: answers([True] * 4)})  # type: ignore[arg-type]
+    return GateRun(kind, {0: gate, 1: gate}, {0: answers(exits_B), 1: answers([True] * 4)})  # type: ignore[arg-type]
 
 
 PASSAGES = [
@@ -111,9 +111,9 @@ def test_exit_rows_and_distances() -> None:
 
 
 def test_pieces_are_joined_in_order() -> None:
-    stays = np.array([True, False])
-    first = ExitAnswers(LABELS[:2], LOGITS[:2], stays, 64, 0.5), ServerAnswers(np.array([7]), 1, 0.25)
-    second = ExitAnswers(LABELS[2:], LOGITS[2:], np.array([True, True]), 0, 0.5), None
+    exits_B = np.array([True, False])
+    first = ExitPredictions(LABELS[:2], LOGITS[:2], exits_B, 64, 0.5), ServerPredictions(np.array([7]), 1, 0.25)
+    second = ExitPredictions(LABELS[2:], LOGITS[2:], np.array([True, True]), 0, 0.5), None
     whole = join([first, second])
     assert whole.server_prediction_N.tolist() == [-1, 7, -1, -1]
     assert (whole.server_samples, whole.sent_bytes, whole.client_s, whole.server_s) == (1, 64, 1.0, 0.25)

@@ -42,9 +42,9 @@ def test_too_few_rounds_are_refused() -> None:
 
 
 def test_a_small_run_and_its_picture(tmp_path: Path) -> None:
-    result = scale.measure(options(clients=[2, 4], seats=1, rounds=4, images=4))
+    result = scale.measure(options(clients=[2, 4], slots=1, rounds=4, images=4))
     assert [case["clients"] for case in result["cases"]] == [2, 4]
     assert all(case["late_mib"]["median"] > 0 for case in result["cases"])
-    assert "1 + 1 seats" in scale.render(result)
+    assert "1 + 1 slots" in scale.render(result)
     picture.draw([{"what": "scale", **result}]).savefig(tmp_path / "scale.png")
     assert (tmp_path / "scale.png").stat().st_size > 1000

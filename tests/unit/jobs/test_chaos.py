@@ -14,21 +14,21 @@ TINY: dict[str, Any] = {"tiers": [{"name": "a", "clients": 2, "cut": 1}], "train
 
 def test_every_stage_is_hit_and_the_seed_decides() -> None:
     config = load_config(TINY, ["evaluation.every=4", "checkpoint.every=3"])
-    blows = plan_blows(config, 6, 20, ["client", "server"], seed=3)
-    assert len(blows) == 20
-    assert {blow.stage for blow in blows} == {"start", "train", "aggregate", "evaluate", "checkpoint", "save"}
-    assert {blow.round_number for blow in blows if blow.stage == "evaluate"} <= {4, 6}
-    assert {blow.round_number for blow in blows if blow.stage == "checkpoint"} <= {3, 6}
-    assert {blow.target for blow in blows} == {"client", "server"}
-    assert {blow.stops for blow in blows} == {True, False}
-    assert not any(blow.stops for blow in blows if blow.stage == "start")
-    assert plan_blows(config, 6, 20, ["client", "server"], seed=3) == blows
-    assert plan_blows(config, 6, 20, ["client", "server"], seed=4) != blows
+    faults = plan_blows(config, 6, 20, ["client", "server"], seed=3)
+    assert len(faults) == 20
+    assert {fault.stage for fault in faults} == {"start", "train", "aggregate", "evaluate", "checkpoint", "save"}
+    assert {fault.round_number for fault in faults if fault.stage == "evaluate"} <= {4, 6}
+    assert {fault.round_number for fault in faults if fault.stage == "checkpoint"} <= {3, 6}
+    assert {fault.target for fault in faults} == {"client", "server"}
+    assert {fault.stops for fault in faults} == {True, False}
+    assert not any(fault.stops for fault in faults if fault.stage == "start")
+    assert plan_blows(config, 6, 20, ["client", "server"], seed=3) == faults
+    assert plan_blows(config, 6, 20, ["client", "server"], seed=4) != faults
 
 
 def test_a_strategy_that_never_aggregates_is_not_hit_there() -> None:
     config = load_config(TINY, ["training.strategy=distributed"])
-    assert "aggregate" not in {blow.stage for blow in plan_blows(config, 6, 30, ["client"], seed=0)}
+    assert "aggregate" not in {fault.stage for fault in plan_blows(config, 6, 30, ["client"], seed=0)}
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_with_server_copies_alone_no_client_gives_its_parameters_away() -> None:
 def test_heads_are_averaged_among_clients_of_the_same_cut() -> None:
     config, fleet = run_of(cuts=("b", "a", "b", "d"), aggregate="both")
     plan = plan_aggregation(config, fleet, range(4), (1, 1, 1, 1))
-    assert [copy.model.number for copy in plan.copies["exit/b"]] == [0, 2]
+    assert [copy.model.client_id for copy in plan.copies["exit/b"]] == [0, 2]
     assert "exit/a" not in plan.copies
     # The client with the whole network has no head, and no server.
     assert averaged_units(config, fleet)[ModelId("client", 3)] == {name: f"client/{name}" for name in UNITS}

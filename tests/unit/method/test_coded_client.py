@@ -176,7 +176,7 @@ def test_only_unsure_samples_are_coded_and_no_constants_are_counted(sensor: tupl
     assert sent.sent_bytes == everything.features.nbytes == 24 * 64
     tau = float(np.median(SEND_ALL.confidence(sent.logits_BK)))
     (some,), answers = client.answer("test", 0, 24, Gate("entropy", tau))
-    np.testing.assert_array_equal(some.features, everything.features[~answers.stays_B])
+    np.testing.assert_array_equal(some.features, everything.features[~answers.exited_B])
     assert client.answer("test", 0, 24, Gate("entropy", NEVER_SENDS))[0] == ()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import build_fleet
-from hsee_ray.devices.cost import Memory, SideCost, UnitCost, Work
+from hsee_ray.devices.cost import Memory, OpCounts, SideCost, UnitCost
 from hsee_ray.devices.profiles import DeviceProfile
 from hsee_ray.errors import ConfigError
 from hsee_ray.method.schedule import aggregates_after
@@ -52,8 +52,8 @@ class Costs:
         parameters = sum(unit.parameters for unit in units) + extra
         kept = batch_size * sum(unit.activation_bytes for unit in units)
         return SideCost(
-            train=Work(3 * multiply_adds, 3 * traffic, 3 * operators),
-            infer=Work(multiply_adds, traffic, operators),
+            train=OpCounts(3 * multiply_adds, 3 * traffic, 3 * operators),
+            infer=OpCounts(multiply_adds, traffic, operators),
             parameters=parameters,
             memory=Memory(4 * parameters, 4 * parameters, 4 * parameters, kept, 4 * batch_size),
         )
@@ -113,7 +113,7 @@ class RandomFleet:
                 "training": {
                     "strategy": str(rng.choice(["averaging", "sequential", "distributed"])),
                     "aggregate": str(rng.choice(["all", "both", "server"])),
-                    "turn": str(rng.choice(["client", "batch"])),
+                    "interleave": str(rng.choice(["client", "batch"])),
                     "order": str(rng.choice(["listed", "shuffled"])),
                     "clients_per_round": float(rng.choice([0.5, 1.0])),
                 },

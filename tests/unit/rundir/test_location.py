@@ -10,7 +10,7 @@ import pytest
 
 from hsee_ray.config.files import load_config
 from hsee_ray.errors import ConfigError, RunError, UserError
-from hsee_ray.rundir.location import RunHome, run_place
+from hsee_ray.rundir.location import RunLocation, run_place
 from hsee_ray.storage import Storage, join
 
 CONFIG = load_config({"tiers": [{"name": "sensor", "clients": 1, "cut": "stem"}]})
@@ -27,25 +27,25 @@ def uri(kept: Path) -> str:
     return f"file://{kept}"
 
 
-def begun(uri: str, **files: str) -> RunHome:
+def begun(uri: str, **files: str) -> RunLocation:
     """A run at the URI with a config and other files; `__` in a name stands for `/`, and `_` for `.`."""
-    home = RunHome(uri)
-    home.claim()
-    write(home, config_yaml="seed: 0", **files)
-    return home
+    location = RunLocation(uri)
+    location.claim()
+    write(location, config_yaml="seed: 0", **files)
+    return location
 
 
-def write(home: RunHome, **files: str) -> None:
+def write(location: RunLocation, **files: str) -> None:
     for name, content in files.items():
-        path = home.local / name.replace("__", "/").replace("_", ".")
+        path = location.local / name.replace("__", "/").replace("_", ".")
         path.parent.mkdir(exist_ok=True)
         path.write_text(content)
 
 
-def told(home: RunHome) -> str:
+def told(location: RunLocation) -> str:
     """What `send` says when the one before has come to its end."""
     for _ in range(200):
-        trouble = home.send()
+        trouble = location.send()
         if trouble is not None:
             return trouble
         time.sleep(0.01)
@@ -57,60 +57,64 @@ def names(kept: Path) -> set[str]:
 
 
 def test_a_directory_is_worked_in_directly(tmp_path: Path) -> None:
-    home = RunHome(tmp_path / "run")
-    assert (home.local, home.uri, home.shown) == (tmp_path / "run", str(tmp_path / "run"), str(tmp_path / "run"))
-    assert home.place("checkpoints") == f"{tmp_path}/run/checkpoints"
-    home.check_free()
-    home.fetch()
-    home.claim()
-    assert home.send() is None
-    home.send_all()
+    location = RunLocation(tmp_path / "run")
+    assert (location.local, location.uri, location.shown) == (
+        tmp_path / "run",
+        str(tmp_path / "run"),
+        str(tmp_path / "run"),
+    )
+    assert location.place("checkpoints") == f"{tmp_path}/run/checkpoints"
+    location.check_free()
+    location.fetch()
+    location.claim()
+    assert location.send() is None
+    location.send_all()
 
 
 def test_what_has_changed_is_sent_and_what_is_gone_is_removed(uri: str, kept: Path) -> None:
-    home = begun(uri, tensorboard__events_1="one", metrics__a_parquet="a")
-    write(home, **{"deep__er": "x"})
-    home.send_all()
+    location = begun(uri, tensorboard__events_1="one", metrics__a_parquet="a")
+    write(location, **{"deep__er": "x"})
+    location.send_all()
     assert names(kept) == {"config.yaml", "tensorboard/events.1", "metrics/a.parquet"}
     old = (kept / "config.yaml").stat().st_mtime_ns
-    write(home, tensorboard__events_1="one two")
-    (home.local / "metrics" / "a.parquet").unlink()
-    home.send_all()
+    write(location, tensorboard__events_1="one two")
+    (location.local / "metrics" / "a.parquet").unlink()
+    location.send_all()
     assert (kept / "tensorboard" / "events.1").read_text() == "one two"
     assert names(kept) == {"config.yaml", "tensorboard/events.1"}
     assert (kept / "config.yaml").stat().st_mtime_ns == old, "what has not changed is not sent again"
 
 
 def test_a_summary_comes_last(uri: str, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = begun(uri, summary_json="{}", tensorboard__z="z", zz_png="")
+    location = begun(uri, summary_json="{}", tensorboard__z="z", zz_png="")
     order: list[str] = []
     monkeypatch.setattr(Storage, "write", lambda storage, name, content: order.append(name))
-    home.send_all()
+    location.send_all()
     assert order[-1] == "summary.json"
     assert len(order) == 4
 
 
 def test_what_is_sent_in_the_background_is_the_file_of_that_moment(uri: str, kept: Path) -> None:
-    home = begun(uri, tensorboard__e="round 1")
-    assert home.send() is None
-    write(home, tensorboard__e="round 1 and half a")
-    assert home.send() is None  # waits for the one before
-    home.send_all()
+    location = begun(uri, tensorboard__e="round 1")
+    assert location.send() is None
+    write(location, tensorboard__e="round 1 and half a")
+    assert location.send() is None  # waits for the one before
+    location.send_all()
     assert (kept / "tensorboard" / "e").read_text() == "round 1 and half a"
 
 
 def test_what_could_not_be_sent_is_told_and_sent_the_next_time(
     uri: str, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = begun(uri, tensorboard__e="round 1")
+    location = begun(uri, tensorboard__e="round 1")
     with monkeypatch.context() as broken:
         broken.setattr(Storage, "write", lambda *_: (_ for _ in ()).throw(OSError("no route to the bucket")))
-        assert home.send() is None
-        assert told(home) == "no route to the bucket"
+        assert location.send() is None
+        assert told(location) == "no route to the bucket"
         with pytest.raises(OSError, match="no route"):
-            home.send_all()
+            location.send_all()
     assert names(kept) == set()
-    home.send_all()
+    location.send_all()
     assert names(kept) == {"config.yaml", "tensorboard/e"}
 
 
@@ -118,20 +122,20 @@ def test_a_run_is_taken_up_from_its_uri(uri: str, kept: Path) -> None:
     begun(uri, tensorboard__e="curve", metrics__a="rows", error_log="oops").send_all()
     (kept / "checkpoints").mkdir()
     (kept / "checkpoints" / "large").write_text("not fetched")
-    home = RunHome(uri)
-    home.fetch()
-    home.claim()
-    found = {str(path.relative_to(home.local)) for path in home.local.rglob("*") if path.is_file()}
+    location = RunLocation(uri)
+    location.fetch()
+    location.claim()
+    found = {str(path.relative_to(location.local)) for path in location.local.rglob("*") if path.is_file()}
     assert found == {"config.yaml", "tensorboard/e", "metrics/a", "error.log"}
-    (home.local / "error.log").unlink()
-    home.send_all()
+    (location.local / "error.log").unlink()
+    location.send_all()
     assert names(kept) == {"config.yaml", "tensorboard/e", "metrics/a", "checkpoints/large"}
 
 
 def test_the_newest_process_owns_the_run(uri: str) -> None:
     first = begun(uri)
     first.send_all()
-    second = RunHome(uri)
+    second = RunLocation(uri)
     second.fetch()
     second.claim()
     write(first, tensorboard__e="late")
@@ -146,11 +150,11 @@ def test_the_newest_process_owns_the_run(uri: str) -> None:
 def test_a_new_run_does_not_begin_where_one_is(uri: str) -> None:
     begun(uri).send_all()
     with pytest.raises(ConfigError, match=f"holds a run already; continue that with --resume {uri}"):
-        RunHome(uri).check_free()
+        RunLocation(uri).check_free()
 
 
 def test_a_directory_has_one_owner_too(tmp_path: Path) -> None:
-    first, second = RunHome(tmp_path), RunHome(tmp_path)
+    first, second = RunLocation(tmp_path), RunLocation(tmp_path)
     first.claim()
     first.send()
     second.claim()
@@ -161,18 +165,18 @@ def test_a_directory_has_one_owner_too(tmp_path: Path) -> None:
 
 
 def test_a_slow_storage_holds_no_round_up(uri: str, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = begun(uri, tensorboard__e="round 1")
+    location = begun(uri, tensorboard__e="round 1")
     going_on = threading.Event()
     write_now = Storage.write
     monkeypatch.setattr(
         Storage, "write", lambda storage, name, content: going_on.wait(30) and write_now(storage, name, content)
     )
-    assert home.send() is None
-    write(home, tensorboard__e="round 1 and 2")
-    assert home.send() is None, "it does not wait"
+    assert location.send() is None
+    write(location, tensorboard__e="round 1 and 2")
+    assert location.send() is None, "it does not wait"
     assert names(kept) == set()
     going_on.set()
-    home.send_all()
+    location.send_all()
     assert (kept / "tensorboard" / "e").read_text() == "round 1 and 2"
 
 
@@ -184,19 +188,19 @@ def test_what_a_uri_says_of_its_store_stays_at_its_end() -> None:
 
 def test_a_uri_with_one_slash_is_no_directory() -> None:
     with pytest.raises(UserError, match="a URI has two slashes"):
-        RunHome(Path("s3://bucket/night"))
+        RunLocation(Path("s3://bucket/night"))
 
 
 def test_there_is_no_run_to_resume(uri: str) -> None:
     with pytest.raises(UserError, match="holds no run that could be resumed"):
-        RunHome(uri).fetch()
+        RunLocation(uri).fetch()
     with pytest.raises(UserError, match="is no storage that can be reached"):
-        RunHome("nowhere://bucket/run")
+        RunLocation("nowhere://bucket/run")
 
 
 def test_a_slash_at_the_end_changes_nothing(uri: str) -> None:
-    assert RunHome(f"{uri}/").place("final") == f"{uri}/final"
-    assert RunHome(f"{uri}/").name == "night-1"
+    assert RunLocation(f"{uri}/").place("final") == f"{uri}/final"
+    assert RunLocation(f"{uri}/").name == "night-1"
 
 
 def test_the_storage_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,9 +46,9 @@ MACHINES = st.none() | st.integers(1, 4).map(OneMachine)
 
 @given(LOADS, SITES, RULES, MACHINES)
 def test_everything_is_done_once_and_in_order(
-    loads: list[ClientLoad], site: ServerSite, rules: Rules, machine: OneMachine | None
+    loads: list[ClientLoad], context: ServerSite, rules: Rules, machine: OneMachine | None
 ) -> None:
-    timing = simulate_round(loads, site, rules, machine)
+    timing = simulate_round(loads, context, rules, machine)
     for load in loads:
         sent = [place for place, batch in enumerate(load.batches) if batch.server_s is not None]
         of_kind = defaultdict(list)
@@ -72,11 +72,11 @@ def test_everything_is_done_once_and_in_order(
 
 @given(LOADS, SITES, RULES)
 def test_shared_resources_are_not_used_beyond_their_capacity(
-    loads: list[ClientLoad], site: ServerSite, rules: Rules
+    loads: list[ClientLoad], context: ServerSite, rules: Rules
 ) -> None:
-    timing = simulate_round(loads, site, rules)
+    timing = simulate_round(loads, context, rules)
     served = [(span.begin_s, span.end_s) for span in timing.spans if span.kind == "server"]
-    assert _most_at_once(served) <= (site.cores if rules.order == "parallel" else 1)
+    assert _most_at_once(served) <= (context.cores if rules.order == "parallel" else 1)
     uploads = [span for span in timing.spans if span.kind == "upload"]
     by_number = {load.client: load for load in loads}
     for span in uploads:
@@ -87,7 +87,7 @@ def test_shared_resources_are_not_used_beyond_their_capacity(
         for last in uploads:
             inside = [s for s in uploads if s.begin_s >= first.begin_s and s.end_s <= last.end_s]
             carried = sum(by_number[s.client].batches[s.batch].sent_bytes for s in inside)
-            assert carried <= max(0.0, last.end_s - first.begin_s) * site.downlink_bytes_s * SLACK + 1e-6
+            assert carried <= max(0.0, last.end_s - first.begin_s) * context.downlink_bytes_s * SLACK + 1e-6
 
 
 @given(LOADS, st.integers(1, 4), RULES)
@@ -99,24 +99,24 @@ def test_one_machine_has_only_its_cores(loads: list[ClientLoad], cores: int, rul
 
 @given(LOADS, SITES, RULES, MACHINES)
 def test_no_round_ends_below_its_bounds(
-    loads: list[ClientLoad], site: ServerSite, rules: Rules, machine: OneMachine | None
+    loads: list[ClientLoad], context: ServerSite, rules: Rules, machine: OneMachine | None
 ) -> None:
-    end_s = simulate_round(loads, site, rules, machine).end_s * SLACK
+    end_s = simulate_round(loads, context, rules, machine).end_s * SLACK
     for load in loads:
-        assert lower_bound_s(load, site, machine) <= end_s
-    assert server_bound_s(loads, site, rules, machine) <= end_s
-    assert server_bound_s(loads[: len(loads) // 2], site, rules, machine) <= end_s
+        assert lower_bound_s(load, context, machine) <= end_s
+    assert server_bound_s(loads, context, rules, machine) <= end_s
+    assert server_bound_s(loads[: len(loads) // 2], context, rules, machine) <= end_s
 
 
 @given(LOADS, SITES, RULES)
 def test_faster_devices_never_end_later_where_no_link_and_no_core_is_fought_for(
-    loads: list[ClientLoad], site: ServerSite, rules: Rules
+    loads: list[ClientLoad], context: ServerSite, rules: Rules
 ) -> None:
     """Then every piece of work waits for others only in a fixed order. Elsewhere it is not true.
 
     Who computes or sends earlier may get in the way of the one that all have to wait for.
     """
-    roomy = ServerSite(len(loads) + 1, sum(load.uplink_bytes_s for load in loads) + 1.0, site.uplink_bytes_s)
+    roomy = ServerSite(len(loads) + 1, sum(load.uplink_bytes_s for load in loads) + 1.0, context.uplink_bytes_s)
     end_s = simulate_round(loads, roomy, rules).end_s * SLACK
 
     def quicker(batch: Batch) -> Batch:
@@ -134,10 +134,10 @@ def test_faster_devices_never_end_later_where_no_link_and_no_core_is_fought_for(
 
 @given(LOADS, SITES, RULES, MACHINES)
 def test_the_same_round_takes_the_same_time(
-    loads: list[ClientLoad], site: ServerSite, rules: Rules, machine: OneMachine | None
+    loads: list[ClientLoad], context: ServerSite, rules: Rules, machine: OneMachine | None
 ) -> None:
-    timing: RoundTiming = simulate_round(loads, site, rules, machine)
-    assert simulate_round(loads, site, rules, machine) == timing
+    timing: RoundTiming = simulate_round(loads, context, rules, machine)
+    assert simulate_round(loads, context, rules, machine) == timing
     assert timing.train_s <= timing.end_s
     assert all(0 <= span.begin_s <= span.end_s <= timing.end_s for span in timing.spans)
     assert [span.end_s for span in timing.spans] == sorted(span.end_s for span in timing.spans)

@@ -18,7 +18,7 @@ def load(client: int, *batches: Batch, uplink: float = 100.0, downlink: float = 
     return ClientLoad(client, batches, uplink_bytes_s=uplink, downlink_bytes_s=downlink)
 
 
-def site(cores: int = 4, downlink: float = FAST, uplink: float = FAST) -> ServerSite:
+def context(cores: int = 4, downlink: float = FAST, uplink: float = FAST) -> ServerSite:
     return ServerSite(cores, downlink, uplink)
 
 
@@ -33,7 +33,7 @@ def test_one_client() -> None:
     computed at 2, 4, 6; sent at 3, 5, 7; there at 3.5, 5.5, 7.5; served until 4.5, 6.5, 8.5.
     """
     client = replace(load(0, *[Batch(2.0, 100, 1.0)] * 3), latency_s=0.5)
-    timing = simulate_round([client], site(), PARALLEL)
+    timing = simulate_round([client], context(), PARALLEL)
     assert times(timing, 0, "compute") == [(0, 2), (2, 4), (4, 6)]
     assert times(timing, 0, "upload") == [(2, 3), (4, 5), (6, 7)]
     assert times(timing, 0, "server") == [(3.5, 4.5), (5.5, 6.5), (7.5, 8.5)]
@@ -48,7 +48,7 @@ def test_two_in_parallel_share_the_link() -> None:
     Server 1 s each, on two cores: 17/3 and 20/3.
     """
     clients = [load(0, Batch(1.0, 300, 1.0)), load(1, Batch(2.0, 300, 1.0))]
-    timing = simulate_round(clients, site(cores=2, downlink=150.0), PARALLEL)
+    timing = simulate_round(clients, context(cores=2, downlink=150.0), PARALLEL)
     assert times(timing, 0, "upload") == [(1, pytest.approx(14 / 3))]
     assert times(timing, 1, "upload") == [(2, pytest.approx(17 / 3))]
     assert times(timing, 0, "server") == [(pytest.approx(14 / 3), pytest.approx(17 / 3))]
@@ -61,18 +61,18 @@ def test_a_sequential_queue() -> None:
     Client 1 is ready at 1 and 2 and waits for client 0's turn: 3..5, 6..8, then its own 8..10 and 10..12.
     """
     slow, quick = load(0, *[Batch(3.0, 0, 2.0)] * 2), load(1, *[Batch(1.0, 0, 2.0)] * 2)
-    timing = simulate_round([slow, quick], site(), SERIAL)
+    timing = simulate_round([slow, quick], context(), SERIAL)
     assert times(timing, 0, "server") == [(3, 5), (6, 8)]
     assert times(timing, 1, "compute") == [(0, 1), (1, 2)]
     assert times(timing, 1, "server") == [(8, 10), (10, 12)]
     # The other way round: 1..3, 3..5, then 5..7 and 7..9.
-    assert simulate_round([quick, slow], site(), SERIAL).end_s == 9
+    assert simulate_round([quick, slow], context(), SERIAL).end_s == 9
 
 
 def test_a_queue_by_batch_takes_turns() -> None:
     """As above, round robin: 3..5 client 0, 5..7 client 1, 7..9 client 0 (ready at 6), 9..11 client 1."""
     slow, quick = load(0, *[Batch(3.0, 0, 2.0)] * 2), load(1, *[Batch(1.0, 0, 2.0)] * 2)
-    timing = simulate_round([slow, quick], site(), Rules("serial", turn="batch"))
+    timing = simulate_round([slow, quick], context(), Rules("serial", interleave="batch"))
     assert times(timing, 0, "server") == [(3, 5), (7, 9)]
     assert times(timing, 1, "server") == [(5, 7), (9, 11)]
 
@@ -80,20 +80,20 @@ def test_a_queue_by_batch_takes_turns() -> None:
 def test_a_client_waits_when_its_window_is_full() -> None:
     """Computing 1 s, server 3 s, window 2: the third batch begins when the first is finished, at 4; then each 3 s."""
     client = load(0, *[Batch(1.0, 0, 3.0)] * 4)
-    timing = simulate_round([client], site(), replace(PARALLEL, window=2))
+    timing = simulate_round([client], context(), replace(PARALLEL, window=2))
     assert times(timing, 0, "compute") == [(0, 1), (1, 2), (4, 5), (7, 8)]
     assert times(timing, 0, "server") == [(1, 4), (4, 7), (7, 10), (10, 13)]
 
 
 def test_a_client_that_is_away_begins_later() -> None:
-    timing = simulate_round([replace(load(0, Batch(1.0, 0, 1.0)), delay_s=60.0)], site(), PARALLEL)
+    timing = simulate_round([replace(load(0, Batch(1.0, 0, 1.0)), delay_s=60.0)], context(), PARALLEL)
     assert times(timing, 0, "away") == [(0, 60)]
     assert times(timing, 0, "compute") == [(60, 61)]
     assert timing.end_s == 62
 
 
 def test_a_client_with_the_whole_network_only_computes() -> None:
-    timing = simulate_round([load(0, Batch(1.0), Batch(2.0))], site(), SERIAL)
+    timing = simulate_round([load(0, Batch(1.0), Batch(2.0))], context(), SERIAL)
     assert [span.kind for span in timing.spans] == ["compute", "compute"]
     assert timing.end_s == 3
 
@@ -101,7 +101,7 @@ def test_a_client_with_the_whole_network_only_computes() -> None:
 def test_a_batch_that_was_skipped_is_not_sent() -> None:
     """Batches 0 and 2 are sent; the serial server goes from the one to the other."""
     client = load(0, Batch(1.0, 100, 1.0), Batch(1.0), Batch(1.0, 100, 1.0))
-    timing = simulate_round([client], site(), SERIAL)
+    timing = simulate_round([client], context(), SERIAL)
     assert times(timing, 0, "upload") == [(1, 2), (3, 4)]
     assert times(timing, 0, "server") == [(2, 3), (4, 5)]
 
@@ -109,13 +109,13 @@ def test_a_batch_that_was_skipped_is_not_sent() -> None:
 def test_cores_of_the_server_go_to_who_has_waited_longest() -> None:
     """One core, 2 s each: client 1 comes at 1, clients 0 and 2 together at 2; of these the lower number is first."""
     clients = [load(0, Batch(2.0, 0, 2.0)), load(1, Batch(1.0, 0, 2.0)), load(2, Batch(2.0, 0, 2.0))]
-    timing = simulate_round(list(reversed(clients)), site(cores=1), PARALLEL)
+    timing = simulate_round(list(reversed(clients)), context(cores=1), PARALLEL)
     assert [times(timing, number, "server") for number in range(3)] == [[(3, 5)], [(1, 3)], [(5, 7)]]
-    assert simulate_round(clients, site(cores=3), PARALLEL).end_s == 4
+    assert simulate_round(clients, context(cores=3), PARALLEL).end_s == 4
 
 
 def test_a_model_takes_one_batch_at_a_time_however_many_cores() -> None:
-    timing = simulate_round([load(0, *[Batch(1.0, 0, 2.0)] * 2)], site(cores=8), PARALLEL)
+    timing = simulate_round([load(0, *[Batch(1.0, 0, 2.0)] * 2)], context(cores=8), PARALLEL)
     assert times(timing, 0, "server") == [(1, 3), (3, 5)]
 
 
@@ -128,7 +128,7 @@ def test_parameters_are_exchanged_when_all_have_trained() -> None:
         replace(load(number, Batch(1.0 + number)), latency_s=0.5, model_up_bytes=200, model_down_bytes=100)
         for number in range(2)
     ]
-    timing = simulate_round(clients, site(downlink=200.0, uplink=400.0), PARALLEL)
+    timing = simulate_round(clients, context(downlink=200.0, uplink=400.0), PARALLEL)
     assert timing.train_s == 2
     assert times(timing, 0, "exchange") == times(timing, 1, "exchange") == [(2, 4.5), (4.5, 6)]
     assert timing.end_s == 6
@@ -137,7 +137,7 @@ def test_parameters_are_exchanged_when_all_have_trained() -> None:
 def test_missed_averages_are_fetched_first() -> None:
     """300 bytes at 100 bytes/s and 0.5 s of latency; then it computes for 1 s."""
     client = replace(load(0, Batch(1.0)), latency_s=0.5, fetch_bytes=300)
-    timing = simulate_round([client], site(), PARALLEL)
+    timing = simulate_round([client], context(), PARALLEL)
     assert times(timing, 0, "fetch") == [(0, 3.5)]
     assert timing.end_s == 4.5
 
@@ -149,13 +149,13 @@ def test_one_machine_shares_its_cores() -> None:
     """
     two = replace(load(0, *[Batch(1.0, 75, 1.0)] * 2), latency_s=0.25)
     one = replace(load(1, Batch(1.0, 75, 1.0)), latency_s=0.25)
-    timing = simulate_round([two, one], site(), PARALLEL, OneMachine(1))
+    timing = simulate_round([two, one], context(), PARALLEL, OneMachine(1))
     assert times(timing, 0, "compute") == [(0, 1), (3, 4)]
     assert times(timing, 0, "upload") == [(1, 2), (4, 5)]
     assert times(timing, 0, "server") == [(2, 3), (5, 6)]
     assert times(timing, 1, "server") == [(8, 9)]
     # Two cores: both clients 0..2, both servers 2..3, and client 0 again 3..5, its server 5..6.
-    assert simulate_round([two, one], site(), PARALLEL, OneMachine(2)).end_s == 6
+    assert simulate_round([two, one], context(), PARALLEL, OneMachine(2)).end_s == 6
 
 
 def test_one_machine_exchanges_on_its_cores() -> None:
@@ -163,10 +163,10 @@ def test_one_machine_exchanges_on_its_cores() -> None:
     clients = [load(number, Batch(0.0)) for number in range(3)]
     clients = [replace(client, model_up_bytes=100) for client in clients]
     clients[2] = replace(clients[2], model_down_bytes=50)
-    timing = simulate_round(clients, site(), PARALLEL, OneMachine(2))
+    timing = simulate_round(clients, context(), PARALLEL, OneMachine(2))
     assert (timing.train_s, timing.end_s) == (0, 2.5)
 
 
 def test_nobody_is_no_time() -> None:
-    assert simulate_round([], site(), PARALLEL) == RoundTiming((), 0.0, 0.0)
-    assert simulate_round([], site(), SERIAL, OneMachine(1)).end_s == 0.0
+    assert simulate_round([], context(), PARALLEL) == RoundTiming((), 0.0, 0.0)
+    assert simulate_round([], context(), SERIAL, OneMachine(1)).end_s == 0.0

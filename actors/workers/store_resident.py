@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Sealed(Generic[T]):
+class StoreResident(Generic[T]):
     """A payload of tensors, always larger than what Ray would inline."""
 
     payload: T
     padding: np.ndarray[Any, Any]
 
 
-def seal(payload: T) -> Sealed[T]:
-    return Sealed(payload, np.zeros(INLINE_LIMIT_BYTES + 1, np.uint8))
+def store_resident(payload: T) -> StoreResident[T]:
+    return StoreResident(payload, np.zeros(INLINE_LIMIT_BYTES + 1, np.uint8))

@@ -8,7 +8,7 @@ import ray
 
 
 @dataclass(frozen=True)
-class Presence:
+class ActorLocation:
     node_id: str
     node: str
     """Address of the node."""
@@ -16,7 +16,7 @@ class Presence:
     """`cpu`, `cuda`."""
 
 
-def presence_here(device: str) -> Presence:
+def location_here(device: str) -> ActorLocation:
     """This process's place on the cluster."""
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    return Presence(ray.get_runtime_context().get_node_id(), address, device)
+    return ActorLocation(ray.get_runtime_context().get_node_id(), address, device)

@@ -25,7 +25,7 @@ STRATEGIES = {
     "averaging": ["training.optimizer.name=adamw", "training.clients_per_round=0.5"],
     "averaging_every_2": ["training.aggregate_every=2", "training.optimizer_state=average"],
     "sequential": ["training.strategy=sequential", "training.order=shuffled"],
-    "round_robin": ["training.strategy=sequential", "training.turn=batch", "training.optimizer_state=reset"],
+    "round_robin": ["training.strategy=sequential", "training.interleave=batch", "training.optimizer_state=reset"],
     "distributed": ["training.strategy=distributed", "training.norm_statistics=shared"],
 }
 SEATS = {"one": (1, 1, 1, 1), "two": (2, 2, 1, 2), "mixed": (1, 3, 2, 2)}
@@ -39,13 +39,13 @@ def crowd(tiny: dict[str, Any]) -> dict[str, Any]:
     return {**tiny, "tiers": tiers, "data": {**tiny["data"], "train_samples": 240, "partition": {"kind": "iid"}}}
 
 
-def seated(crowd: dict[str, Any], seats: tuple[int, int, int, int], overrides: list[str]) -> Config:
-    keys = ["tiers.0.seats", "tiers.1.seats", "tiers.2.seats", "server.seats"]
-    return load_config(crowd, [*(f"{key}={count}" for key, count in zip(keys, seats, strict=True)), *overrides])
+def connected(crowd: dict[str, Any], slots: tuple[int, int, int, int], overrides: list[str]) -> Config:
+    keys = ["tiers.0.slots", "tiers.1.slots", "tiers.2.slots", "server.slots"]
+    return load_config(crowd, [*(f"{key}={count}" for key, count in zip(keys, slots, strict=True)), *overrides])
 
 
 @pytest.mark.parametrize(
-    ("strategy", "seats", "window"),
+    ("strategy", "slots", "window"),
     [
         ("averaging", "one", 8),
         ("averaging", "two", 1),
@@ -57,24 +57,24 @@ def seated(crowd: dict[str, Any], seats: tuple[int, int, int, int], overrides: l
         ("distributed", "two", 8),
     ],
 )
-def test_runs_in_seats_equal_the_reference(
-    strategy: str, seats: str, window: int, crowd: dict[str, Any], warm_actors: None, tmp_path: Path
+def test_runs_in_slots_equal_the_reference(
+    strategy: str, slots: str, window: int, crowd: dict[str, Any], warm_actors: None, tmp_path: Path
 ) -> None:
-    config = seated(crowd, SEATS[seats], [*STRATEGIES[strategy], f"pipeline.max_in_flight={window}"])
+    config = connected(crowd, SEATS[slots], [*STRATEGIES[strategy], f"pipeline.max_in_flight={window}"])
     teams: list[Team] = []
     finished = run(config, tmp_path / "run", Listener(assembled=teams.append))
     assert finished.summary["weights_sha256"] == reference_digest(config)
-    servers = 1 if config.training.strategy == "sequential" else SEATS[seats][3]
-    assert len(teams[0].actors) == sum(SEATS[seats][:3]) + servers + 1
-    assert str(teams[0].seating).startswith(
+    servers = 1 if config.training.strategy == "sequential" else SEATS[slots][3]
+    assert len(teams[0].actors) == sum(SEATS[slots][:3]) + servers + 1
+    assert str(teams[0].slot_plan).startswith(
         f"{len(teams[0].actors) - 1} actors, in which models take turns: 3 sensor in"
     )
 
 
 @pytest.mark.parametrize("strategy", ["averaging_every_2", "round_robin"])
-def test_kills_change_no_bit_in_seats(strategy: str, crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
-    config = seated(crowd, SEATS["two"], [*STRATEGIES[strategy], "failures.max_per_actor=9", "checkpoint.every=1"])
-    killer = kills(
+def test_kills_change_no_bit_in_slots(strategy: str, crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+    config = connected(crowd, SEATS["two"], [*STRATEGIES[strategy], "failures.max_per_actor=9", "checkpoint.every=1"])
+    injector = kills(
         (1, "train", "client"),
         (1, "aggregate", "server"),
         (2, "train", "server"),
@@ -83,13 +83,13 @@ def test_kills_change_no_bit_in_seats(strategy: str, crowd: dict[str, Any], warm
         (3, "train", "client"),
         (3, "save", "server"),
     )
-    finished = run(config, tmp_path / "run", killer.listener())
-    assert killer.hits
+    finished = run(config, tmp_path / "run", injector.listener())
+    assert injector.hits
     assert finished.summary["weights_sha256"] == reference_digest(config)
 
 
-def test_a_run_goes_on_in_other_seats(crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
-    config = seated(crowd, SEATS["one"], [])
+def test_a_run_goes_on_in_other_slots(crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+    config = connected(crowd, SEATS["one"], [])
     stop = StopRequest()
 
     def after_two(report: RoundReport) -> None:
@@ -98,21 +98,21 @@ def test_a_run_goes_on_in_other_seats(crowd: dict[str, Any], warm_actors: None, 
 
     with pytest.raises(Interrupted):
         run(config, tmp_path / "run", Listener(finished_round=after_two), stop)
-    resumed = resume(tmp_path / "run", ["tiers.0.seats=3", "tiers.1.seats=2", "server.seats=null"])
+    resumed = resume(tmp_path / "run", ["tiers.0.slots=3", "tiers.1.slots=2", "server.slots=null"])
     assert resumed.summary["weights_sha256"] == reference_digest(config)
 
 
-def test_answers_are_the_same_from_seats(crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
-    config = seated(crowd, SEATS["one"], ["training.rounds=1"])
+def test_answers_are_the_same_from_slots(crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+    config = connected(crowd, SEATS["one"], ["training.rounds=1"])
     finished = run(config, tmp_path / "run")
     everything = {number: Gate("entropy", 1.0, 1.0) for number in range(8)}
 
-    def answers(*seats: str) -> dict[int, Answers]:
-        with trained_actors(finished, seats, lambda event: None) as rounds:
+    def answers(*slots: str) -> dict[int, Answers]:
+        with trained_actors(finished, slots, lambda event: None) as rounds:
             return ask(rounds, "test", everything)
 
     in_one = answers()
-    one_each = answers("tiers.0.seats=null", "tiers.1.seats=null", "tiers.2.seats=null", "server.seats=null")
+    one_each = answers("tiers.0.slots=null", "tiers.1.slots=null", "tiers.2.slots=null", "server.slots=null")
     for number in range(8):
         np.testing.assert_array_equal(in_one[number].logits_NK, one_each[number].logits_NK)
         if number < 6:

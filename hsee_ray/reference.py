@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from hsee_ray.method.aggregation import Ledger, ModelId, average_copies, plan_aggregation
+from hsee_ray.config.fleet import ModelId
+from hsee_ray.method.aggregation import Ledger, average_copies, plan_aggregation
+from hsee_ray.method.client import Client
+from hsee_ray.method.legs import EVALUATION, Side, Work, legs_of
 from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport
 from hsee_ray.method.schedule import (
-    aggregates_after,
     evaluates_after,
     learning_rate,
     ordered_steps,
@@ -18,9 +21,10 @@ from hsee_ray.method.schedule import (
     queue_order,
     round_batches,
 )
-from hsee_ray.method.setup import Setup, build_client, build_server, mapped_client_data, served_by_one
+from hsee_ray.method.server import Server
+from hsee_ray.method.setup import Setup, build_client, build_server, mapped_client_data
 from hsee_ray.models.model import Model
-from hsee_ray.models.state import Arrays, UnitState, named_tensors
+from hsee_ray.models.state import Arrays, UnitState
 from hsee_ray.models.weights import digest_lines, weights_sha256
 
 
@@ -36,12 +40,10 @@ class Reference:
             build_client(setup, spec.client_id, mapped_client_data(setup, spec.client_id), cpu)
             for spec in setup.fleet.clients
         ]
-        with_server = served_by_one(setup)
-        if self.config.training.strategy == "sequential" and with_server:
-            shared = build_server(setup, with_server, cpu)
-            self.server_of = dict.fromkeys(with_server, shared)
-        else:
-            self.server_of = {client_id: build_server(setup, [client_id], cpu) for client_id in with_server}
+        self.strategy = setup.strategy
+        self.servers = {
+            server: build_server(setup, served, cpu) for server, served in self.strategy.served(setup.fleet).items()
+        }
         self.ledger = Ledger()
         self.averages: dict[str, UnitState] = {}
         self.trained: set[int] = set()
@@ -56,17 +58,18 @@ class Reference:
         who = participants(self.config, self.setup.fleet, round_number)
         for model, units in self.ledger.catch_up(self.config, self.setup.fleet, who).items():
             self._model(model).load({unit: self.averages[key] for unit, key in units.items()})
-        client_training: dict[int, TrainReport] = {}
-        server_training: dict[int, TrainReport] = {}
+        reports: dict[Side, dict[int, TrainReport]] = {"client": {}, "server": {}}
         for client_id, step in self._steps(round_number):
-            packet, report = self.clients[client_id].train(round_number, step, step + 1)
-            client_training[client_id] = client_training.get(client_id, TrainReport(0, ())) + report
-            if client_id in self.server_of:
-                report = self.server_of[client_id].train(client_id, round_number, packet)
-                server_training[client_id] = server_training.get(client_id, TrainReport(0, ())) + report
+            work, payload = Work(client_id, round_number, step, step + 1), None
+            for leg in legs_of(self.strategy.trip, self.setup.fleet.clients[client_id].has_server):
+                payload, report = leg.run(self._side(leg.side, client_id), work, payload)
+                own = reports[leg.side]
+                own[client_id] = own[client_id] + report if client_id in own else report
+                if payload is None:
+                    break
         train_s = time.perf_counter() - begin
         self.trained.update(who)
-        if aggregates_after(self.config, round_number):
+        if self.strategy.aggregates_after(self.config.training, round_number):
             self._aggregate(round_number)
         evaluation = self._evaluate() if evaluates_after(self.config, round_number) else {}
         return RoundReport(
@@ -74,19 +77,16 @@ class Reference:
             learning_rate=learning_rate(self.config.training, round_number),
             wall_s=time.perf_counter() - begin,
             train_s=train_s,
-            client_training=client_training,
-            server_training=server_training,
+            client_training=reports["client"],
+            server_training=reports["server"],
             evaluation=evaluation,
         )
 
     def files(self) -> dict[str, Arrays]:
         """Final tensors by file stem."""
-        tensors = {client.spec.client_file: named_tensors(client.model.state()) for client in self.clients}
-        for client_id, server in self.server_of.items():
-            shared = self.config.training.strategy == "sequential"
-            stem = "server" if shared else self.setup.fleet.clients[client_id].server_file
-            if stem not in tensors:
-                tensors[stem] = server.tensors()
+        tensors = {client.spec.client_file: client.tensors() for client in self.clients}
+        for server_id, server in self.servers.items():
+            tensors[self.strategy.file_of(self.setup.fleet, ModelId("server", server_id))] = server.tensors()
         return tensors
 
     def digest(self) -> str:
@@ -122,18 +122,27 @@ class Reference:
 
     def _evaluate(self) -> dict[int, EvaluationReport]:
         reports: dict[int, EvaluationReport] = {}
-        size = self.config.evaluation.batch_size
-        for client_id, client in enumerate(self.clients):
-            for first in range(0, len(self.setup.test_indices), size):
-                packet, report = client.evaluate(first, first + size)
-                if report is None:
-                    report = self.server_of[client_id].evaluate(client_id, packet)
+        size, n_test = self.config.evaluation.batch_size, len(self.setup.test_indices)
+        for client_id, spec in enumerate(self.setup.fleet.clients):
+            for first in range(0, n_test, size):
+                work, payload, report = Work(client_id, 0, first, min(first + size, n_test)), None, None
+                for leg in legs_of(EVALUATION, spec.has_server):
+                    payload, own = leg.run(self._side(leg.side, client_id), work, payload)
+                    report = own or report
+                assert report is not None
                 reports[client_id] = reports[client_id] + report if client_id in reports else report
         return reports
 
+    def _side(self, side: Side, client_id: int) -> Any:
+        """The client, or the server that takes up its features."""
+        if side == "client":
+            return self.clients[client_id]
+        server_id = self.strategy.server_of(self.setup.fleet.clients[client_id])
+        assert server_id is not None
+        return self.servers[server_id]
+
     def _model(self, model: ModelId) -> Model:
-        if model.side == "client":
-            return self.clients[model.client_id].model
-        if self.config.training.strategy == "sequential":
-            return next(iter(self.server_of.values())).model
-        return self.server_of[model.client_id].model
+        side: Client | Server = (
+            self.clients[model.client_id] if model.side == "client" else self.servers[model.client_id]
+        )
+        return side.model

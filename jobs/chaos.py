@@ -58,14 +58,15 @@ class InjectedFault:
 
 def plan_blows(config: Config, rounds: int, kills: int, targets: Sequence[str], seed: int) -> list[Fault]:
     """Blows for a run: every stage once, then as it comes; the same for the same seed."""
-    from hsee_ray.method.schedule import aggregates_after, evaluates_after
+    from hsee_ray.method.schedule import evaluates_after
+    from hsee_ray.method.strategies import strategy_of
     from hsee_ray.rng import generator
 
     everyone = range(1, rounds + 1)
     stages = {
         START: [0],
         TRAIN: list(everyone),
-        AGGREGATE: [n for n in everyone if aggregates_after(config, n)],
+        AGGREGATE: [n for n in everyone if strategy_of(config).aggregates_after(config.training, n)],
         EVALUATE: [n for n in everyone if evaluates_after(config, n)],
         CHECKPOINT: [n for n in everyone if n % config.checkpoint.every == 0 or n == rounds],
         SAVE: [rounds],

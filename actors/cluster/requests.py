@@ -6,6 +6,7 @@ from actors.cluster.resources import Request
 from actors.cluster.slots import SERVERS, Slot, SlotPlan, slots_of
 from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import Config, ResourcesConfig
+from hsee_ray.method.strategies import strategy_of
 
 
 def requests(config: Config, fleet: Fleet, slot_plan: SlotPlan) -> list[Request]:
@@ -17,14 +18,15 @@ def requests(config: Config, fleet: Fleet, slot_plan: SlotPlan) -> list[Request]
 
 
 def _request(config: Config, fleet: Fleet, slot: Slot) -> Request:
-    strategy, spec = config.training.strategy, fleet.clients[slot.client_id]
+    spec = fleet.clients[slot.client_id]
     pair = spec.client_id if config.cluster.placement == "colocate" and spec.has_server else None
     if slot.side == "server":
-        who = "the shared server" if strategy == "sequential" else f"the server of client {spec.label}"
+        shared = strategy_of(config).shared_server
+        who = "the shared server" if shared else f"the server of client {spec.label}"
         server = config.server.resources
         return Request(who, SERVERS, "server.resources", _logical(server), server.label_selector, pair)
     index = next((i for i, tier in enumerate(config.tiers) if tier.name == spec.tier), None)
-    key = "server.resources" if strategy == "centralized" else f"tiers.{index}.resources"
+    key = "server.resources" if index is None else f"tiers.{index}.resources"
     who = f"client {spec.label} of tier {spec.tier}"
     return Request(who, spec.tier, key, _logical(spec.resources), spec.resources.label_selector, pair)
 

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hsee_ray.config.fleet import Fleet
+from hsee_ray.config.fleet import Fleet, ModelId
 from hsee_ray.config.schema import Config
-from hsee_ray.method.aggregation import ModelId
+from hsee_ray.method.strategies import models_of, strategy_of
 
 SERVERS = "servers"
 """What servers are called among the tiers of a run."""
@@ -56,7 +56,7 @@ def plan_slots(config: Config, fleet: Fleet, room_bytes: int | None, per_pool: i
     Where it does not fit, up to `per_pool` slots for each tier and for the servers, as far as there is room. Pairs that
     are kept together, and clients that may be left out of a run, always have actors of their own.
     """
-    models = Counter(pool_of(fleet, model) for model in models_of(config, fleet))
+    models = Counter(pool_of(fleet, model) for model in models_of(strategy_of(config), fleet))
     asked = {tier.name: tier.slots for tier in config.tiers} | {SERVERS: config.server.slots}
     slots = {pool: min(asked.get(pool) or count, count) for pool, count in models.items()}
     fits = room_bytes is None or (sum(slots.values()) + 1) * ACTOR_BYTES <= room_bytes
@@ -69,22 +69,6 @@ def plan_slots(config: Config, fleet: Fleet, room_bytes: int | None, per_pool: i
     return SlotPlan(models, slots, room_bytes)
 
 
-def models_of(config: Config, fleet: Fleet) -> list[ModelId]:
-    """Every model of a run in the order in which they start: pairs that compute first, first.
-
-    The shared server of Sequential is server 0.
-    """
-    shared = config.training.strategy == "sequential"
-    models: list[ModelId] = []
-    if shared and any(spec.has_server for spec in fleet.clients):
-        models.append(ModelId("server", 0))
-    for spec in fleet.clients:
-        models.append(ModelId("client", spec.client_id))
-        if spec.has_server and not shared:
-            models.append(ModelId("server", spec.client_id))
-    return models
-
-
 def pool_of(fleet: Fleet, model: ModelId) -> str:
     """Models of one pool may take each other's slots: clients of a tier, and servers."""
     return SERVERS if model.side == "server" else fleet.clients[model.client_id].tier
@@ -94,7 +78,7 @@ def slots_of(config: Config, fleet: Fleet, slot_plan: SlotPlan) -> list[Slot]:
     """The slots of a run in the order in which their actors start."""
     left = dict(slot_plan.slots)
     slots: list[Slot] = []
-    for model in models_of(config, fleet):
+    for model in models_of(strategy_of(config), fleet):
         pool = pool_of(fleet, model)
         if left[pool] > 0:
             left[pool] -= 1

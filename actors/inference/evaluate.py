@@ -194,7 +194,7 @@ def _tiers_with_exits(rounds: Rounds) -> dict[str, list[int]]:
     """Clients of every tier that has exits, without those that are not there."""
     tiers: dict[str, list[int]] = {}
     for spec in rounds.setup.fleet.clients:
-        if spec.has_server and spec.client_id not in rounds.missing:
+        if spec.has_server and spec.client_id not in rounds.team.left_out:
             tiers.setdefault(spec.tier, []).append(spec.client_id)
     return tiers
 

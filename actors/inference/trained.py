@@ -14,21 +14,22 @@ import ray
 from ray import ObjectRef
 
 from actors.cluster.connection import cluster_context
-from actors.run.calls import Calls
+from actors.run.fanout import MemberCall
 from actors.run.interrupt import StopRequest
 from actors.run.listener import SILENT, Event
-from actors.run.pipeline import Work
 from actors.run.recovery import Recovery, StateLost
-from actors.run.rounds import MemberCall, Rounds
+from actors.run.rounds import Rounds
 from actors.run.run_state import Lineage, RunState
-from actors.run.stages import RoundStage
-from actors.run.team import RowRefs, Team
+from actors.run.stages import Stage
+from actors.run.team import RowRefs, Team, create_actor
+from actors.workers.contract import ActorFactory, ReadModel
 from actors.workers.origin import Origin, versions
 from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.edge.gate import Gate
 from hsee_ray.errors import ConfigError, DataError, RunError
-from hsee_ray.method.aggregation import ModelId
+from hsee_ray.method.legs import answering
 from hsee_ray.method.predictions import Answers, ExitPredictions, Part, ServerPredictions, join
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.rundir.checkpoint import changed_keys
@@ -42,54 +43,22 @@ Gates = Mapping[int, Gate]
 """By client number; at cut L there is nothing to decide."""
 
 
-class AnsweringStage(RoundStage):
-    """A part of the data through the real path: exit, compact, send, answer."""
-
-    name = "answer"
-
-    def __init__(self, rounds: Rounds, part: Part, gates: Gates) -> None:
-        super().__init__(rounds, rounds.state.round_number)
-        self.part = part
-        self.gates = gates
-
-    def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
-        client, gate = ModelId("client", work.client), self.gates[work.client]
-        features, answers = self.team.submit(client, "answer", self.part, work.first, work.last, gate, num_returns=2)
-        return features, answers
-
-    def server_call(
-        self, work: Work, features: ObjectRef[Any], client_report: ExitPredictions
-    ) -> ObjectRef[ServerPredictions] | None:
-        if client_report.exited_B.all():
-            return None
-        assert work.server is not None
-        answers: ObjectRef[Any] = self.team.submit(ModelId("server", work.server), "answer", work.client, features)
-        return answers
-
-
 def ask(rounds: Rounds, part: Part, gates: Gates, most: int | None = None) -> dict[int, Answers]:
     """The answers of every client that has samples, and of its server to those that the gate lets through.
 
-    `most` samples of each client, or all. Raises RunError where an exit gives values that are no numbers.
+    `most` samples of each client, or all. Raises RunError where an exit gives values that are NaN or infinite.
     """
-    setup, size = rounds.setup, rounds.config.evaluation.batch_size
-    works = [
-        Work(spec.client_id, rounds.team.server_of(spec), first, min(first + size, n_samples), turn=spec.client_id)
+    setup, round_number = rounds.setup, rounds.state.round_number
+    n_samples = {
+        spec.client_id: min(samples_of(setup, part, spec.client_id), most or sys.maxsize)
         for spec in setup.fleet.clients
-        if spec.client_id not in rounds.missing
-        for n_samples in [min(samples_of(setup, part, spec.client_id), most or sys.maxsize)]
-        for first in range(0, n_samples, size)
-    ]
-    stage = AnsweringStage(rounds, part, gates)
-    rounds.tell_entered(stage.round_number, stage.name)
-    calls: Calls[Any] = rounds.calls(stage.round_number, stage.name)
-    pipeline = rounds.pipeline(works, stage, calls, rounds.evaluation_window)
-    pieces: dict[int, dict[int, tuple[ExitPredictions, ServerPredictions | None]]] = {}
-    for done in pipeline.run():
-        pieces.setdefault(done.work.client, {})[done.work.first] = done.client_report, done.server_report
-    answers = {
-        n: join([piece for _, piece in sorted(pieces[n].items())]) for n in sorted(pieces.keys() - rounds.missing)
     }
+    stage = Stage(rounds.team, rounds.recovery, rounds.state, lambda client: answering(part, gates[client]))
+    units = rounds.sample_units(n_samples, round_number)
+    pieces: dict[int, list[tuple[ExitPredictions, ServerPredictions | None]]] = {}
+    for piece, reports in rounds.run_stage(stage, units, round_number, "answer", rounds.evaluation_window):
+        pieces.setdefault(piece.work.client_id, []).append((reports["client"], reports.get("server")))
+    answers = {client_id: join(pieces[client_id]) for client_id in sorted(pieces.keys() - rounds.team.left_out)}
     for client_id, own in answers.items():
         if not np.isfinite(own.logits_NK).all():
             who = rounds.team.label(ModelId("client", client_id))
@@ -103,7 +72,9 @@ def samples_of(setup: Setup, part: Part, client_id: int) -> int:
 
 
 @contextmanager
-def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], None]) -> Iterator[Rounds]:
+def trained_actors(
+    run: Run, overrides: Iterable[str], tell: Callable[[Event], None], create: ActorFactory = create_actor
+) -> Iterator[Rounds]:
     """The actors of a finished run with its final models, for the length of the block.
 
     Raises ConfigError for an override that would make it another run, DataError when its data or its models are not
@@ -121,7 +92,7 @@ def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], N
         if context.slot_plan.shared:
             waits("run", str(context.slot_plan))
         rows, origin = (None, None) if context.local else (RowRefs.put(setup), Origin(versions(), None))
-        team = Team(setup, ray.put(setup), context.slot_plan, rows, origin, context.at_a_time)
+        team = Team(setup, ray.put(setup), context.slot_plan, rows, origin, context.at_a_time, create)
         recovery = Recovery(team, History(), tell)
         rounds = Rounds(setup, team, recovery, StopRequest(), SILENT.trained, SILENT.entered, context)
         try:
@@ -130,6 +101,7 @@ def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], N
         except StateLost as lost:
             raise RunError(f"{lost.failure.who}: {lost.failure.reason}; nothing was written, start again") from None
         finally:
+            rounds.close()
             team.release()
 
 
@@ -158,14 +130,14 @@ def _take_models(rounds: Rounds, run: Run) -> None:
 
     def read(model: ModelId, path: Path) -> ObjectRef[Any]:
         nothing: ObjectRef[Any]
-        snapshots[model], nothing = rounds.team.submit(model, "read_model", str(path), num_returns=2)
+        snapshots[model], nothing = rounds.team.submit(model, ReadModel(str(path)))
         return nothing
 
     calls: dict[ModelId, MemberCall] = {}
     for model in rounds.team.models:
         path = directory / f"{rounds.stem(model)}.safetensors"
         if model.side == "client" and not path.is_file():
-            rounds.missing.add(model.client_id)
+            rounds.team.left_out.add(model.client_id)
             rounds.recovery.tell(Event(run.config.training.rounds, "answer", rounds.team.label(model), "has no model"))
             continue
         calls[model] = model, partial(read, model, path)

@@ -1,6 +1,6 @@
 """Who has a place on the cluster, who still waits for one, and whose node is about to go.
 
-The driver looks here whenever it waits for an answer: nothing runs beside it.
+The driver looks here every second while it waits for answers.
 """
 
 from __future__ import annotations
@@ -28,50 +28,40 @@ TELL_S = 10.0
 class ActorStatus:
     """The actors of a run as they come to their places and leave them."""
 
-    def __init__(
-        self,
-        team: Team,
-        tell: Callable[[Event], None],
-        on_leave: Callable[[Set[str]], None],
-        is_missing: Callable[[Member], bool],
-    ) -> None:
-        """`on_leave` is told of nodes that are about to go; `is_missing` says who is left out of the run."""
+    def __init__(self, team: Team, tell: Callable[[Event], None]) -> None:
         self.team = team
         self.tell = tell
-        self.on_leave = on_leave
-        self.is_missing = is_missing
         self.present: dict[Member, ActorLocation] = {}
         self._asked: dict[Member, ObjectRef[Any]] = {}
         """The presences that `present` is the answer to."""
-        self._next_look = 0.0
         self._next_tell = time.monotonic() + TELL_S
         self._told = ""
         self._leaving: dict[str, int] = {}
         self._on_cpu: set[str] = set()
 
-    def look(self, round_number: int, at_once: bool = False) -> None:
-        """Takes notice of who has come and which nodes go; tells of it. Cheap enough for every wait.
+    def look(self, round_number: int) -> Set[str]:
+        """Takes notice of who has come and which nodes go, and tells of it.
 
-        `at_once`: also when it was only just asked.
+        Gives the nodes that are about to go if one of them has only now been told to.
         """
         now = time.monotonic()
-        if now < self._next_look and not at_once:
-            return
-        self._next_look = now + LOOK_S
         self._take_arrivals(round_number)
         self.team.start_more(len(self.present))
-        self._take_leavings(round_number)
+        leaving = self._take_leavings(round_number)
         if self.waiting and now >= self._next_tell:
             self._next_tell = now + TELL_S
             text = self.status_line()
             if text != self._told or "waiting" in text:  # processes that start need no second line
                 self.tell(Event(round_number, "start", "run", text))
             self._told = text
+        return leaving
 
     @property
     def waiting(self) -> list[Member]:
         """Actors that the run needs and of which no word has come yet."""
-        return [member for member in self.team.members() if member not in self.present and not self.is_missing(member)]
+        return [
+            member for member in self.team.members() if member not in self.present and not self.team.is_left_out(member)
+        ]
 
     @property
     def leaving(self) -> set[Member]:
@@ -132,7 +122,7 @@ class ActorStatus:
             text = f"has {gpus:g} GPU of Ray's and no CUDA on node {location.node}: it computes on the CPU"
             self.tell(Event(round_number, "start", request.tier, text))
 
-    def _take_leavings(self, round_number: int) -> None:
+    def _take_leavings(self, round_number: int) -> Set[str]:
         draining = draining_nodes()
         came = draining.keys() - self._leaving.keys()
         self._leaving = draining
@@ -143,5 +133,4 @@ class ActorStatus:
                 within = f" within {deadline_s:.0f} s" if draining[node] else ""
                 text = f"goes{within}: its {len(members)} actors move"
                 self.tell(Event(round_number, "leave", f"node {self.present[members[0]].node}", text))
-        if came:
-            self.on_leave(draining.keys())
+        return draining.keys() if came else set()

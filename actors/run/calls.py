@@ -1,13 +1,14 @@
-"""Calls under way: their answers as they come, and who failed to answer."""
+"""Calls under way: awaited by whoever needs their results, watched together for actors that hang or go."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
 
-import ray
 from ray import ObjectRef
 from ray.exceptions import (
     ActorDiedError,
@@ -28,98 +29,101 @@ from hsee_ray.rundir.failures import Failure, Kind
 TICK_S = 1.0
 """At most so long passes before a request to stop, or an actor that hangs, is noticed."""
 
-T = TypeVar("T")
 Worked = Callable[[Member, str, int, float, float], None]
 """Told of every call that has been answered: who, stage, round, and from when to when, in `time.monotonic` seconds."""
 
 
-@dataclass(frozen=True)
-class CallResult(Generic[T]):
-    """What became of one call."""
+class CallFailed(Exception):
+    """An actor has not given the result of a call."""
 
-    tag: T
-    member: Member
-    value: Any
-    failure: Failure | None
+    def __init__(self, member: Member, failure: Failure, relocated: bool = False) -> None:
+        """`relocated`: the actor is a new one already, as it moved along with the other one of its pair."""
+        super().__init__(f"{failure.who}: {failure.reason}")
+        self.member = member
+        self.failure = failure
+        self.relocated = relocated
 
 
-class Calls(Generic[T]):
-    """Results that are being waited for, each with the actor that owes it and a tag of the caller's."""
+class Calls:
+    """Results that a stage of a round awaits, each with the actor that owes it."""
 
     def __init__(
-        self, team: Team, actor_status: ActorStatus, round_number: int, stage: str, stop: StopRequest, worked: Worked
+        self,
+        team: Team,
+        status: ActorStatus,
+        round_number: int,
+        stage: str,
+        answered: Callable[[Member], None],
+        worked: Worked,
     ) -> None:
         self.team = team
-        self.actor_status = actor_status
+        self.status = status
         self.round_number = round_number
         self.stage = stage
-        self.stop = stop
+        self.tell_answered = answered
         self.tell_worked = worked
-        self.under_way: dict[ObjectRef[Any], tuple[Member, T]] = {}
-        self.since: dict[Member, float] = {}
+        self._owed: dict[Member, set[asyncio.Future[Any]]] = {}
+        self._since: dict[Member, float] = {}
         """When an actor that owes an answer last gave one, or was first asked."""
-        self.placed: set[Member] = set()
-        """Actors that had a place when it was time for their first answer, and were starting."""
+        self._placed: dict[Member, ObjectRef[Any]] = {}
+        """Actors that had a place when it was time for their first answer, and were starting; by their location."""
 
-    def __bool__(self) -> bool:
-        return bool(self.under_way)
-
-    def add(self, ref: ObjectRef[Any], member: Member, tag: T) -> None:
-        self.under_way[ref] = (member, tag)
-        self.since.setdefault(member, time.monotonic())
-
-    def owes(self, member: Member) -> bool:
-        """Whether an actor has not answered everything."""
-        return member in self.since
-
-    def forget(self, unwanted: Callable[[Member, T], bool]) -> None:
-        """Whatever these calls still give is dropped: the work is done anew."""
-        self.under_way = {ref: call for ref, call in self.under_way.items() if not unwanted(*call)}
-        owing = {member for member, _ in self.under_way.values()}
-        self.since = {member: since for member, since in self.since.items() if member in owing}
-
-    def next(self) -> CallResult[T]:
-        """Waits for the next answer, or for the time when an actor's patience is used up."""
-        while True:
-            self.stop.check()
-            self.actor_status.look(self.round_number)
-            for member in self._on_leaving_nodes():
-                return self._given_up(member, "drained", "its node is about to go")
-            deadlines = {member: since + self._patience_s(member) for member, since in self.since.items()}
-            soonest = min(deadlines, key=deadlines.__getitem__)
-            wait_s = max(0.0, min(TICK_S, self.stop.left_s(), deadlines[soonest] - time.monotonic()))
-            ready, _ = ray.wait(list(self.under_way), num_returns=1, timeout=wait_s, fetch_local=False)
-            if ready:
-                return self._answer(ready[0])
-            if time.monotonic() >= deadlines[soonest] and (answer := self._no_answer(soonest)):
-                return answer
-
-    def _answer(self, ref: ObjectRef[Any]) -> CallResult[T]:
-        member, tag = self.under_way.pop(ref)
-        begin_s, end_s = self.since[member], time.monotonic()
-        if any(other == member for other, _ in self.under_way.values()):
-            self.since[member] = end_s
-        else:
-            del self.since[member]
+    async def result(self, member: Member, ref: ObjectRef[Any]) -> Any:
+        """What a reference stands for, of a call that `member` answers. Raises CallFailed."""
+        waiting = _delivery(ref)
+        self._owed.setdefault(member, set()).add(waiting)
+        self._since.setdefault(member, time.monotonic())
         try:
-            value = ray.get(ref, timeout=self.team.setup.config.failures.step_timeout_s)
+            value = await waiting
+            begin_s = self._since[member]
         except RayError as error:
-            kind, reason = diagnosis(error)
-            if kind == "died" and self.team.slot_of(member) in self.team.relocated:
-                kind, reason = "node", "it moves together with the other one of its pair"
-            return CallResult(tag, member, None, self._failure(member, kind, reason))
+            raise self._diagnosed(member, error) from None
+        finally:
+            self._owed[member].discard(waiting)
+            if self._owed[member]:
+                self._since[member] = time.monotonic()
+            else:
+                del self._owed[member], self._since[member]
         self.team.started.add(self.team.slot_of(member))
         self.team.relocated.discard(self.team.slot_of(member))
-        self.tell_worked(member, self.stage, self.round_number, begin_s, end_s)
-        return CallResult(tag, member, value, None)
+        self.tell_worked(member, self.stage, self.round_number, begin_s, time.monotonic())
+        self.tell_answered(member)
+        return value
 
-    def _on_leaving_nodes(self) -> list[Member]:
-        """Who owes an answer on a node that is about to go."""
-        leaving = self.actor_status.leaving
-        return [member for member in self.since if self.team.slot_of(member) in leaving] if leaving else []
+    async def watch(self, stop: StopRequest, leaving: Callable[[set[str]], None]) -> None:
+        """Fails calls of actors that hang or whose nodes go; ends only by an exception, when the run is to stop.
+
+        `leaving` is told of nodes that are about to go.
+        """
+        while True:
+            stop.check()
+            if nodes := self.status.look(self.round_number):
+                leaving(set(nodes))
+            going = self.status.leaving
+            now = time.monotonic()
+            for member in list(self._since):
+                if going and self.team.slot_of(member) in going:
+                    self._fail(member, "drained", "its node is about to go")
+                elif now >= self._since[member] + self._patience_s(member):
+                    self._out_of_patience(member)
+            deadlines = (since + self._patience_s(member) - now for member, since in self._since.items())
+            await asyncio.sleep(max(0.01, min(TICK_S, stop.left_s(), *deadlines)))
+
+    def _diagnosed(self, member: Member, error: RayError) -> CallFailed:
+        kind, reason = diagnosis(error)
+        slot = self.team.slot_of(member)
+        relocated = kind == "died" and slot in self.team.relocated
+        if relocated:
+            self.team.relocated.discard(slot)
+        return CallFailed(member, self._failure(member, kind, reason), relocated)
 
     def _has_started(self, member: Member) -> bool:
         return self.team.slot_of(member) in self.team.started
+
+    def _was_placed(self, member: Member) -> bool:
+        """Whether it has been seen to start; an actor in its place has not."""
+        location = self.team.locations[self.team.slot_of(member)]
+        return member in self._placed and self._placed[member] is location
 
     def _patience_s(self, member: Member) -> float:
         """How long an actor may take for its next answer; the first one also waits for its place and its start."""
@@ -127,22 +131,24 @@ class Calls(Generic[T]):
         if self._has_started(member):
             return config.failures.step_timeout_s
         placement_s = config.cluster.placement_timeout_s
-        return placement_s + config.failures.step_timeout_s if member in self.placed else placement_s
+        return placement_s + config.failures.step_timeout_s if self._was_placed(member) else placement_s
 
-    def _no_answer(self, member: Member) -> CallResult[T] | None:
-        """What became of a call that has no answer in time; None when its actor has a place and may go on starting."""
+    def _out_of_patience(self, member: Member) -> None:
+        """Fails an actor's calls, unless it has a place and may go on starting."""
         patience_s = self._patience_s(member)
-        if self._has_started(member) or member in self.placed:
-            return self._given_up(member, "hung", f"no answer within {patience_s:g} s")
-        if self.actor_status.has_place(self.team.slot_of(member)):
-            self.placed.add(member)
-            return None
-        reason = f"no node has had room for it within {patience_s:g} s (cluster.placement_timeout_s)"
-        return self._given_up(member, "unplaced", f"{reason}: {self.actor_status.status_line()}")
+        slot = self.team.slot_of(member)
+        if self._has_started(member) or self._was_placed(member):
+            self._fail(member, "hung", f"no answer within {patience_s:g} s")
+        elif self.status.has_place(slot):
+            self._placed[member] = self.team.locations[slot]
+        else:
+            reason = f"no node has had room for it within {patience_s:g} s (cluster.placement_timeout_s)"
+            self._fail(member, "unplaced", f"{reason}: {self.status.status_line()}")
 
-    def _given_up(self, member: Member, kind: Kind, reason: str) -> CallResult[T]:
-        tag = next(tag for other, tag in self.under_way.values() if other == member)
-        return CallResult(tag, member, None, self._failure(member, kind, reason))
+    def _fail(self, member: Member, kind: Kind, reason: str) -> None:
+        for waiting in self._owed[member]:
+            if not waiting.done():
+                _fail(waiting, CallFailed(member, self._failure(member, kind, reason)))
 
     def _failure(self, member: Member, kind: Kind, reason: str) -> Failure:
         return Failure(
@@ -153,6 +159,33 @@ class Calls(Generic[T]):
             reason,
             is_client=not isinstance(member, str) and member.side == "client",
         )
+
+
+def _delivery(ref: ObjectRef[Any]) -> asyncio.Future[Any]:
+    """The result of a call as a future of the running loop; Ray delivers it from a thread of its own."""
+    loop = asyncio.get_running_loop()
+    waiting: asyncio.Future[Any] = loop.create_future()
+
+    def deliver(done: Future[Any]) -> None:
+        if waiting.done():
+            return  # nobody waits for it any more
+        error = done.exception()
+        if error is None:
+            waiting.set_result(done.result())
+        else:
+            _fail(waiting, error)
+
+    def hand_over(done: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the run is over
+            loop.call_soon_threadsafe(deliver, done)
+
+    ref.future().add_done_callback(hand_over)
+    return waiting
+
+
+def _fail(waiting: asyncio.Future[Any], error: BaseException) -> None:
+    waiting.set_exception(error)
+    waiting.exception()  # looked at: asyncio complains of errors that nobody takes, as when a turn is given up
 
 
 def diagnosis(error: RayError) -> tuple[Kind, str]:

@@ -8,10 +8,12 @@ from typing import Any
 
 from ray import ObjectRef
 
-from actors.run.rounds import MemberCall, Rounds
-from actors.run.run_state import Average, Lineage, RunState, taken
-from actors.run.team import AGGREGATOR, Member
-from hsee_ray.method.aggregation import ModelId
+from actors.run.fanout import MemberCall
+from actors.run.rounds import Rounds
+from actors.run.run_state import Average, Lineage, RunState, average_refs
+from actors.run.team import AGGREGATOR, Member, Team
+from actors.workers.contract import ObjectList, ReadShard, SaveModel, WriteShard
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.rundir.checkpoint import (
     AVERAGES_FILE,
     PROGRESS_FILE,
@@ -49,16 +51,26 @@ def save_checkpoint(
         return
     directory = directory_of(number)
     keys = tuple(state.averages)
-    takes, averages = taken(state.averages)
 
     def write_averages() -> ObjectRef[Any]:
+        objects = ObjectList()
+        averages = average_refs(state.averages, objects)
         write: Any = rounds.team.actor(AGGREGATOR).write_averages
-        ref: ObjectRef[Any] = write.remote(uri, f"{directory}/{AVERAGES_FILE}", takes, *averages)
+        ref: ObjectRef[Any] = write.remote(uri, f"{directory}/{AVERAGES_FILE}", averages, *objects.refs)
         return ref
 
+    def write_shard(model: ModelId, lineage: Lineage) -> MemberCall:
+        """An actor of the model's tier writes its file, or the aggregator."""
+        objects = ObjectList()
+        request = WriteShard(uri, f"{directory}/{shard_file(model)}", lineage.restore(model, objects))
+        if not spread or rounds.team.is_left_out(model):
+            return AGGREGATOR, partial(_first, rounds.team.submit_to_aggregator, request, objects)
+        writer = neighbour(rounds.team, model)
+        return writer, partial(_first, rounds.team.submit, writer, request, objects)
+
     def calls() -> dict[str, MemberCall]:
-        made: dict[str, MemberCall] = {
-            shard_file(model): rounds.write_shard(model, lineage, uri, f"{directory}/{shard_file(model)}", spread)
+        made = {
+            shard_file(model): write_shard(model, lineage)
             for model, lineage in state.lineages.items()
             if lineage.snapshot is not None
         }
@@ -75,6 +87,31 @@ def save_checkpoint(
     commit(storage, Manifest(number, {**files, PROGRESS_FILE: entry_of(content)}), keep)
 
 
+def save_models(rounds: Rounds, directory: str) -> list[str]:
+    """Every model's final file is written in its actor; returns the digest lines of all of them.
+
+    The aggregator writes that of a client that is left out.
+    """
+
+    def calls() -> dict[ModelId, MemberCall]:
+        made: dict[ModelId, MemberCall] = {}
+        for model in rounds.team.models:
+            lineage, objects, stem = rounds.state.lineage(model), ObjectList(), rounds.stem(model)
+            if not rounds.team.is_left_out(model):
+                made[model] = model, partial(_first, rounds.team.submit, model, SaveModel(directory, stem))
+            elif lineage.snapshot is not None:
+                request = SaveModel(directory, stem, lineage.restore(model, objects))
+                made[model] = AGGREGATOR, partial(_first, rounds.team.submit_to_aggregator, request, objects)
+        return made
+
+    lines = rounds.all_of(calls, rounds.state.round_number, "save")
+    return [line for of_model in lines.values() for line in of_model]
+
+
+def _first(submit: Callable[..., list[ObjectRef[Any]]], *args: Any) -> ObjectRef[Any]:
+    return submit(*args)[0]
+
+
 def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress) -> RunState:
     """The state of a checkpoint: every shard is read in an actor of its model's tier."""
     directory = directory_of(manifest.round_number)
@@ -82,13 +119,15 @@ def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress)
     averages: dict[str, Average] = {}
 
     def reader(model: ModelId) -> Member:
-        return AGGREGATOR if rounds.is_missing(model) else rounds.neighbour(model)
+        return AGGREGATOR if rounds.team.is_left_out(model) else neighbour(rounds.team, model)
 
     def read_shard(model: ModelId) -> ObjectRef[Any]:
-        file = manifest.shards[model]
-        actor = rounds.team.actor(rounds.team.slot_of(reader(model)))
-        read: Any = actor.read_shard.options(num_returns=2)
-        snapshots[model], nothing = read.remote(uri, f"{directory}/{file}", manifest.files[file])
+        file, who = manifest.shards[model], reader(model)
+        request = ReadShard(uri, f"{directory}/{file}", manifest.files[file])
+        if isinstance(who, str):
+            snapshots[model], nothing = rounds.team.submit_to_aggregator(request, ObjectList())
+        else:
+            snapshots[model], nothing = rounds.team.submit(who, request)
         return nothing
 
     def read_averages() -> ObjectRef[Any]:
@@ -111,3 +150,11 @@ def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress)
         ledger=progress.ledger,
         trained=set(progress.trained),
     )
+
+
+def neighbour(team: Team, model: ModelId) -> ModelId:
+    """Who has a slot of the model's pool, for what can be done in any of them; itself where it has one."""
+    slots = team.slots.of_pool(model)
+    if team.slots.of(model) is not None:
+        return model
+    return team.slots.occupant(slots[model.client_id % len(slots)])

@@ -15,6 +15,8 @@ from actors.cluster.doctor import check_nodes
 from actors.run.interrupt import StopRequest
 from actors.run.listener import SILENT, Event, Listener
 from actors.run.session import CHECKPOINTS_DIR, Session
+from actors.run.team import create_actor
+from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import dump_config
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, Interrupted, RunError, TakenOverError, UserError
@@ -29,12 +31,18 @@ ERROR_FILE = "error.log"
 LOCK_FILE = ".lock"
 
 
-def run(config: Config, place: Path | str, listener: Listener = SILENT, stop: StopRequest | None = None) -> Run:
+def run(
+    config: Config,
+    place: Path | str,
+    listener: Listener = SILENT,
+    stop: StopRequest | None = None,
+    create: ActorFactory = create_actor,
+) -> Run:
     """Trains a configuration over actors and leaves a run where it lives: in a directory, or at a URI.
 
     Of a run at a URI, the files beside the models are returned in a directory that lives as long as this process.
     Raises UserError before anything is written, after that RunError (with the traceback in `error.log`), or
-    Interrupted when `stop` was asked for.
+    Interrupted when `stop` was asked for. `create` makes the actors.
     """
     location = RunLocation(place)
     if not _is_free(location.local):
@@ -52,11 +60,15 @@ def run(config: Config, place: Path | str, listener: Listener = SILENT, stop: St
         if not context.local:
             check_nodes(setup, context, location, _teller(listener))
         location.claim()
-        return _run(setup, location, listener, stop or StopRequest(), None, context)
+        return _run(setup, location, listener, stop or StopRequest(), None, context, create)
 
 
 def resume(
-    place: Path | str, overrides: Iterable[str] = (), listener: Listener = SILENT, stop: StopRequest | None = None
+    place: Path | str,
+    overrides: Iterable[str] = (),
+    listener: Listener = SILENT,
+    stop: StopRequest | None = None,
+    create: ActorFactory = create_actor,
 ) -> Run:
     """Continues a run from its newest checkpoint; a finished one is returned as it is. Raises as `run` does."""
     location = RunLocation(place)
@@ -84,7 +96,7 @@ def resume(
             if committed_rounds(location.storage(CHECKPOINTS_DIR))[:1] != newest:
                 _, found = _newest_checkpoint(location, listener)
                 _check_progress(found, config)
-            return _run(setup, location, listener, stop or StopRequest(), found, context)
+            return _run(setup, location, listener, stop or StopRequest(), found, context, create)
 
 
 Resumed = tuple[Manifest, Progress] | None
@@ -161,6 +173,7 @@ def _run(
     stop: StopRequest,
     resumed: Resumed,
     context: ClusterContext,
+    create: ActorFactory,
 ) -> Run:
     """Trains in a directory that is this process's own, on a Ray that is cluster_context."""
     run_dir = location.local
@@ -170,7 +183,7 @@ def _run(
         (run_dir / name).unlink(missing_ok=True)
     try:
         location.send_all()
-        session = Session(setup, location, listener, stop, context)
+        session = Session(setup, location, listener, stop, context, create)
         try:
             session.train(resumed)
         finally:

@@ -1,368 +1,269 @@
-"""Moves batches through clients and servers: a bounded number in flight, nothing waited for one by one.
+"""Moves the batches of a round along their trips over the cut: a bounded number in flight, none waited for one by one.
 
-A piece of work is one call of a client and the call of its server on what that gives. A server's call is submitted
-when its features are there, and in the order of the list: who is faster changes when a server gets its batches, never
-which come first, and a client that dies leaves nothing half-done in a server's queue.
+A retry unit is what is repeated after a failure: one client's pieces of a round, or those of all clients where a server
+sees them batch by batch. It is a coroutine, and each of its pieces is one, too: the piece awaits the result of each leg
+and submits the next. A failure is an exception that gives the unit's tasks up; what they have sent is forgotten, models
+that have moved on are put back, and the unit begins anew.
 
-Pieces belong to turns, and a server is given pieces of one turn at a time. When an actor fails, its turn is done anew
-from the beginning by everyone who has begun it; other turns go on.
-
-A client and its server hold slots from the first piece of their turn to its end, so that a turn that has begun never
-waits for one that has not. Where all clients are in one turn, each holds its slot while it computes.
+Order: a client's calls are submitted in the order of its pieces, a server's in the order of the round. A shared server
+has done with a unit before it begins the next one, while later clients already compute ahead.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Protocol
 
 from ray import ObjectRef
 
-from actors.run.calls import CallResult, Calls
-from actors.run.team import Member
-from hsee_ray.method.aggregation import ModelId
-from hsee_ray.rundir.failures import Failure
+from actors.run.admission import Admission, Limits
+from actors.run.calls import Calls
+from actors.run.pieces import Piece, RetryUnit
+from actors.run.recovery import LeftOut
+from actors.workers.contract import Outcome
+from hsee_ray.config.fleet import ModelId
+from hsee_ray.method.legs import Leg, Side, Trip
 
-Side = Literal["client", "server"]
-
-CALLS_AHEAD = 2
-"""Where clients share cores: one call computes, one more is there when it is done."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Steps or samples first..last-1 of one client, and who takes their features up."""
-
-    client: int
-    server: int | None
-    """Names the server; None where the client's report is all there is."""
-    first: int
-    last: int
-    turn: int
-    """What is repeated together after a failure."""
-    records: frozenset[Side] = frozenset()
-    """Sides whose part in the turn is over with it: their states are recorded."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """A piece of work whose calls have returned. After a failure it may be done once more, with equal reports."""
-
-    work: Work
-    client_report: Any
-    server_report: Any
-    turn_done: bool
-    """Whether it was the last piece of its turn."""
-
-
-class TurnLost(Exception):
-    """A turn that several clients share has lost one of them; all of it has been taken back."""
+Reports = dict[Side, Any]
+"""What each side has reported of a piece, added up over its legs."""
+UnitReports = dict[Piece, Reports]
 
 
 class Stage(Protocol):
     """What the pipeline asks of those who do the work."""
 
-    def queue(self, work: Work) -> Hashable:
-        """Clients of one queue wait for the same slots."""
+    def trip_of(self, piece: Piece) -> Trip:
+        """The legs of a piece."""
 
-    def slot(self, work: Work) -> bool:
-        """Has those who take part in a piece of work hold slots; False when there are none and it must wait."""
+    def pool(self, piece: Piece) -> str:
+        """Clients of one pool wait for the same slots."""
 
-    def leave(self, model: ModelId) -> None:
+    def take_slots(self, piece: Piece) -> bool:
+        """Has client and server hold slots; False, and nothing done, when one of them must wait."""
+
+    def leave_slot(self, model: ModelId) -> None:
         """The model has nothing to do for now, and holds its slot no longer."""
 
-    def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
-        """Submits the client's call; gives the references of its features and of its report."""
+    def submit(
+        self, piece: Piece, leg: Leg, payload: ObjectRef[Any] | None, ends_piece: bool, ends_unit: bool
+    ) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
+        """Submits a leg on what the leg before has sent; gives the references of what it sends, and of its Outcome.
 
-    def server_call(self, work: Work, features: ObjectRef[Any], client_report: Any) -> ObjectRef[Any] | None:
-        """Submits the server's call on those features; gives the reference of its report.
-
-        None when the client has sent nothing: the piece of work is done without the server.
+        The model's part in the piece, or in the whole unit, may be over with it.
         """
 
-    def replace(self, member: Member, failure: Failure) -> bool:
-        """Puts an actor, with its model as it was before the turn, in the place of one that failed.
-
-        False when it is a client that is left out of this round.
-        """
+    async def until_done(
+        self, attempt: Callable[[], Awaitable[UnitReports]], rewind: Callable[[], None]
+    ) -> UnitReports:
+        """Repeats an attempt until no actor fails in it. Raises LeftOut."""
 
     def restore(self, model: ModelId) -> None:
-        """Puts a model back to where it was before the turn."""
+        """Puts a model back to where it was before the unit."""
 
-    def answered(self, member: Member) -> None:
-        """Told of every answer."""
-
-
-@dataclass
-class _Client:
-    """What is still to do for one client, and what is under way."""
-
-    todo: deque[int]
-    computing: int = 0
-    in_flight: int = 0
-
-
-@dataclass
-class _Piece:
-    """A piece of work between its submission and its end."""
-
-    features: ObjectRef[Any]
-    client_report: Any = None
-    server_report: Any = None
-    computed: bool = False
-    """The client's call has returned."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call under way."""
-
-    index: int
-    by_server: bool
+    def commit(self, unit: RetryUnit) -> None:
+        """A unit is over: from now on its models go back to its end."""
 
 
 class Pipeline:
-    """Runs a list of work with at most `concurrent` clients at a time, each at most `window` pieces ahead.
+    """Runs units of pieces over a stage's models.
 
-    With a shared server, a client whose own calls have returned makes room for the next one in the queue, which then
-    computes ahead. With a server for each client, it makes room when its server is done.
-
-    Where all actors share the `cores` of one machine, clients wait while as many others have work: more processes than
-    cores slow each other down, and servers are not kept from what is there for them.
+    With a shared server, a client that computes nothing makes room for the next one, which then computes ahead; with a
+    server for each client, it makes room when its server is done.
     """
 
     def __init__(
         self,
-        works: Sequence[Work],
         stage: Stage,
-        calls: Calls[_Call],
-        concurrent: int,
-        window: int,
+        calls: Calls,
+        limits: Limits,
         shared_server: bool,
-        cores: int | None = None,
-        one_turn: bool = False,
+        lockstep: bool = False,
+        done: Callable[[Piece, Reports], None] = lambda piece, reports: None,
     ) -> None:
-        """`one_turn`: all clients are in one turn, so that each leaves its slot whenever it does not compute."""
-        self.works = works
+        """`lockstep`: a client's next piece waits for the end of this one's trip.
+
+        `done` is told of every piece; after a failure once more, with equal reports.
+        """
         self.stage = stage
         self.calls = calls
-        self.concurrent = concurrent
-        self.window = window
+        self.window = 1 if lockstep else limits.window
+        self.lockstep = lockstep
         self.shared_server = shared_server
-        self.cores = cores
-        self.busy: Counter[Member] = Counter()
-        """Calls under way, by who owes them."""
-        self.clients: dict[int, _Client] = {}
-        self.server_queues: dict[int, deque[int]] = {}
-        self.turns: dict[int, list[int]] = {}
-        for index, work in enumerate(works):
-            self.clients.setdefault(work.client, _Client(deque())).todo.append(index)
-            self.turns.setdefault(work.turn, []).append(index)
-            if work.server is not None:
-                self.server_queues.setdefault(work.server, deque()).append(index)
-        self.one_turn = one_turn
-        self.ready: dict[Hashable, list[tuple[int, int]]] = {}
-        """By queue, clients by the position of their next piece of work; heaps."""
-        self._line_up()
-        self.active: set[int] = set()
-        self.connected: set[int] = set()
-        """Clients that hold their slots, and their server's."""
-        self.pieces: dict[int, _Piece] = {}
-        self.left = {turn: len(indices) for turn, indices in self.turns.items()}
-        """Pieces of each turn that are not done."""
-        self.open_turn: dict[int, int] = {}
-        """By server, the turn of which it has been given pieces and that is not done."""
-        self.begun: dict[int, set[ModelId]] = {}
-        """By turn, the models that have moved on from where they were before it."""
+        self.tell_done = done
+        self.admission = Admission(limits, stage.take_slots, stage.pool)
 
-    def run(self) -> Iterator[Done]:
-        """Yields each piece of work as it is done, in no particular order between turns."""
-        self._submit_clients()
-        while self.calls:
-            answer = self.calls.next()
-            if answer.failure is None:
-                self._count_down(answer.member)
-                self.stage.answered(answer.member)
-                finished = self._take(answer)
-            else:
-                finished = self._do_anew(answer.member, answer.tag, answer.failure)
-            yield from self._finish(finished)
-            self._submit_clients()
+    async def run(self, units: Sequence[RetryUnit]) -> list[UnitReports]:
+        """Reports of every unit; none of one whose client was left out. Raises LeftOut where others were in it."""
+        over: dict[int, asyncio.Event] = {}
+        coroutines = []
+        for unit in units:
+            servers = {piece.server for piece in unit.pieces if piece.server is not None}
+            waits = [over[server] for server in servers if server in over]
+            this_over = asyncio.Event()
+            over.update(dict.fromkeys(servers, this_over))
+            coroutines.append(self._unit(unit, waits, this_over))
+        return await together(coroutines)
 
-    def _line_up(self) -> None:
-        self.ready = {}
-        for client_id, client in self.clients.items():
-            if client.todo:
-                queue = self.stage.queue(self.works[client.todo[0]])
-                self.ready.setdefault(queue, []).append((client.todo[0], client_id))
-        for each in self.ready.values():
-            heapq.heapify(each)
+    async def _unit(self, unit: RetryUnit, waits: Sequence[asyncio.Event], over: asyncio.Event) -> UnitReports:
+        """Attempts a unit until it is done. Its servers are free for it when all of `waits` are set."""
+        begun: set[ModelId] = set()
 
-    def _count_down(self, member: Member) -> None:
-        self.busy[member] -= 1
-        if not self.busy[member]:
-            del self.busy[member]
+        def rewind() -> None:
+            for model in begun:
+                self.stage.restore(model)
+            begun.clear()
+            if unit.has_several_clients:
+                self.leave_slots(unit)
 
-    def _submit_clients(self) -> None:
-        """Submits what may start now, strictly by position: what a server needs next is never kept back."""
-        skipped: list[tuple[Hashable, tuple[int, int]]] = []
-        waiting: set[Hashable] = set()
-        while open_queues := [queue for queue, each in self.ready.items() if each and queue not in waiting]:
-            queue = min(open_queues, key=lambda queue: self.ready[queue][0])
-            position, client_id = self.ready[queue][0]
-            # Work that is done anew comes before everything that already waits for the server.
-            if len(self.pieces) >= self.concurrent * self.window and position > min(self.pieces):
+        try:
+            reports = await self.stage.until_done(lambda: _Attempt(self, unit, waits, begun).run(), rewind)
+            self.stage.commit(unit)
+            return reports
+        except LeftOut:
+            if unit.has_several_clients:
+                raise
+            return {}
+        finally:
+            self.leave_slots(unit)
+            over.set()
+            self.admission.admit()
+
+    def leave_slots(self, unit: RetryUnit) -> None:
+        """A unit's models hold no slots any more; a shared server keeps its own."""
+        for client_id, pieces in unit.by_client.items():
+            self.admission.vacate(client_id)
+            self.stage.leave_slot(pieces[0].client)
+            if pieces[0].server is not None and not self.shared_server:
+                self.stage.leave_slot(pieces[0].model("server"))
+
+
+class _Attempt:
+    """One attempt at a unit: thrown away when it fails."""
+
+    def __init__(
+        self, pipeline: Pipeline, unit: RetryUnit, waits: Sequence[asyncio.Event], begun: set[ModelId]
+    ) -> None:
+        """`begun` takes the models that move on from where they were before the unit."""
+        self.pipeline = pipeline
+        self.stage = pipeline.stage
+        self.admission = pipeline.admission
+        self.unit = unit
+        self.waits = waits
+        self.begun = begun
+        self.tasks = asyncio.TaskGroup()
+        self.reports: UnitReports = {}
+        self.owed: Counter[ModelId] = Counter()
+        """Calls under way."""
+        self.passed = {piece.position: asyncio.Event() for piece in unit.pieces}
+        """Set when a piece has gone to its server, or will not."""
+
+    async def run(self) -> UnitReports:
+        try:
+            async with self.tasks:
+                for pieces in self.unit.by_client.values():
+                    self.tasks.create_task(self._client(pieces))
+        except BaseExceptionGroup as group:
+            raise first_of(group) from None
+        finally:
+            for piece in self.unit.pieces:
+                self.admission.leave(piece)
+            for model in self.owed.elements():
+                self.admission.answered(model)
+        return self.reports
+
+    async def _client(self, pieces: Sequence[Piece]) -> None:
+        """Starts a client's pieces in their order, as far as it may be ahead of its server."""
+        window = asyncio.Semaphore(self.pipeline.window)
+        for piece in pieces:
+            await window.acquire()
+            await self.admission.enter(piece)
+            self.owed[piece.client] += 1
+            trip = self.stage.trip_of(piece)
+            payload, outcome = self._submit(piece, trip, 0, None)
+            self.tasks.create_task(self._trip(piece, trip, payload, outcome, window))
+
+    async def _trip(
+        self,
+        piece: Piece,
+        trip: Trip,
+        payload: ObjectRef[Any],
+        outcome_ref: ObjectRef[Any],
+        window: asyncio.Semaphore,
+    ) -> None:
+        """Follows a piece from its first leg, which is submitted, to its last."""
+        outcome = await self._outcome(piece, piece.client, outcome_ref)
+        reports: Reports = {"client": outcome.report}
+        if piece.server is not None:
+            for event in (*self.waits, *self._before(piece)):
+                await event.wait()
+        for index, leg in enumerate(trip[1:], start=1):
+            if not outcome.sent:
                 break
-            client = self.clients[client_id]
-            should_wait = self._should_wait(ModelId("client", client_id))
-            if client_id not in self.active and (should_wait or len(self.active) >= self.concurrent):
-                # Nobody behind it gets what it waits for.
-                waiting.add(queue)
-            elif should_wait or client.in_flight >= self.window:
-                skipped.append((queue, heapq.heappop(self.ready[queue])))
-            elif not self._slot(client_id, position):
-                waiting.add(queue)
-            else:
-                heapq.heappop(self.ready[queue])
-                self._submit(client.todo.popleft(), client)
-                self.active.add(client_id)
-                if client.todo:
-                    heapq.heappush(self.ready[queue], (client.todo[0], client_id))
-        for queue, entry in skipped:
-            heapq.heappush(self.ready[queue], entry)
+            model = piece.model(leg.side)
+            payload, outcome_ref = self._submit(piece, trip, index, payload)
+            self.admission.asked(model)
+            self.owed[model] += 1
+            if leg.side == "server":
+                self.passed[piece.position].set()
+            outcome = await self._outcome(piece, model, outcome_ref)
+            earlier = reports.get(leg.side)
+            reports[leg.side] = outcome.report if earlier is None else earlier + outcome.report
+        self.passed[piece.position].set()
+        self.admission.leave(piece)
+        if self.pipeline.lockstep and self.unit.has_several_clients:
+            self._leave_slot(piece)
+        self.reports[piece] = reports
+        self.pipeline.tell_done(piece, reports)
+        window.release()
+        self.admission.admit()
 
-    def _should_wait(self, client: ModelId) -> bool:
-        """Whether a client would only take a core from somebody else."""
-        if self.cores is None:
-            return False
-        others = len(self.busy) - (client in self.busy)
-        return others >= self.cores or self.busy[client] >= CALLS_AHEAD
+    def _before(self, piece: Piece) -> Sequence[asyncio.Event]:
+        """The piece before at the same server has passed."""
+        position = self.unit.before.get(piece.position)
+        return [] if position is None else [self.passed[position]]
 
-    def _slot(self, client_id: int, index: int) -> bool:
-        if client_id not in self.connected and self.stage.slot(self.works[index]):
-            self.connected.add(client_id)
-        return client_id in self.connected
+    def _submit(
+        self, piece: Piece, trip: Trip, index: int, payload: ObjectRef[Any] | None
+    ) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
+        side = trip[index].side
+        model = piece.model(side)
+        self.begun.add(model)
+        is_last = all(later.side != side for later in trip[index + 1 :])
+        return self.stage.submit(piece, trip[index], payload, is_last, is_last and self.unit.last[model] is piece)
 
-    def _leave(self, work: Work) -> None:
-        """A client's share of a turn is over, or must wait: others may have its slot and its server's."""
-        self.connected.discard(work.client)
-        self.stage.leave(ModelId("client", work.client))
-        if work.server is not None and not self.shared_server:
-            self.stage.leave(ModelId("server", work.server))
+    async def _outcome(self, piece: Piece, model: ModelId, ref: ObjectRef[Any]) -> Outcome:
+        """Waits for a call; a client that owes no other makes room."""
+        outcome: Outcome = await self.pipeline.calls.result(model, ref)
+        self.owed[model] -= 1
+        self.admission.answered(model)
+        if model.side == "client" and not self.admission.busy[model]:
+            if self.pipeline.shared_server:
+                self.admission.retire(model.client_id)
+            if self.unit.has_several_clients and not self.pipeline.lockstep:
+                self._leave_slot(piece)
+        self.admission.admit()
+        return outcome
 
-    def _submit(self, index: int, client: _Client) -> None:
-        work = self.works[index]
-        features, report = self.stage.client_call(work)
-        self.pieces[index] = _Piece(features)
-        self._expect(report, ModelId("client", work.client), _Call(index, by_server=False))
-        client.computing += 1
-        client.in_flight += 1
+    def _leave_slot(self, piece: Piece) -> None:
+        self.admission.vacate(piece.work.client_id)
+        self.stage.leave_slot(piece.client)
 
-    def _submit_server(self, server: int) -> list[int]:
-        """Submits the server's next calls of one turn, as far as their features are there without a gap.
 
-        Gives the pieces that are done without it.
-        """
-        queue = self.server_queues[server]
-        without: list[int] = []
-        while queue and (piece := self.pieces.get(queue[0])) and piece.computed:
-            turn = self.works[queue[0]].turn
-            if self.open_turn.setdefault(server, turn) != turn:
-                break
-            index = queue.popleft()
-            report = self.stage.server_call(self.works[index], piece.features, piece.client_report)
-            if report is None:
-                without.append(index)
-            else:
-                self._expect(report, ModelId("server", server), _Call(index, by_server=True))
-        return without
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of those that tasks have ended with."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
-    def _expect(self, report: ObjectRef[Any], model: ModelId, call: _Call) -> None:
-        self.begun.setdefault(self.works[call.index].turn, set()).add(model)
-        self.calls.add(report, model, call)
-        self.busy[model] += 1
 
-    def _take(self, answer: CallResult[_Call]) -> list[int]:
-        """Takes the result of a call; gives the pieces of work of which it was the last one."""
-        index = answer.tag.index
-        work, piece = self.works[index], self.pieces[index]
-        if answer.tag.by_server:
-            piece.server_report = answer.value
-            return [index]
-        self.clients[work.client].computing -= 1
-        piece.client_report, piece.computed = answer.value, True
-        self._make_room(work.client)
-        if self.one_turn and self.clients[work.client].computing == 0:
-            self._leave(work)
-        return [index] if work.server is None else self._submit_server(work.server)
-
-    def _finish(self, indices: list[int]) -> Iterator[Done]:
-        """Crosses pieces of work off; a turn that ends with one of them makes way for the server's next."""
-        while indices:
-            index = indices.pop(0)
-            work, piece = self.works[index], self.pieces.pop(index)
-            self.clients[work.client].in_flight -= 1
-            self._make_room(work.client)
-            self.left[work.turn] -= 1
-            turn_done = self.left[work.turn] == 0
-            if turn_done and not self.one_turn:
-                self._leave(work)
-            if turn_done and work.server is not None:
-                self.open_turn.pop(work.server)
-                indices += self._submit_server(work.server)
-            yield Done(work, piece.client_report, piece.server_report, turn_done)
-
-    def _make_room(self, client_id: int) -> None:
-        client = self.clients[client_id]
-        occupied = client.computing > 0 or (not self.shared_server and (client.todo or client.in_flight > 0))
-        if not occupied:
-            self.active.discard(client_id)
-
-    def _do_anew(self, member: Member, call: _Call, failure: Failure) -> list[int]:
-        """Replaces the actor that failed and repeats the turn that it was in; gives pieces that are done by that."""
-        work = self.works[call.index]
-        others = self._rewind(work.turn) - {member}
-        kept = self.stage.replace(member, failure)
-        for model in others:
-            self.stage.restore(model)
-        if self.one_turn:
-            for index in self.turns[work.turn]:
-                self._leave(self.works[index])
-        if not kept:
-            self._leave_out(work)
-        return [] if work.server is None else self._submit_server(work.server)
-
-    def _rewind(self, turn: int) -> set[ModelId]:
-        """Takes back what has been done of a turn; gives the models that have begun it."""
-        indices = self.turns[turn]
-        self.open_turn = {server: other for server, other in self.open_turn.items() if other != turn}
-        self.calls.forget(lambda _, call: self.works[call.index].turn == turn)
-        for model in self.begun.get(turn, ()):
-            self.busy.pop(model, None)
-        for index in indices:
-            self.pieces.pop(index, None)
-        self.left[turn] = len(indices)
-        for server in {work.server for index in indices if (work := self.works[index]).server is not None}:
-            mine = {index for index in indices if self.works[index].server == server}
-            self.server_queues[server] = deque(sorted(mine.union(self.server_queues[server])))
-        for client_id in {self.works[index].client for index in indices}:
-            client = self.clients[client_id]
-            client.todo = deque(index for index in indices if self.works[index].client == client_id)
-            client.computing = client.in_flight = 0
-            self.active.discard(client_id)
-        self._line_up()
-        return self.begun.pop(turn, set())
-
-    def _leave_out(self, work: Work) -> None:
-        """Removes what a client has to do. Raises TurnLost when others are in its turn."""
-        if any(self.works[index].client != work.client for index in self.turns[work.turn]):
-            raise TurnLost
-        self._leave(work)
-        self.clients[work.client].todo.clear()
-        if work.server is not None:
-            mine = set(self.turns[work.turn])
-            self.server_queues[work.server] = deque(i for i in self.server_queues[work.server] if i not in mine)
-        self._line_up()
+async def together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Results of all, in order; the first error gives the others up."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(each) for each in coroutines]
+    except BaseExceptionGroup as group:
+        raise first_of(group) from None
+    return [task.result() for task in running]

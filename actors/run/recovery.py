@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
+from actors.run.calls import CallFailed
 from actors.run.listener import Event
 from actors.run.run_state import RunState
 from actors.run.team import Member, Team
 from hsee_ray.errors import ClientError
 from hsee_ray.rundir.failures import Action, Failure, History, decide
+
+T = TypeVar("T")
 
 
 class StateLost(Exception):
@@ -21,8 +25,8 @@ class StateLost(Exception):
         self.failure = failure
 
 
-class Dropped(Exception):
-    """A client has no place and is left out until it has one."""
+class LeftOut(Exception):
+    """A client has no place, and is left out until it has one. Whoever has others in its work begins that anew."""
 
 
 class Recovery:
@@ -37,11 +41,22 @@ class Recovery:
         self.noticed: dict[Member, float] = {}
         """Replaced actors that have not answered yet, with the time at which their failure was noticed."""
 
-    def replace(self, member: Member, failure: Failure, state: RunState) -> None:
-        """Puts a new actor with the model's state in the place of one that failed.
+    async def until_done(self, attempt: Callable[[], Awaitable[T]], state: RunState, rewind: Callable[[], None]) -> T:
+        """Repeats an attempt until no actor fails in it; one that has failed is replaced, with its model in `state`.
 
-        Raises ClientError when the run must end, StateLost when it must go back, Dropped when it goes on without.
+        `rewind` puts models back that have moved on in the attempt. Raises LeftOut, StateLost, and ClientError when the
+        run must end.
         """
+        while True:
+            try:
+                return await attempt()
+            except CallFailed as failed:
+                rewind()
+                if not failed.relocated:
+                    self.replace(failed.member, failed.failure, state)
+
+    def replace(self, member: Member, failure: Failure, state: RunState) -> None:
+        """Puts a new actor with the model's state in the place of one that failed. Raises as `until_done` does."""
         decision = decide(failure, self.history, self.team.setup.config.failures)
         if decision.action is Action.STOP:
             raise ClientError(failure.who, failure.round_number, failure.stage, decision.reason)
@@ -57,8 +72,11 @@ class Recovery:
             self.replaced[self.team.tier(occupant)] += occupant != member
             self.team.restore(occupant, state.lineage(occupant))
         if decision.action is Action.DROP:
+            assert not isinstance(member, str)
             self.noticed.pop(member, None)
-            raise Dropped
+            self.team.left_out.add(member.client_id)
+            state.forget(member)
+            raise LeftOut
         self.noticed[member] = time.monotonic()
 
     def answered(self, member: Member, round_number: int, stage: str) -> None:

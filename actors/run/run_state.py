@@ -8,8 +8,9 @@ from typing import Any
 
 from ray import ObjectRef
 
-from actors.workers.contract import Takes
-from hsee_ray.method.aggregation import Ledger, ModelId
+from actors.workers.contract import AverageRefs, ObjectList, Restore
+from hsee_ray.config.fleet import ModelId
+from hsee_ray.method.aggregation import Ledger
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,9 @@ class Average:
     key: str
 
 
-def taken(loads: Mapping[str, Average]) -> tuple[Takes, list[ObjectRef[Any]]]:
-    """Averages by unit as an actor is told of them: where each is, and the objects."""
-    refs = list(dict.fromkeys(average.ref for average in loads.values()))
-    return {unit: (refs.index(average.ref), average.key) for unit, average in loads.items()}, refs
+def average_refs(averages: Mapping[str, Average], objects: ObjectList) -> AverageRefs:
+    """Averages by unit as a worker is told of them, among the objects of a request."""
+    return {unit: (objects.index(average.ref), average.key) for unit, average in averages.items()}
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,21 @@ class Lineage:
 
     snapshot: ObjectRef[Any] | None = None
     """None is the state before the first round."""
-    loads: Mapping[str, Average] = field(default_factory=dict)
+    averages: Mapping[str, Average] = field(default_factory=dict)
     """By unit."""
 
     @property
     def references(self) -> set[ObjectRef[Any]]:
         own = () if self.snapshot is None else (self.snapshot,)
-        return {*own, *(average.ref for average in self.loads.values())}
+        return {*own, *(average.ref for average in self.averages.values())}
 
-    def taking(self, averages: Mapping[str, Average]) -> Lineage:
-        return replace(self, loads={**self.loads, **averages})
+    def with_averages(self, averages: Mapping[str, Average]) -> Lineage:
+        return replace(self, averages={**self.averages, **averages})
+
+    def restore(self, model: ModelId, objects: ObjectList) -> Restore:
+        """What a worker is told to put the model into this state."""
+        snapshot = None if self.snapshot is None else objects.index(self.snapshot)
+        return Restore(model.client_id, snapshot, average_refs(self.averages, objects))
 
 
 @dataclass
@@ -67,6 +72,12 @@ class RunState:
 
     def lineage(self, model: ModelId) -> Lineage:
         return self.lineages.get(model, Lineage())
+
+    def forget(self, model: ModelId) -> None:
+        """A model that has not trained yet loses the averages that it took to begin; it takes the newest later."""
+        if self.lineage(model).snapshot is None:
+            self.lineages.pop(model, None)
+            self.ledger.forget(model)
 
     def copy(self) -> RunState:
         """The same state, untouched by what happens to this one."""

@@ -9,14 +9,15 @@ import ray
 
 from actors.cluster.connection import ClusterContext
 from actors.cluster.ray_internals import spilled_bytes
-from actors.run.checkpoints import load_state, save_checkpoint
+from actors.run.checkpoints import load_state, save_checkpoint, save_models
 from actors.run.interrupt import GraceOver, StopRequest
 from actors.run.listener import Event, Listener
 from actors.run.meters import Meters
 from actors.run.recovery import Recovery, StateLost
 from actors.run.rounds import Rounds
 from actors.run.run_state import RunState
-from actors.run.team import AGGREGATOR, Member, RowRefs, Team
+from actors.run.team import AGGREGATOR, Member, RowRefs, Team, create_actor
+from actors.workers.contract import ActorFactory
 from actors.workers.origin import Origin, versions
 from hsee_ray.errors import Interrupted, RunError, TakenOverError
 from hsee_ray.method.reports import RoundReport
@@ -37,7 +38,13 @@ class Session:
     """One process's part of a run: from its first round, or from a checkpoint, to its end."""
 
     def __init__(
-        self, setup: Setup, location: RunLocation, listener: Listener, stop: StopRequest, context: ClusterContext
+        self,
+        setup: Setup,
+        location: RunLocation,
+        listener: Listener,
+        stop: StopRequest,
+        context: ClusterContext,
+        create: ActorFactory = create_actor,
     ) -> None:
         self.setup = setup
         self.config = setup.config
@@ -54,7 +61,7 @@ class Session:
         rows, origin = (
             (None, None) if context.local else (RowRefs.put(setup), Origin(versions(), location.uri, location.token))
         )
-        self.team = Team(setup, ray.put(setup), context.slot_plan, rows, origin, context.at_a_time)
+        self.team = Team(setup, ray.put(setup), context.slot_plan, rows, origin, context.at_a_time, create)
         listener.assembled(self.team)
         self.progress = Progress(setup.config.model_dump(mode="json"))
         self.recovery = Recovery(self.team, self.progress.history, listener.happened)
@@ -90,6 +97,7 @@ class Session:
 
     def close(self) -> None:
         """Gives back what outlives the actors on a cluster that goes on."""
+        self.rounds.close()
         self.team.release()
 
     def _open_record(self, found: tuple[Manifest, Progress] | None) -> None:
@@ -103,7 +111,7 @@ class Session:
             self.clock.set(self.progress.ledger, self.progress.trained)
 
     def _timeline(self, done_rounds: int, wall_s: float) -> Timeline:
-        shared, rounds = self.config.training.strategy == "sequential", self.config.simulation.timeline_rounds
+        shared, rounds = self.setup.strategy.shared_server, self.config.simulation.timeline_rounds
         return Timeline(self.run_dir / TIMELINE_FILE, rounds, done_rounds, wall_s, shared)
 
     def _take_up(self, found: tuple[Manifest, Progress] | None, anew: bool) -> None:
@@ -209,7 +217,7 @@ class Session:
         )
 
     def _finish(self) -> None:
-        digest = weights_sha256(self.rounds.save(self.location.place(MODELS_DIR)))
+        digest = weights_sha256(save_models(self.rounds, self.location.place(MODELS_DIR)))
         files = self.setup.files
         summary = build_summary(
             self.config,

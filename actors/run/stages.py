@@ -1,153 +1,128 @@
-"""What a stage of a round does for each piece of work: steps and snapshots, or the test images."""
+"""The stages of a round: what is submitted for each leg of a piece, and how models go back when a unit is repeated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ray import ObjectRef
 
-from actors.run.pipeline import Side, Work
-from actors.run.run_state import Lineage
-from actors.run.team import Member
-from hsee_ray.method.aggregation import ModelId
-from hsee_ray.rundir.failures import Failure
-
-if TYPE_CHECKING:
-    from actors.run.rounds import Rounds
-
-
-def models_of(work: Work) -> list[ModelId]:
-    """Who takes part in a piece of work."""
-    client = ModelId("client", work.client)
-    return [client] if work.server is None else [client, ModelId("server", work.server)]
+from actors.run.pieces import Piece, RetryUnit
+from actors.run.pipeline import UnitReports
+from actors.run.recovery import Recovery
+from actors.run.run_state import Lineage, RunState
+from actors.run.team import Team
+from actors.workers.contract import ObjectList, RunLeg
+from hsee_ray.config.fleet import ModelId
+from hsee_ray.method.legs import Leg, Trip, legs_of
+from hsee_ray.method.strategies import Strategy
 
 
-def with_records(works: Sequence[Work]) -> list[Work]:
-    """The same work; what is the last of a turn for a client, or for a server, records their states."""
-    of_client = {(work.turn, work.client): index for index, work in enumerate(works)}
-    of_server = {(work.turn, work.server): index for index, work in enumerate(works) if work.server is not None}
-    ends: dict[int, set[Side]] = {}
-    for index in of_client.values():
-        ends.setdefault(index, set()).add("client")
-    for index in of_server.values():
-        ends.setdefault(index, set()).add("server")
-    return [replace(work, records=frozenset(ends.get(index, ()))) for index, work in enumerate(works)]
+class Stage:
+    """A stage in which no model changes: slots are the team's, failures are handled by its recovery."""
 
+    lockstep = False
+    """Whether a client's next piece waits for the end of this one's trip."""
 
-class RoundStage:
-    """What training and evaluation have in common: slots are the team's, failures are handled by its recovery."""
-
-    name: str
-
-    def __init__(self, rounds: Rounds, round_number: int) -> None:
-        self.rounds = rounds
-        self.team = rounds.team
-        self.round_number = round_number
+    def __init__(self, team: Team, recovery: Recovery, state: RunState, trip_of: Callable[[int], Trip]) -> None:
+        """`trip_of` a client is that of its pieces."""
+        self.team = team
+        self.recovery = recovery
+        self.state = state
+        self._trip_of = trip_of
         self.team.slots.release_all()
-        rounds.stage = self
 
     @property
     def references(self) -> set[ObjectRef[Any]]:
         """States that only this stage knows of."""
         return set()
 
-    def queue(self, work: Work) -> str:
-        return self.team.slots.pool(ModelId("client", work.client))
+    def trip_of(self, piece: Piece) -> Trip:
+        return legs_of(self._trip_of(piece.work.client_id), piece.server is not None)
 
-    def slot(self, work: Work) -> bool:
-        return self.team.slot({model: self.rounds.state.lineage(model) for model in models_of(work)})
+    def pool(self, piece: Piece) -> str:
+        return self.team.slots.pool(piece.client)
 
-    def leave(self, model: ModelId) -> None:
+    def take_slots(self, piece: Piece) -> bool:
+        return self.team.slot({model: self.lineage(model) for model in piece.models})
+
+    def leave_slot(self, model: ModelId) -> None:
         self.team.slots.leave(model)
 
-    def replace(self, member: Member, failure: Failure) -> bool:
-        return self.rounds.replace(member, failure)
+    def lineage(self, model: ModelId) -> Lineage:
+        """The state in which a model takes a slot."""
+        return self.state.lineage(model)
+
+    def submit(
+        self, piece: Piece, leg: Leg, payload: ObjectRef[Any] | None, ends_piece: bool, ends_unit: bool
+    ) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
+        sent, _, outcome = self._submit(piece, leg, payload, snapshot_after=False)
+        return sent, outcome
+
+    def _submit(
+        self, piece: Piece, leg: Leg, payload: ObjectRef[Any] | None, snapshot_after: bool
+    ) -> list[ObjectRef[Any]]:
+        objects = ObjectList() if payload is None else ObjectList([payload])
+        request = RunLeg(leg, piece.work, snapshot_after, None if payload is None else 0)
+        return self.team.submit(piece.model(leg.side), request, objects)
+
+    async def until_done(
+        self, attempt: Callable[[], Awaitable[UnitReports]], rewind: Callable[[], None]
+    ) -> UnitReports:
+        return await self.recovery.until_done(attempt, self.state, rewind)
 
     def restore(self, model: ModelId) -> None:
-        self.team.restore(model, self.rounds.state.lineage(model))
+        self.team.restore(model, self.state.lineage(model))
 
-    def answered(self, member: Member) -> None:
-        self.rounds.recovery.answered(member, self.round_number, self.name)
+    def commit(self, unit: RetryUnit) -> None:
+        """No model has changed."""
 
 
-class TrainingStage(RoundStage):
-    """Steps on both sides of the cut; with the last ones of a turn, the states of both."""
+class TrainingStage(Stage):
+    """Steps on both sides of the cut; with the last ones of a unit, the states of both."""
 
-    name = "train"
+    def __init__(
+        self, team: Team, recovery: Recovery, state: RunState, strategy: Strategy, one_unit: bool, snapshots: bool
+    ) -> None:
+        """`one_unit`: all clients are in one retry unit, so that each leaves its slot whenever it does not compute.
 
-    def __init__(self, rounds: Rounds, round_number: int) -> None:
-        super().__init__(rounds, round_number)
-        self.recorded: dict[tuple[int, ModelId], ObjectRef[Any]] = {}
-        """By turn: states at its end, until it is over for everyone in it."""
+        Without `snapshots` no states are kept.
+        """
+        super().__init__(team, recovery, state, lambda client: strategy.trip)
+        self.lockstep = strategy.lockstep
+        self.one_unit = one_unit
+        self.snapshots = snapshots
+        self.ended: dict[ModelId, ObjectRef[Any]] = {}
+        """States at the end of units that are not over for everyone in them."""
         self.midway: dict[ModelId, Lineage] = {}
-        """Clients that have left their slot in the middle of a turn."""
+        """Clients that have left their slot in the middle of a unit."""
 
     @property
     def references(self) -> set[ObjectRef[Any]]:
-        return {*self.recorded.values(), *(ref for lineage in self.midway.values() for ref in lineage.references)}
+        return {*self.ended.values(), *(ref for lineage in self.midway.values() for ref in lineage.references)}
 
-    def slot(self, work: Work) -> bool:
-        lineages = {model: self.midway.get(model, self.rounds.state.lineage(model)) for model in models_of(work)}
-        return self.team.slot(lineages)
-
-    def replace(self, member: Member, failure: Failure) -> bool:
-        self._forget(member)
-        return super().replace(member, failure)
+    def lineage(self, model: ModelId) -> Lineage:
+        return self.midway.get(model, self.state.lineage(model))
 
     def restore(self, model: ModelId) -> None:
-        self._forget(model)
+        self.midway.pop(model, None)
         super().restore(model)
 
-    def _forget(self, member: Member) -> None:
-        """The turn is done anew from its beginning."""
-        if not isinstance(member, str):
-            self.midway.pop(member, None)
-
-    def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
-        client = ModelId("client", work.client)
-        # In one turn of many, another one may need the slot before it is over.
-        may_leave = self.rounds.one_turn and self.team.slots.takes_turns(client)
-        record = may_leave or "client" in work.records
-        steps = self.round_number, work.first, work.last
-        features, state, report = self.team.submit(client, "train", *steps, record, num_returns=3)
+    def submit(
+        self, piece: Piece, leg: Leg, payload: ObjectRef[Any] | None, ends_piece: bool, ends_unit: bool
+    ) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
+        model = piece.model(leg.side)
+        # In one unit of many, another client may need the slot before it is over.
+        may_leave = self.one_unit and ends_piece and leg.side == "client" and self.team.slots.takes_turns(model)
+        snapshot_after = self.snapshots and (ends_unit or may_leave)
+        sent, snapshot, outcome = self._submit(piece, leg, payload, snapshot_after)
         if may_leave:
-            self.midway[client] = Lineage(state)
-        if "client" in work.records:
-            self.recorded[work.turn, client] = state
-        return features, report
+            self.midway[model] = Lineage(snapshot)
+        if ends_unit and self.snapshots:
+            self.ended[model] = snapshot
+        return sent, outcome
 
-    def server_call(self, work: Work, features: ObjectRef[Any], client_report: Any) -> ObjectRef[Any]:
-        assert work.server is not None
-        server, record = ModelId("server", work.server), "server" in work.records
-        report: ObjectRef[Any]
-        steps = work.client, self.round_number, features
-        state, report = self.team.submit(server, "train", *steps, record, num_returns=2)
-        if record:
-            self.recorded[work.turn, server] = state
-        return report
-
-    def commit(self, works: Iterable[Work]) -> None:
-        """The turn is over: from now on its models go back to its end."""
-        for work in works:
-            for model in models_of(work):
-                if model.side in work.records:
-                    self.rounds.state.lineages[model] = Lineage(self.recorded.pop((work.turn, model)))
-                    self.midway.pop(model, None)
-
-
-class EvaluationStage(RoundStage):
-    """The test images through both sides of the cut."""
-
-    name = "evaluate"
-
-    def client_call(self, work: Work) -> tuple[ObjectRef[Any], ObjectRef[Any]]:
-        client = ModelId("client", work.client)
-        features, report = self.team.submit(client, "evaluate", work.first, work.last, num_returns=2)
-        return features, report
-
-    def server_call(self, work: Work, features: ObjectRef[Any], client_report: Any) -> ObjectRef[Any]:
-        assert work.server is not None
-        report: ObjectRef[Any] = self.team.submit(ModelId("server", work.server), "evaluate", work.client, features)
-        return report
+    def commit(self, unit: RetryUnit) -> None:
+        for model in unit.last if self.snapshots else ():
+            self.state.lineages[model] = Lineage(self.ended.pop(model))
+            self.midway.pop(model, None)

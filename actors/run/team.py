@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
@@ -16,15 +16,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from actors.cluster.describe import text
 from actors.cluster.requests import _request
 from actors.cluster.resources import Request
-from actors.cluster.slots import Slot, SlotPlan, Slots, models_of, pool_of, slots_of
-from actors.run.run_state import Lineage, taken
+from actors.cluster.slots import Slot, SlotPlan, Slots, pool_of, slots_of
+from actors.run.run_state import Lineage
 from actors.workers.aggregator import Aggregator
-from actors.workers.client_actor import ClientActor, own_rows
+from actors.workers.contract import ActorFactory, ObjectList, WorkerRequest
+from actors.workers.model_actor import ClientActor, ServerActor, own_rows
 from actors.workers.origin import Origin
-from actors.workers.server_actor import ServerActor
-from hsee_ray.config.fleet import ClientSpec
-from hsee_ray.method.aggregation import ModelId
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.method.setup import Setup, mapped_client_data
+from hsee_ray.method.strategies import models_of
 
 Member = ModelId | Literal["aggregator"]
 """Who owes an answer: a model in its slot, or the aggregator. An actor bears the name of its slot."""
@@ -57,6 +57,13 @@ class RowRefs:
         return {"train": self.train[client_id], "test": self.test, "calibration": self.calibration[client_id]}
 
 
+def create_actor(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> ActorHandle[Any]:
+    """A Ray actor. Ray restarts nothing and repeats nothing: at most once is what training needs."""
+    remote_class: Any = ray.remote(actor_class)
+    handle: ActorHandle[Any] = remote_class.options(**place, max_restarts=0, max_task_retries=0).remote(*args, **kwargs)
+    return handle
+
+
 class Team:
     """The actors of a run: slots for clients and for servers (one server for Sequential), and one aggregator.
 
@@ -71,18 +78,21 @@ class Team:
         rows: RowRefs | None,
         origin: Origin | None,
         at_a_time: int | None = None,
+        create: ActorFactory = create_actor,
     ) -> None:
         """`origin` is what actors must find on their nodes; None on a Ray of the run's own, without labels.
 
         So many actors start `at_a_time`, where they share one machine: the first ones are sooner there; None: all.
+        `create` makes an actor of a class, where it is to be placed, and what its constructor takes.
         """
         self.setup = setup
+        self.create = create
         self.setup_ref = setup_ref
         self.rows = rows
         self.origin = origin
-        self.shared_server = setup.config.training.strategy == "sequential"
+        self.strategy = setup.strategy
         self.slot_plan = slot_plan
-        self.models = models_of(setup.config, setup.fleet)
+        self.models = models_of(setup.strategy, setup.fleet)
         slots = slots_of(setup.config, setup.fleet, slot_plan)
         self.slots = Slots({model: pool_of(setup.fleet, model) for model in self.models}, slots)
         self.requests: dict[Member, Request] = {slot: _request(setup.config, setup.fleet, slot) for slot in slots}
@@ -94,6 +104,8 @@ class Team:
         """Of each slot, a result of the last call that has put a model back: later calls depend on it."""
         self.relocated: set[Member] = set()
         """Actors that were created anew because the other one of their pair had to move: old calls of theirs fail."""
+        self.left_out: set[int] = set()
+        """Clients that have no place on the cluster, and are left out until they have one."""
         self.actors: dict[Member, ActorHandle[Any]] = {}
         self.locations: dict[Member, ObjectRef[Any]] = {}
         """Where every actor is, to be known when it has started."""
@@ -102,6 +114,10 @@ class Team:
         self.at_a_time = at_a_time or len(self.requests) + 1
         self._to_start = deque(self.members())
         self.start_more(0)
+
+    def is_left_out(self, member: Member) -> bool:
+        """Whether it is a client that is left out."""
+        return not isinstance(member, str) and member.side == "client" and member.client_id in self.left_out
 
     def members(self) -> list[Member]:
         """All actors in the order in which they start: pairs that compute first, first."""
@@ -116,29 +132,32 @@ class Team:
             raise KeyError(member)
         return slot
 
-    def server_of(self, spec: ClientSpec) -> int | None:
-        """Which server takes up a client's features; None at cut L."""
-        if not spec.has_server:
-            return None
-        return 0 if self.shared_server else spec.client_id
+    def submit(self, model: ModelId, request: WorkerRequest, objects: ObjectList | None = None) -> list[ObjectRef[Any]]:
+        """Has the actor of a model's slot answer a request about `objects`; gives the references of its results.
 
-    def submit(self, model: ModelId, method: str, *args: Any, num_returns: int = 1) -> Any:
-        """Calls the actor in which a model sits; the call fails if the last restore there has failed.
-
-        A restore that is still to be done travels with it.
+        A restore that is still to be done travels with it; the call fails if the last restore there has failed.
         """
         slot = self.slot_of(model)
         assert not isinstance(slot, str)
+        objects = ObjectList(objects.refs if objects else ())  # a restore adds its own
         if slot not in self._to_restore:
-            call = getattr(self.actor(slot), method).options(num_returns=num_returns)
-            return call.remote(*args, after=self._restored.get(slot))
+            call: Any = self.actor(slot).perform.options(num_returns=request.results)
+            results = call.remote(request, None, *objects.refs, restored=self._restored.get(slot))
+            return results if request.results > 1 else [results]
         occupant, lineage = self._to_restore.pop(slot)
-        rows = {} if self.rows is None or not self.slots.takes_turns(occupant) else self.rows.of(occupant)
-        takes, averages = taken(lineage.loads)
-        what = method, num_returns > 1, len(args), occupant.client_id, lineage.snapshot, takes
-        call = self.actor(slot).restore_and.options(num_returns=num_returns + 1)
-        *results, self._restored[slot] = call.remote(*what, *args, *averages, **rows)
-        return results if num_returns > 1 else results[0]
+        restore = lineage.restore(occupant, objects)
+        if self.rows is not None and self.slots.takes_turns(occupant):
+            rows = {name: objects.index(ref) for name, ref in self.rows.of(occupant).items()}
+            restore = replace(restore, rows=rows)
+        call = self.actor(slot).perform.options(num_returns=request.results + 1)
+        *results, self._restored[slot] = call.remote(request, restore, *objects.refs)
+        return results
+
+    def submit_to_aggregator(self, request: WorkerRequest, objects: ObjectList) -> list[ObjectRef[Any]]:
+        """Has the aggregator answer a request about a model whose own actor cannot."""
+        call: Any = self.actor(AGGREGATOR).perform.options(num_returns=request.results)
+        results = call.remote(request, None, *objects.refs)
+        return results if request.results > 1 else [results]
 
     def actor(self, member: Member) -> ActorHandle[Any]:
         """The actor of a slot, or the aggregator; created now where its start has not been asked for."""
@@ -201,7 +220,7 @@ class Team:
         """`client 003`, `server 003`, `shared server`, `aggregator`."""
         if isinstance(member, str):
             return member
-        if member.side == "server" and self.shared_server:
+        if member.side == "server" and self.strategy.shared_server:
             return "shared server"
         return f"{member.side} {self.setup.fleet.clients[member.client_id].label}"
 
@@ -212,11 +231,11 @@ class Team:
     def _create(self, member: Member) -> None:
         place = self._place(member)
         if isinstance(member, str):
-            actor = _actor(Aggregator, place, self.setup.config.training, self.origin)
+            actor = self.create(Aggregator, place, self.setup.config.training, self.origin)
         else:
             actor_class = ServerActor if member.side == "server" else ClientActor
             rows = {} if self.rows is None else self.rows.of(member)
-            actor = _actor(actor_class, place, self.setup_ref, member.client_id, self.origin, **rows)
+            actor = self.create(actor_class, place, self.setup_ref, member.client_id, self.origin, **rows)
         self.actors[member] = actor
         self.locations[member] = actor.location.remote()
 
@@ -252,13 +271,6 @@ class Team:
             selectors = None if self.origin is None else [dict(request.label_selector) for request in pair]
             self._groups[client_id] = placement_group(bundles, strategy="STRICT_PACK", bundle_label_selector=selectors)
         return self._groups[client_id]
-
-
-def _actor(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> ActorHandle[Any]:
-    # Ray restarts nothing and repeats nothing: at most once is what training needs.
-    remote_class: Any = ray.remote(actor_class)
-    handle: ActorHandle[Any] = remote_class.options(**place, max_restarts=0, max_task_retries=0).remote(*args, **kwargs)
-    return handle
 
 
 def _bundle(resources: Mapping[str, float]) -> dict[str, float]:

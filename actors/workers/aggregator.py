@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.workers.actor_location import ActorLocation, location_here
-from actors.workers.contract import Takes
+from actors.workers.contract import (
+    AverageRefs,
+    ReadShard,
+    SaveModel,
+    WriteShard,
+    select,
+    state_of,
+)
 from actors.workers.origin import Origin
-from actors.workers.shards import as_now, picked, read_snapshot, write_shard, write_snapshot
+from actors.workers.shards import read_snapshot, write_snapshot
 from actors.workers.store_resident import StoreResident, store_resident
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import TrainingConfig
-from hsee_ray.method.aggregation import Copy, ModelId, average_copies
+from hsee_ray.method.aggregation import Copy, average_copies
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.state import ModelState, named_tensors
 from hsee_ray.models.weights import write_model
@@ -29,7 +37,7 @@ class Aggregator:
         self.reset = training.optimizer_state == "reset"
 
     def __repr__(self) -> str:
-        """What Ray's dashboard calls it."""
+        """Name in Ray's dashboard."""
         return "aggregator"
 
     def location(self) -> ActorLocation:
@@ -48,32 +56,23 @@ class Aggregator:
         by_model = {model: snapshot.payload.units for model, snapshot in zip(sources, snapshots, strict=True)}
         return store_resident(average_copies(groups, by_model, self.statistics, self.optimizer)), None
 
-    def write_averages(self, uri: str, name: str, takes: Takes, *averages: StoreResident[ModelState]) -> FileEntry:
+    def write_averages(
+        self, uri: str, name: str, averages: AverageRefs, *objects: StoreResident[ModelState]
+    ) -> FileEntry:
         """Writes the newest averages, by key, as one file of a checkpoint."""
-        return write_snapshot(uri, name, Snapshot(picked(takes, averages)))
+        return write_snapshot(uri, name, Snapshot(select(averages, objects)))
 
     def read_averages(self, uri: str, name: str, entry: FileEntry) -> tuple[StoreResident[ModelState], None]:
         """Averages of a checkpoint by key, by reference, and nothing for the driver to wait for."""
         return store_resident(read_snapshot(uri, name, entry).units), None
 
-    def write_shard(
-        self, uri: str, name: str, snapshot: StoreResident[Snapshot], takes: Takes, *averages: StoreResident[ModelState]
-    ) -> FileEntry:
-        """Writes a model's file of a checkpoint when its own actor cannot."""
-        return write_shard(uri, name, snapshot, takes, averages, self.reset)
-
-    def read_shard(self, uri: str, name: str, entry: FileEntry) -> tuple[StoreResident[Snapshot], None]:
-        """A model's file of a checkpoint, by reference, when its own actor cannot read it."""
-        return store_resident(read_snapshot(uri, name, entry)), None
-
-    def save(
-        self,
-        directory: str,
-        stem: str,
-        snapshot: StoreResident[Snapshot],
-        takes: Takes,
-        *averages: StoreResident[ModelState],
-    ) -> tuple[str, ...]:
-        """Writes a client's final file when the client cannot; returns its digest lines."""
-        state = as_now(snapshot, takes, averages, self.reset)
-        return write_model(directory, stem, named_tensors(state.units))
+    def perform(self, request: WriteShard | ReadShard | SaveModel, restore: None, *objects: StoreResident[Any]) -> Any:
+        """What a worker does for its model, for one whose own worker cannot."""
+        match request:
+            case WriteShard(uri, name, state):
+                return write_snapshot(uri, name, state_of(state, objects, self.reset))
+            case ReadShard(uri, name, entry):
+                return store_resident(read_snapshot(uri, name, entry)), None
+            case SaveModel(directory, stem, state):
+                assert state is not None
+                return write_model(directory, stem, named_tensors(state_of(state, objects, self.reset).units))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from hsee_ray.config.schema import Config, ResourcesConfig
 from hsee_ray.edge.codecs import Codec
@@ -46,6 +47,15 @@ class ClientSpec:
         return f"server-{self.label}"
 
 
+@dataclass(frozen=True, order=True)
+class ModelId:
+    """One model of a run. Sorts client models before server models, each by number."""
+
+    side: Literal["client", "server"]
+    client_id: int
+    """The client's number; the one shared server of Sequential is server 0."""
+
+
 @dataclass(frozen=True)
 class Fleet:
     """All clients of a run over one base network."""
@@ -57,30 +67,12 @@ class Fleet:
     def tiers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(client.tier for client in self.clients))
 
-    @property
-    def lowest_cut(self) -> int:
-        """Cut of the client that holds the fewest units; a shared server begins right above it."""
-        return min(client.cut for client in self.clients)
-
 
 def build_fleet(config: Config, unit_names: Sequence[str]) -> Fleet:
-    """Clients of the configuration over a base network with these units.
+    """Clients of the configuration's tiers over a base network with these units.
 
-    Centralized has a single client, `central`, which holds the whole network.
     Raises ConfigError for a cut that the network does not have; the message lists the cuts there are.
     """
-    if config.training.strategy == "centralized":
-        central = ClientSpec(
-            client_id=0,
-            label="central",
-            tier="central",
-            cut=len(unit_names),
-            cut_name=unit_names[-1],
-            has_server=False,
-            batch_size=config.training.batch_size,
-            resources=config.server.resources,
-        )
-        return Fleet((central,), tuple(unit_names))
     digits = max(3, len(str(config.n_clients - 1)))
     clients: list[ClientSpec] = []
     for index, tier in enumerate(config.tiers):

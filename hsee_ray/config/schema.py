@@ -1,6 +1,6 @@
 """The configuration of a run: frozen models that reject what they do not know.
 
-`jobs/configs/reference.yaml` explains every key. Reading files and `--set` overrides is in `config_files.py`.
+`jobs/configs/reference.yaml` explains every key. Reading files and `--set` overrides is in `files.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from hsee_ray.config.plugins import PlugIn, StrategyPlugIn
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = re.compile(rf"([a-z0-9.-]+/)?{_LABEL_WORD}")
@@ -163,7 +165,7 @@ ScheduleConfig = Annotated[ConstantSchedule | StepSchedule | CosineSchedule, Fie
 class TrainingConfig(_Model):
     """The method and its options (docs/method.md)."""
 
-    strategy: Literal["averaging", "sequential", "distributed", "centralized"] = "averaging"
+    strategy: StrategyPlugIn = PlugIn(name="averaging")
     rounds: int = Field(10, ge=1)
     local_epochs: int = Field(1, ge=1)
     local_steps: int | None = Field(None, ge=1)
@@ -317,10 +319,6 @@ class Config(_Model):
 
     @model_validator(mode="after")
     def _pairs_to_colocate(self) -> Config:
-        if self.cluster.placement == "colocate" and self.training.strategy == "sequential":
-            raise ValueError(
-                "cluster.placement is 'colocate', and sequential has one server for all clients: use pack or spread"
-            )
         if self.cluster.placement == "colocate" and (
             self.server.slots is not None or any(tier.slots is not None for tier in self.tiers)
         ):

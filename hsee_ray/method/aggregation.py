@@ -8,24 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from hsee_ray.config.fleet import EXIT, Fleet
+from hsee_ray.config.fleet import Fleet, ModelId
 from hsee_ray.config.schema import Config
+from hsee_ray.method.strategies import Strategy, strategy_of
 from hsee_ray.models.state import Arrays, UnitState
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, order=True)
-class ModelId:
-    """One model of a run. Sorts client models before server models, each by number."""
-
-    side: Literal["client", "server"]
-    client_id: int
-    """The client's number; the one shared server of Sequential is server 0."""
 
 
 @dataclass(frozen=True)
@@ -52,40 +44,15 @@ class Aggregation:
         return tuple(sorted({copy.model for copies in self.copies.values() for copy in copies}))
 
 
-def averaged_units(config: Config, fleet: Fleet) -> dict[ModelId, dict[str, str]]:
-    """For every model of the run, its units that take part in averages: unit -> the average's key."""
-    training = config.training
-    units: dict[ModelId, dict[str, str]] = {}
-    if training.strategy not in ("averaging", "sequential"):
-        return units
-    scope = "all" if training.aggregate == "all" else "server"
-    if training.aggregate != "server":
-        below = "all" if training.aggregate == "all" else "client"
-        for client in fleet.clients:
-            keys = {name: f"{below}/{name}" for name in fleet.unit_names[: client.cut]}
-            if client.has_server:
-                keys[EXIT] = f"{EXIT}/{client.cut_name}"
-            units[ModelId("client", client.client_id)] = keys
-    if training.strategy == "sequential":
-        above = fleet.unit_names[fleet.lowest_cut :]
-        if above:
-            units[ModelId("server", 0)] = {name: f"{scope}/{name}" for name in above}
-    else:
-        for client in fleet.clients:
-            if client.has_server:
-                above = fleet.unit_names[client.cut :]
-                units[ModelId("server", client.client_id)] = {name: f"{scope}/{name}" for name in above}
-    return units
-
-
 def plan_aggregation(config: Config, fleet: Fleet, trained: Iterable[int], local_samples: Sequence[int]) -> Aggregation:
     """The aggregation over the copies that trained since the last one.
 
     `trained` are client numbers; `local_samples` the training samples of every client. A copy weighs 1, or as many
-    samples as it was trained on: the shared server's copy of a unit, those of all clients that passed it.
+    samples as it was trained on: a shared server's copy of a unit, those of all clients that passed it.
     """
     trained_set = set(trained)
-    models = averaged_units(config, fleet)
+    strategy = strategy_of(config)
+    models = strategy.averaged_units(config.training, fleet)
     holders: dict[str, int] = {}
     for keys in models.values():
         for key in keys.values():
@@ -93,10 +60,9 @@ def plan_aggregation(config: Config, fleet: Fleet, trained: Iterable[int], local
     copies: dict[str, list[Copy]] = {}
     for model in sorted(models):
         for unit, key in models[model].items():
-            behind = _trained_on(config, fleet, model, unit, trained_set)
+            behind = _trained_on(strategy, fleet, model, unit, trained_set)
             if behind and holders[key] > 1:
-                by_samples = config.training.aggregate_weights == "samples"
-                weight = float(sum(local_samples[client_id] for client_id in behind)) if by_samples else 1.0
+                weight = strategy.weight(config.training, (local_samples[client] for client in behind))
                 copies.setdefault(key, []).append(Copy(model, unit, weight))
     takes: dict[ModelId, dict[str, str]] = {}
     for key, counting in copies.items():
@@ -106,12 +72,13 @@ def plan_aggregation(config: Config, fleet: Fleet, trained: Iterable[int], local
     return Aggregation({key: tuple(counting) for key, counting in copies.items()}, takes)
 
 
-def _trained_on(config: Config, fleet: Fleet, model: ModelId, unit: str, trained: set[int]) -> list[int]:
+def _trained_on(strategy: Strategy, fleet: Fleet, model: ModelId, unit: str, trained: set[int]) -> list[int]:
     """Clients among `trained` whose data a model's copy of a unit has learnt from."""
-    if model.side == "server" and config.training.strategy == "sequential":
-        position = fleet.unit_names.index(unit)
-        return [client.client_id for client in fleet.clients if client.client_id in trained and client.cut <= position]
-    return [model.client_id] if model.client_id in trained else []
+    if model.side == "client":
+        return [model.client_id] if model.client_id in trained else []
+    position = fleet.unit_names.index(unit)
+    served = (fleet.clients[client] for client in strategy.served(fleet)[model.client_id])
+    return [spec.client_id for spec in served if spec.client_id in trained and spec.cut <= position]
 
 
 @dataclass
@@ -138,9 +105,10 @@ class Ledger:
         """Averages (unit -> key) that copies about to train have missed; they count as seen from now on."""
         starting_set = set(starting)
         missed: dict[ModelId, dict[str, str]] = {}
-        for model, keys in averaged_units(config, fleet).items():
+        strategy = strategy_of(config)
+        for model, keys in strategy.averaged_units(config.training, fleet).items():
             for unit, key in keys.items():
-                if not _trained_on(config, fleet, model, unit, starting_set):
+                if not _trained_on(strategy, fleet, model, unit, starting_set):
                     continue
                 newest = self.newest.get(key, 0)
                 if newest > self.seen.get((model, unit), 0):

@@ -26,7 +26,7 @@ from hsee_ray.method.steps import NonFiniteStep, client_step, refuse_nonfinite, 
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.split import build_exit, client_units
-from hsee_ray.models.state import Arrays
+from hsee_ray.models.state import Arrays, named_tensors
 from hsee_ray.models.torch_device import to_device
 from hsee_ray.rng import generator
 
@@ -161,6 +161,10 @@ class Client:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot."""
         self.model.restore(snapshot.units)
+
+    def tensors(self) -> Arrays:
+        """Tensors of the model file, named `<unit>.<name in the unit>`."""
+        return named_tensors(self.model.state())
 
     def take_tensors(self, tensors: Arrays) -> None:
         """Takes the tensors of a model file. Raises DataError when they do not fit."""

@@ -52,16 +52,6 @@ def queue_order(config: Config, fleet: Fleet, round_number: int) -> tuple[int, .
     return tuple(queue[index] for index in shuffled)
 
 
-def aggregates_after(config: Config, round_number: int) -> bool:
-    """Whether copies are averaged at the end of this round; the last round always aggregates."""
-    training = config.training
-    if training.strategy not in ("averaging", "sequential"):
-        return False
-    if training.strategy == "sequential" and training.aggregate == "server":
-        return False
-    return round_number % training.aggregate_every == 0 or round_number == training.rounds
-
-
 def evaluates_after(config: Config, round_number: int) -> bool:
     """Whether the models are evaluated at the end of this round; the last round always is."""
     return round_number % config.evaluation.every == 0 or round_number == config.training.rounds

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes, load_weights
-from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet, build_fleet
+from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.data import (
     ClientIndices,
@@ -27,6 +27,7 @@ from hsee_ray.edge.codecs import feature_bytes
 from hsee_ray.errors import ConfigError
 from hsee_ray.method.client import Client, ClientData, Samples
 from hsee_ray.method.server import Server
+from hsee_ray.method.strategies import Strategy, strategy_of
 from hsee_ray.planning.planner import pick_cuts
 from hsee_ray.simulation.loads import check_profiles
 
@@ -51,6 +52,10 @@ class Setup:
     """Training samples, (clients, classes)."""
 
     @property
+    def strategy(self) -> Strategy:
+        return strategy_of(self.config)
+
+    @property
     def n_classes(self) -> int:
         return len(self.files.class_names)
 
@@ -71,6 +76,8 @@ def prepare_run(config: Config) -> Setup:
     Raises ConfigError or DataError, in one line, for everything that the user can mend.
     """
     check_profiles(config)
+    strategy = strategy_of(config)
+    strategy.check(config)
     files = prepare(config.data)
     if config.model.weights is not None and not os.path.isfile(config.model.weights):
         raise ConfigError(f"model.weights is {config.model.weights!r}: there is no such file")
@@ -79,7 +86,7 @@ def prepare_run(config: Config) -> Setup:
     n_classes = len(files.class_names)
     chosen = select(train.labels_N, config.data.train_samples, config.seed, "train")
     parts = partition(train.labels_N, chosen, config.n_clients, n_classes, config.data, config.seed)
-    if config.training.strategy == "centralized":
+    if strategy.on_server:
         parts = (_union(parts),)
     elif any(tier.cut == AUTO for tier in config.tiers):
         config = pick_cuts(config, files.image_shape, n_classes, [len(part.train) for part in parts])
@@ -87,7 +94,7 @@ def prepare_run(config: Config) -> Setup:
     return Setup(
         config=config,
         files=files,
-        fleet=build_fleet(config, tuple(backbone.units)),
+        fleet=strategy.fleet(config, tuple(backbone.units)),
         parts=parts,
         test_indices=select(test.labels_N, config.data.test_samples, config.seed, "test"),
         mean_C=mean_C,
@@ -131,11 +138,6 @@ def mapped_client_data(setup: Setup, client_id: int) -> ClientData:
         mean_C=setup.mean_C,
         std_C=setup.std_C,
     )
-
-
-def served_by_one(setup: Setup) -> tuple[int, ...]:
-    """Clients of the shared server of Sequential: all that have a server part."""
-    return tuple(client.client_id for client in setup.fleet.clients if client.has_server)
 
 
 def _union(parts: Sequence[ClientIndices]) -> ClientIndices:

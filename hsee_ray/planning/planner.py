@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet, build_fleet, resolve_cut
+from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet, resolve_cut
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.cost import CostTable, Memory
 from hsee_ray.devices.profiles import DeviceProfile, load_profiles, profile_of
 from hsee_ray.errors import ConfigError
-from hsee_ray.method.schedule import aggregates_after, round_batches
+from hsee_ray.method.schedule import round_batches
+from hsee_ray.method.strategies import strategy_of
 from hsee_ray.planning.search import Figures, Objective, Option, search
 from hsee_ray.simulation.bounds import lower_bound_s, server_bound_s
 from hsee_ray.simulation.model import ClientLoad, Rules
@@ -65,6 +66,7 @@ class Planner:
         training = config.training.model_copy(update={"clients_per_round": 1.0})
         simulation = config.simulation.model_copy(update={"dropout_probability": 0.0})
         self.config = config.model_copy(update={"training": training, "simulation": simulation})
+        self.strategy = strategy_of(config)
         self.costs = costs
         self.profiles = profiles
         self.local_samples = list(local_samples)
@@ -122,7 +124,7 @@ class Planner:
 
     def fleet(self, cuts: Sequence[int]) -> Fleet:
         """All clients, cut so."""
-        return build_fleet(with_cuts(self.config, cuts), self.unit_names)
+        return self.strategy.fleet(with_cuts(self.config, cuts), self.unit_names)
 
     def names(self, cuts: Sequence[int]) -> str:
         """`layer1.1 for sensor, layer3.1 for hub`."""
@@ -145,13 +147,13 @@ class Planner:
         """
         chosen = list(chosen)
         work = sorted((size for option in chosen for size in option.work_bytes), reverse=True)
-        if self.config.training.strategy == "sequential":
+        if self.strategy.shared_server:
             return max((option.kept_bytes for option in chosen), default=0.0) + sum(work[:1])
         cores = self.profiles[str(self.config.simulation.server)].cores
         return sum(option.kept_bytes for option in chosen) + sum(work[:cores])
 
     def _predict(self, fleet: Fleet, local_samples: Sequence[int]) -> RoundCost:
-        aggregates = aggregates_after(self.config, self.config.training.rounds)
+        aggregates = strategy_of(self.config).aggregates_after(self.config.training, self.config.training.rounds)
         return self.predictor.round(fleet, local_samples, 1, aggregates=aggregates, evaluates=False)
 
     def _option(self, index: int, cut: int) -> CutOption:
@@ -173,7 +175,7 @@ class Planner:
         steps = [step for n in samples for step in round_batches(self.config.training, n, first.batch_size)]
         batch_size = max(step.stop - step.start for step in steps)
         server = self.costs.server(cut, batch_size).memory if first.has_server else None
-        models = 1 if self.config.training.strategy == "sequential" else tier.clients
+        models = 1 if self.strategy.shared_server else tier.clients
         return CutOption(
             cut=cut,
             least_joules=sum(used.joules for used in alone.clients.values()),
@@ -252,7 +254,7 @@ def pick_cuts(
 
     Raises ConfigError when no plan fits.
     """
-    if config.training.strategy == "centralized" or all(tier.cut != AUTO for tier in config.tiers):
+    if strategy_of(config).on_server or all(tier.cut != AUTO for tier in config.tiers):
         return config
     planner = Planner(
         config, CostTable(config, image_shape, n_classes), load_profiles(config.simulation.profiles), local_samples
@@ -275,7 +277,7 @@ def with_cuts(config: Config, cuts: Sequence[int | str]) -> Config:
 
 def check_devices(config: Config, known: Mapping[str, DeviceProfile]) -> None:
     """Raises ConfigError for a configuration that has nothing to plan, or does not name devices that are known."""
-    if config.training.strategy == "centralized":
+    if strategy_of(config).on_server:
         raise ConfigError("training.strategy is 'centralized': it cuts nothing, so there is nothing to plan")
     devices = {f"tiers.{index}.device": tier.device for index, tier in enumerate(config.tiers)}
     devices["simulation.server"] = config.simulation.server

@@ -17,9 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from hsee_ray.config.files import rename_old_keys
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import DataError, UserError
-from hsee_ray.method.aggregation import Ledger, ModelId
+from hsee_ray.method.aggregation import Ledger
 from hsee_ray.method.reports import EvaluationReport
 from hsee_ray.rundir.failures import History
 from hsee_ray.rundir.summary import RunTotals, SimulatedTotals

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config, SimulationConfig
 from hsee_ray.errors import DataError, UserError
+from hsee_ray.method.strategies import strategy_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,9 +93,8 @@ class Run:
     @cached_property
     def fleet(self) -> Fleet:
         """The clients of the run."""
-        from hsee_ray.config.fleet import build_fleet
 
-        return build_fleet(self.config, self.summary["model_units"])
+        return strategy_of(self.config).fleet(self.config, self.summary["model_units"])
 
     def backbone(self) -> Backbone:
         """The whole base network at its initial weights, a new one at every call."""
@@ -137,8 +138,9 @@ class Run:
 
         spec = self._spec(client_id, needs_server=True)
         chain = UnitChain(server_units(self.backbone().units, spec.cut))
-        shared = self.config.training.strategy == "sequential"
-        tensors = self._tensors("server" if shared else spec.server_file)
+        strategy = strategy_of(self.config)
+        model = ModelId("server", strategy.server_of(spec) or 0)
+        tensors = self._tensors(strategy.file_of(self.fleet, model))
         own = f"{spec.client_file}."
         tensors.update({name.removeprefix(own): t for name, t in tensors.items() if name.startswith(own)})
         return _fill(chain, chain.units, tensors)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.method.reports import EvaluationReport, RoundReport
+from hsee_ray.method.strategies import strategy_of
 from hsee_ray.storage import write_whole
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def build_summary(
         for client, samples in zip(fleet.clients, local_samples, strict=True)
     ]
     return {
-        "strategy": config.training.strategy,
+        "strategy": config.training.strategy.name,
         "seed": config.seed,
         "rounds": totals.rounds,
         "wall_s": wall_s,
@@ -230,7 +231,7 @@ def _simulation_summary(config: Config, fleet: Fleet, totals: SimulatedTotals | 
     if totals is None:
         return None
     devices = {tier.name: tier.device for tier in config.tiers}
-    on_server = config.simulation.one_machine or config.training.strategy == "centralized"
+    on_server = config.simulation.one_machine or strategy_of(config).on_server
     return {
         "server": config.simulation.server,
         "one_machine": config.simulation.one_machine,

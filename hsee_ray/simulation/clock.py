@@ -14,7 +14,8 @@ from hsee_ray.config.schema import Config
 from hsee_ray.devices.profiles import DeviceProfile, load_profiles
 from hsee_ray.method.aggregation import Ledger, plan_aggregation
 from hsee_ray.method.reports import RoundReport
-from hsee_ray.method.schedule import aggregates_after, queue_order
+from hsee_ray.method.schedule import queue_order
+from hsee_ray.method.strategies import strategy_of
 from hsee_ray.rng import generator
 from hsee_ray.simulation.prediction import Predictor, RoundCost, RoundScenario
 
@@ -55,7 +56,7 @@ class Clock:
         caught_up = self.ledger.catch_up(config, fleet, who)
         self.trained.update(who)
         averages = None
-        if aggregates_after(config, number):
+        if strategy_of(config).aggregates_after(config.training, number):
             averages = plan_aggregation(config, fleet, self.trained, self.local_samples)
             self.ledger.record(averages, number)
             self.trained.clear()

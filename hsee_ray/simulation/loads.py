@@ -12,6 +12,7 @@ from hsee_ray.devices.profiles import DeviceProfile, load_profiles, profile_of, 
 from hsee_ray.edge.codecs import feature_bytes
 from hsee_ray.method.reports import EvaluationReport, TrainReport
 from hsee_ray.method.schedule import round_batches
+from hsee_ray.method.strategies import strategy_of
 from hsee_ray.simulation.model import Batch, ClientLoad
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Loads:
         self.config = config
         self.costs = costs
         self.server, self.devices = devices_of(config, profiles)
-        self.all_on_server = config.simulation.one_machine or config.training.strategy == "centralized"
+        self.all_on_server = config.simulation.one_machine or strategy_of(config).on_server
         self._known: dict[tuple[object, ...], tuple[Batch, ...]] = {}
 
     def device(self, spec: ClientSpec) -> DeviceProfile:

@@ -11,19 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
-from hsee_ray.config.fleet import ClientSpec, Fleet
+from hsee_ray.config.fleet import ClientSpec, Fleet, ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.profiles import DeviceProfile
-from hsee_ray.method.aggregation import Aggregation, ModelId, plan_aggregation
+from hsee_ray.method.aggregation import Aggregation, plan_aggregation
 from hsee_ray.method.reports import EvaluationReport, TrainReport
 from hsee_ray.method.schedule import (
-    aggregates_after,
     batches_per_message,
     evaluates_after,
     evaluation_window,
     queue_order,
     window_batches,
 )
+from hsee_ray.method.strategies import strategy_of
 from hsee_ray.simulation.bounds import lower_bound_s, server_bound_s
 from hsee_ray.simulation.events import core_send_s, simulate_round
 from hsee_ray.simulation.loads import Loads, as_sent, bytes_s, in_messages
@@ -131,7 +131,7 @@ class Predictor:
         if self.one_machine is not None:
             # How many batches share a message there, the rest of the fleet decides.
             loads = [replace(load, latency_s=0.0) for load in loads]
-        rules = Rules("serial" if self.config.training.strategy == "sequential" else "parallel")
+        rules = Rules(self._order)
         alone = {id(load.batches): load for load in loads}
         alone_s = [lower_bound_s(load, self.context, self.one_machine) for load in alone.values()]
         return max([server_bound_s(loads, self.context, rules, self.one_machine), *alone_s])
@@ -151,7 +151,7 @@ class Predictor:
         """
         queue = queue_order(self.config, fleet, round_number)
         if aggregates is None:
-            aggregates = aggregates_after(self.config, round_number)
+            aggregates = strategy_of(self.config).aggregates_after(self.config.training, round_number)
         if evaluates is None:
             evaluates = evaluates_after(self.config, round_number)
         averages = plan_aggregation(self.config, fleet, queue, local_samples) if aggregates else None
@@ -222,7 +222,7 @@ class Predictor:
         training_specs = [fleet.clients[load.client] for load in loads if load.batches]
         sizes = {spec.client_id: self.loads.feature_bytes(spec, spec.batch_size) for spec in training_specs}
         window = window_batches(pipeline, max(sizes.values(), default=1))
-        if self.one_machine is None or (training.strategy == "sequential" and training.interleave == "batch"):
+        if self.one_machine is None or strategy_of(self.config).retries_together(training):
             return loads, Rules(self._order, training.interleave, window)
         counts = {load.client: len(load.batches) for load in loads if load.batches}
         together = min((batches_per_message(pipeline, sizes[n], count) for n, count in counts.items()), default=1)
@@ -231,7 +231,7 @@ class Predictor:
 
     @property
     def _order(self) -> Literal["parallel", "serial"]:
-        return "serial" if self.config.training.strategy == "sequential" else "parallel"
+        return "serial" if strategy_of(self.config).shared_server else "parallel"
 
     def _client_costs(self, fleet: Fleet, loads: Sequence[ClientLoad], timing: RoundTiming) -> dict[int, ClientCost]:
         upload_s: dict[int, float] = {}

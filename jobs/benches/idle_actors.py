@@ -2,56 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from abc import abstractmethod
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
 from actors.workers.actor_location import ActorLocation, location_here
-from actors.workers.store_resident import StoreResident, store_resident
-from actors.workers.turns import TakesTurns
+from actors.workers.contract import ActorFactory, Objects, Outcome, Restore, RunLeg, Worker, WorkerRequest
+from actors.workers.store_resident import store_resident
 from hsee_ray.method.reports import TrainReport
 
-Array = np.ndarray[Any, Any]
-Features = tuple[Array, ...]
 
-
-@contextmanager
-def idle_actors(
-    client: type[Any], server: type[Any], client_args: tuple[Any, ...], server_args: tuple[Any, ...] = ()
-) -> Iterator[None]:
-    """In the block, Ray gets actors of these classes where a run wants clients and servers."""
-    from actors.run import team as placement
+def idle_factory(
+    client: type[Worker], server: type[Worker], client_args: tuple[Any, ...], server_args: tuple[Any, ...] = ()
+) -> ActorFactory:
+    """Creates actors of these classes where a run wants clients and servers."""
+    from actors.run.team import create_actor
     from actors.workers.aggregator import Aggregator
-    from actors.workers.client_actor import ClientActor
+    from actors.workers.model_actor import ClientActor
 
-    create = placement._actor
-
-    def idle(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def create(actor_class: type[Any], place: Any, *args: Any, **kwargs: Any) -> Any:
         if actor_class is Aggregator:
-            return create(actor_class, place, *args, **kwargs)
+            return create_actor(actor_class, place, *args, **kwargs)
         # They are not given the setup: to read it, they would load torch.
         if actor_class is ClientActor:
-            return create(client, place, *client_args)
-        return create(server, place, *server_args)
+            return create_actor(client, place, *client_args)
+        return create_actor(server, place, *server_args)
 
-    with patch("actors.run.team._actor", idle):
-        yield
+    return create
 
 
-class IdleActor(TakesTurns):
-    """What the driver asks of every model's actor in a round."""
+class IdleActor(Worker):
+    """Answers the requests of a round without computing anything."""
 
     def location(self) -> ActorLocation:
         return location_here("cpu")
 
-    def load(self, takes: object, *averages: object, after: object = None) -> None:
-        pass
+    def restore(self, state: Restore, objects: Objects) -> None:
+        """There is no state."""
 
-    def restore(self, client_id: int, snapshot: object, takes: object, *averages: object, **data: object) -> None:
-        pass
+    def answer(self, request: WorkerRequest, objects: Objects) -> tuple[Any, ...]:
+        if not isinstance(request, RunLeg):
+            return (None,)
+        sent, report = self.leg(request, None if request.payload is None else objects[request.payload].payload)
+        state = store_resident(self.state()) if request.snapshot_after else None
+        return None if sent is None else store_resident(sent), state, Outcome(report, sent is not None)
+
+    def state(self) -> Any:
+        """What stands for a snapshot."""
+        return None
+
+    @abstractmethod
+    def leg(self, request: RunLeg, payload: Any) -> tuple[Any, TrainReport]:
+        """What is sent on, and the report."""
 
 
 class IdleClient(IdleActor):
@@ -61,20 +64,14 @@ class IdleClient(IdleActor):
         """`sizes` are bytes of a batch's features; rounds have them in turn."""
         self.features = [np.ones(size, np.uint8) for size in sizes]
 
-    def train(
-        self, round_number: int, first: int, last: int, record: bool, after: object = None
-    ) -> tuple[StoreResident[Features], StoreResident[None] | None, TrainReport]:
-        batch = self.features[round_number % len(self.features)]
-        steps = last - first
-        state = store_resident(None) if record else None
-        return store_resident((batch,) * steps), state, TrainReport(steps, (0.0,) * steps, steps * batch.nbytes)
+    def leg(self, request: RunLeg, payload: None) -> tuple[Any, TrainReport]:
+        batch = self.features[request.work.round_number % len(self.features)]
+        steps = request.work.last - request.work.first
+        return (batch,) * steps, TrainReport(steps, (0.0,) * steps, steps * batch.nbytes)
 
 
 class IdleServer(IdleActor):
     """Touches the first byte of every batch."""
 
-    def train(
-        self, client: int, round_number: int, packet: StoreResident[Features], record: bool, after: object = None
-    ) -> tuple[StoreResident[None] | None, TrainReport]:
-        state = store_resident(None) if record else None
-        return state, TrainReport(len(packet.payload), tuple(float(batch[0]) for batch in packet.payload))
+    def leg(self, request: RunLeg, payload: Any) -> tuple[None, TrainReport]:
+        return None, TrainReport(len(payload), tuple(float(batch[0]) for batch in payload))

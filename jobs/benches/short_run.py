@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from actors.workers.contract import ActorFactory
     from hsee_ray.config.schema import Config
     from hsee_ray.method.reports import RoundReport
 
@@ -16,13 +17,16 @@ class Measured(Exception):
     """The rounds that were asked for are over; nobody wants the models."""
 
 
-def run_rounds(config: Config, run_dir: Path, finished: Callable[[RoundReport, float], None]) -> None:
+def run_rounds(
+    config: Config, run_dir: Path, finished: Callable[[RoundReport, float], None], create: ActorFactory | None = None
+) -> None:
     """Trains all rounds of a configuration but its last one.
 
     `finished` is told of every round, and when its first piece of work was done, on the clock of `time.monotonic`.
     """
     from actors.run.driver import run
     from actors.run.listener import Listener
+    from actors.run.team import create_actor
     from hsee_ray.errors import RunError
 
     first_done_s: float | None = None
@@ -39,7 +43,8 @@ def run_rounds(config: Config, run_dir: Path, finished: Callable[[RoundReport, f
             raise Measured
 
     try:
-        run(config, run_dir, Listener(trained=trained, finished_round=finished_round))
+        listener = Listener(trained=trained, finished_round=finished_round)
+        run(config, run_dir, listener, create=create or create_actor)
     except RunError as error:
         if not isinstance(error.__cause__, Measured):
             raise

@@ -7,19 +7,15 @@ takes them for its averages anyway). The memory of all processes is read after r
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+from typing import Any
 
-from jobs.benches.common import NEVER, Result, add_overrides, at_least, paired, refuse_cluster, shown
+from jobs.benches.common import NEVER, Result, add_overrides, at_least, paired, refuse_cluster, shown, tell
 from jobs.benches.watched import own_pss_mib
-
-if TYPE_CHECKING:
-    from actors.run.pipeline import Work
-    from hsee_ray.method.reports import RoundReport
 
 DESCRIPTION = "Measure what snapshots cost: rounds with and without them, in turns, in one run."
 
@@ -34,32 +30,24 @@ def measure(options: argparse.Namespace) -> Result:
     """The ratio of the rounds' training times, and the memory early and late."""
     at_least(options, rounds=9)
     refuse_cluster()
-    from actors.run.driver import run
-    from actors.run.listener import Listener
-    from actors.run.stages import with_records
+    from actors.cluster.connection import cluster_context
     from hsee_ray.config.files import load_config
+    from hsee_ray.method.setup import prepare_run
+    from jobs.benches.overhead.rounds import begin
 
     rounds = options.rounds
-    fixed = ["training.strategy=distributed", f"evaluation.every={NEVER}", f"checkpoint.every={NEVER}"]
-    config = load_config(options.config, [*fixed, f"training.rounds={rounds}", *options.set])
+    fixed = ["training.strategy=distributed", f"evaluation.every={NEVER}", f"training.rounds={NEVER}"]
+    setup = prepare_run(load_config(options.config, [*fixed, *options.set]))
     train_s: dict[int, float] = {}
     memory_mib: dict[int, float] = {}
-    current = 0
-
-    def entered(round_number: int, stage: str) -> None:
-        nonlocal current
-        current = round_number
-
-    def in_turns(works: Sequence[Work]) -> list[Work]:
-        return with_records(works) if current % 2 else list(works)
-
-    def finished_round(report: RoundReport) -> None:
-        train_s[report.round_number] = report.train_s
-        if report.round_number in (3, rounds):
-            memory_mib[report.round_number] = own_pss_mib()
-
-    with TemporaryDirectory() as directory, patch("actors.run.rounds.with_records", in_turns):
-        run(config, Path(directory) / "run", Listener(entered=entered, finished_round=finished_round))
+    with TemporaryDirectory() as directory, ExitStack() as stack:
+        stack.enter_context(cluster_context(setup.config, setup.fleet, lambda who, text: tell(f"{who}: {text}")))
+        run = begin(setup, Path(directory) / "run", stack)
+        for round_number in range(1, rounds + 1):
+            run.snapshots = round_number % 2 == 1
+            train_s[round_number] = run.run_round(round_number).train_s
+            if round_number in (3, rounds):
+                memory_mib[round_number] = own_pss_mib()
     taken = [train_s[n] for n in range(3, rounds, 2)]
     bare = [(train_s[n - 1] + train_s[n + 1]) / 2 for n in range(3, rounds, 2)]
     return {

@@ -21,9 +21,10 @@ from actors.run.driver import run
 from actors.run.team import AGGREGATOR, RowRefs, Team
 from actors.workers.actor_location import ActorLocation
 from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.data import open_images
 from hsee_ray.errors import ConfigError, ResourceError, RunError
-from hsee_ray.method.aggregation import ModelId, plan_aggregation
+from hsee_ray.method.aggregation import plan_aggregation
 from hsee_ray.method.reports import EvaluationReport, TrainReport
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.models.weights import digest_lines, weights_sha256

@@ -19,6 +19,7 @@ from actors.inference.trained import ask, trained_actors
 from actors.run.listener import Event
 from actors.run.rounds import Rounds
 from actors.run.team import Team
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.data import open_images
 from hsee_ray.deploy.export import export
 from hsee_ray.deploy.server_models import ServerModels, find_bundles, sent_features
@@ -34,7 +35,6 @@ from hsee_ray.evaluation.calibration import (
     fit_temperature,
     save_calibration,
 )
-from hsee_ray.method.aggregation import ModelId
 from hsee_ray.method.predictions import Answers
 from hsee_ray.method.reports import EvaluationReport
 from hsee_ray.method.setup import prepare_run

@@ -16,10 +16,10 @@ from actors.run.interrupt import StopRequest
 from actors.run.listener import Event, Listener
 from actors.run.team import Team
 from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, Interrupted, RunError
 from hsee_ray.evaluation.calibration import CALIBRATION_FILE, Calibration, save_calibration
-from hsee_ray.method.aggregation import ModelId
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference

@@ -13,13 +13,15 @@ from actors.run.interrupt import StopRequest
 from actors.run.listener import Listener
 from actors.run.rounds import Rounds
 from actors.run.session import Session
+from actors.run.team import create_actor
+from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import RunError
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.rundir.location import RunLocation
 from jobs.benches.common import NEVER, tell
-from jobs.benches.idle_actors import IdleClient, IdleServer, idle_actors
+from jobs.benches.idle_actors import IdleClient, IdleServer, idle_factory
 
 BATCH_SIZE = 2
 
@@ -34,8 +36,8 @@ def wall_times_s(
         setups = {n: prepare_run(_config(n, batches, place / "cache", overrides)) for n in clients}
         stack.enter_context(connected(setups[clients[0]].config.cluster, [], _trouble))
         sizes = tuple(size * 1024 for size in kib)
-        stack.enter_context(idle_actors(IdleClient, IdleServer, (sizes,)))
-        runs = {n: _begin(setup, place / f"run-{n}", stack) for n, setup in setups.items()}
+        create = idle_factory(IdleClient, IdleServer, (sizes,))
+        runs = {n: begin(setup, place / f"run-{n}", stack, create) for n, setup in setups.items()}
         for turn in range(rounds):
             tell(f"round {turn + 1} of {rounds}")
             for index, size in enumerate(kib):
@@ -77,10 +79,11 @@ def _config(clients: int, batches: int, cache: Path, overrides: Sequence[str]) -
     )
 
 
-def _begin(setup: Setup, place: Path, stack: ExitStack) -> Rounds:
+def begin(setup: Setup, place: Path, stack: ExitStack, create: ActorFactory = create_actor) -> Rounds:
     """A run's rounds, its actors asked for."""
     listener = Listener(happened=lambda event: tell(f"  {event}"))
-    session = Session(setup, RunLocation(place), listener, StopRequest(), local_context(setup.config, setup.fleet))
+    context = local_context(setup.config, setup.fleet)
+    session = Session(setup, RunLocation(place), listener, StopRequest(), context, create)
     stack.callback(session.close)
     return session.rounds
 

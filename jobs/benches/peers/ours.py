@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.workers.actor_location import ActorLocation, location_here
-from actors.workers.contract import Takes
-from actors.workers.shards import picked
-from actors.workers.store_resident import StoreResident, store_resident
-from actors.workers.turns import TakesTurns
+from actors.workers.contract import AverageRefs, LoadAverages, Objects, Restore, RunLeg, WorkerRequest, select
 from hsee_ray.config.fleet import EXIT
 from hsee_ray.method.reports import TrainReport
 from hsee_ray.models.snapshot import Snapshot
-from hsee_ray.models.state import ModelState, UnitState
+from hsee_ray.models.state import UnitState
 from jobs.benches.common import NEVER
-from jobs.benches.idle_actors import idle_actors
+from jobs.benches.idle_actors import IdleActor, idle_factory
 from jobs.benches.peers.flower_app import PARAMETERS, tell, worked_s
 from jobs.benches.short_run import run_rounds
 
@@ -41,48 +37,34 @@ BELOW, ABOVE = "below", "above"
 """The units of the network, on either side of the cut."""
 
 
-class IdleActor(TakesTurns):
-    """Models with next to no parameters take turns here. numpy only: it starts at once, as Flower's clients do."""
+class SmallModel(IdleActor):
+    """Models with next to no parameters. numpy only: it starts at once, as Flower's clients do."""
 
     def __init__(self, units: tuple[str, ...], work: str) -> None:
         parameters = {"weight": np.zeros(PARAMETERS, np.float32)}
-        self.initial = self.state = Snapshot({unit: UnitState(parameters, {}, {}, {}) for unit in units})
+        self.initial = self.snapshot = Snapshot({unit: UnitState(parameters, {}, {}, {}) for unit in units})
         self.work = work
 
-    def location(self) -> ActorLocation:
-        return location_here("cpu")
+    def restore(self, state: Restore, objects: Objects) -> None:
+        self.snapshot = self.initial if state.snapshot is None else objects[state.snapshot].payload
+        self.load(state.averages, objects)
 
-    def recorded(self, wanted: bool) -> StoreResident[Snapshot] | None:
-        return store_resident(self.state) if wanted else None
+    def load(self, averages: AverageRefs, objects: Objects) -> None:
+        self.snapshot = Snapshot({**self.snapshot.units, **select(averages, objects)})
 
-    def load(self, takes: Takes, *averages: StoreResident[ModelState], after: object = None) -> None:
-        self.state = Snapshot({**self.state.units, **picked(takes, averages)})
+    def answer(self, request: WorkerRequest, objects: Objects) -> tuple[Any, ...]:
+        if isinstance(request, LoadAverages):
+            self.load(request.averages, objects)
+        return super().answer(request, objects)
 
-    def restore(
-        self,
-        client_id: int,
-        snapshot: StoreResident[Snapshot] | None,
-        takes: Takes,
-        *averages: StoreResident[ModelState],
-        **data: Any,
-    ) -> None:
-        self.state = self.initial if snapshot is None else snapshot.payload
-        self.load(takes, *averages)
+    def state(self) -> Snapshot:
+        return self.snapshot
 
-
-class IdleClient(IdleActor):
-    def train(
-        self, round_number: int, first: int, last: int, record: bool, after: object = None
-    ) -> tuple[StoreResident[tuple[()]], StoreResident[Snapshot] | None, TrainReport]:
+    def leg(self, request: RunLeg, payload: Any) -> tuple[Any, TrainReport]:
+        if request.leg.side == "server":
+            return None, TrainReport(samples=IMAGES, losses=(0.0,))
         # Seconds of work take the place of the loss: reports have no other number that is added up.
-        return store_resident(()), self.recorded(record), TrainReport(samples=IMAGES, losses=(worked_s(self.work),))
-
-
-class IdleServer(IdleActor):
-    def train(
-        self, client: int, round_number: int, packet: StoreResident[Any], record: bool, after: object = None
-    ) -> tuple[StoreResident[Snapshot] | None, TrainReport]:
-        return self.recorded(record), TrainReport(samples=IMAGES, losses=(0.0,))
+        return (), TrainReport(samples=IMAGES, losses=(worked_s(self.work),))
 
 
 def main() -> None:
@@ -96,14 +78,13 @@ def main() -> None:
     tell(versions={"python": platform.python_version(), **{name: version(name) for name in ("ray", "numpy")}})
     config = configuration(options.clients, options.slots, options.rounds)
     client_args, server_args = ((BELOW, EXIT), options.work), ((ABOVE,), options.work)
-    with idle_actors(IdleClient, IdleServer, client_args, server_args):
-        run_rounds(config, options.run_dir, finished)
+    run_rounds(config, options.run_dir, finished, idle_factory(SmallModel, SmallModel, client_args, server_args))
 
 
 def finished(report: RoundReport, first_done_s: float) -> None:
     """Tells of a round. Work is done a little later than the call that Flower's side notes."""
     tell(
-        client_id=report.round_number,
+        number=report.round_number,
         first_call_s=first_done_s,
         end_s=time.monotonic(),
         clients=len(report.client_training),

@@ -16,10 +16,11 @@ import numpy as np
 from actors.run.driver import run
 from actors.run.listener import Listener
 from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.cost import unit_multiply_adds
 from hsee_ray.errors import RunError
-from hsee_ray.method.aggregation import ModelId, average_copies, plan_aggregation
+from hsee_ray.method.aggregation import average_copies, plan_aggregation
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import Setup, build_network, prepare_run
 from hsee_ray.models.state import Arrays, UnitState

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 
-from hsee_ray.method.aggregation import ModelId
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.method.client import Client
 from hsee_ray.method.schedule import round_batches
 from hsee_ray.method.server import Server

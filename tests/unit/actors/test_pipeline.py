@@ -12,7 +12,7 @@ from actors.cluster.slots import Slots
 from actors.run.calls import CallResult
 from actors.run.pipeline import Done, Pipeline, TurnLost, Work
 from actors.run.stages import models_of, with_records
-from hsee_ray.method.aggregation import ModelId
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.rundir.failures import Failure
 
 

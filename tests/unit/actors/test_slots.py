@@ -16,10 +16,9 @@ from actors.cluster.slots import (
     slots_of,
 )
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import build_fleet
+from hsee_ray.config.fleet import ModelId, build_fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
-from hsee_ray.method.aggregation import ModelId
 
 UNITS = ("stem", "body", "head")
 

@@ -24,9 +24,10 @@ from actors.workers.origin import Origin, difference, versions
 from actors.workers.server_actor import ServerActor
 from actors.workers.store_resident import INLINE_LIMIT_BYTES, StoreResident, store_resident
 from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import ResourcesConfig, TrainingConfig
 from hsee_ray.errors import RunError
-from hsee_ray.method.aggregation import Copy, ModelId
+from hsee_ray.method.aggregation import Copy
 from hsee_ray.method.setup import Setup, mapped_client_data, prepare_run
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.state import ModelState, UnitState, named_tensors

@@ -13,19 +13,10 @@ import numpy as np
 import pytest
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import Fleet, build_fleet
+from hsee_ray.config.fleet import Fleet, ModelId, build_fleet
 from hsee_ray.config.schema import Config
-from hsee_ray.method.aggregation import (
-    Aggregation,
-    Copy,
-    Ledger,
-    ModelId,
-    average_units,
-    averaged_units,
-    maximum,
-    mean_arrays,
-    plan_aggregation,
-)
+from hsee_ray.method.aggregation import Aggregation, Copy, Ledger, average_units, maximum, mean_arrays, plan_aggregation
+from hsee_ray.method.strategies import strategy_of
 from hsee_ray.models.state import UnitState
 
 UNITS = ("a", "b", "c", "d")
@@ -111,8 +102,10 @@ def test_heads_are_averaged_among_clients_of_the_same_cut() -> None:
     assert [copy.model.client_id for copy in plan.copies["exit/b"]] == [0, 2]
     assert "exit/a" not in plan.copies
     # The client with the whole network has no head, and no server.
-    assert averaged_units(config, fleet)[ModelId("client", 3)] == {name: f"client/{name}" for name in UNITS}
-    assert ModelId("server", 3) not in averaged_units(config, fleet)
+    assert strategy_of(config).averaged_units(config.training, fleet)[ModelId("client", 3)] == {
+        name: f"client/{name}" for name in UNITS
+    }
+    assert ModelId("server", 3) not in strategy_of(config).averaged_units(config.training, fleet)
 
 
 def test_weights_by_samples() -> None:

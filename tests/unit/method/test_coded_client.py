@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import CODEC
+from hsee_ray.config.fleet import CODEC, ModelId
 from hsee_ray.edge.codecs import ChannelRange, Codec, channel_range
 from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Gate
 from hsee_ray.features.message import decode
 from hsee_ray.features.ranges import RangeObserver
-from hsee_ray.method.aggregation import ModelId, averaged_units
 from hsee_ray.method.client import Client
 from hsee_ray.method.server import Server
 from hsee_ray.method.setup import Setup, build_client, build_server, mapped_client_data, prepare_run
+from hsee_ray.method.strategies import strategy_of
 from hsee_ray.models.state import named_tensors
 from hsee_ray.reference import Reference
 
@@ -92,8 +92,11 @@ def test_only_a_client_that_sends_int8_has_an_observer(codec: Codec, tmp_path: P
     names = list(client_of(setup).model.units)
     assert names == ["stem", "body.0", "body.1", "exit", *([CODEC] if codec == "int8" else [])]
     assert CODEC not in client_of(setup, 1).model.units
-    assert all(CODEC not in units for units in averaged_units(setup.config, setup.fleet).values())
-    assert ModelId("client", 0) in averaged_units(setup.config, setup.fleet)
+    assert all(
+        CODEC not in units
+        for units in strategy_of(setup.config).averaged_units(setup.config.training, setup.fleet).values()
+    )
+    assert ModelId("client", 0) in strategy_of(setup.config).averaged_units(setup.config.training, setup.fleet)
 
 
 # Training

@@ -11,7 +11,6 @@ from hsee_ray.config.fleet import Fleet, build_fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.method.schedule import (
     BatchSlice,
-    aggregates_after,
     batch_bounds,
     evaluates_after,
     learning_rate,
@@ -20,6 +19,7 @@ from hsee_ray.method.schedule import (
     queue_order,
     round_batches,
 )
+from hsee_ray.method.strategies import strategy_of
 
 
 def config_of(n_clients: int = 10, seed: int = 0, **training: Any) -> Config:
@@ -79,7 +79,11 @@ def test_queue_shuffled_by_seed_and_round() -> None:
 
 
 def rounds_after_which(config: Config) -> list[int]:
-    return [number for number in range(1, config.training.rounds + 1) if aggregates_after(config, number)]
+    return [
+        number
+        for number in range(1, config.training.rounds + 1)
+        if strategy_of(config).aggregates_after(config.training, number)
+    ]
 
 
 def test_averaging_aggregates_every_so_many_rounds_and_in_the_last() -> None:

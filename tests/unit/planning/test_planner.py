@@ -15,7 +15,7 @@ from hsee_ray.config.fleet import build_fleet
 from hsee_ray.devices.cost import Memory, OpCounts, SideCost, UnitCost
 from hsee_ray.devices.profiles import DeviceProfile
 from hsee_ray.errors import ConfigError
-from hsee_ray.method.schedule import aggregates_after
+from hsee_ray.method.strategies import strategy_of
 from hsee_ray.planning.planner import MIB, Planner, check_devices, with_cuts
 from hsee_ray.planning.report import make_plan
 from hsee_ray.planning.search import OBJECTIVES, Figures, meets, plan_key
@@ -135,7 +135,8 @@ class RandomFleet:
                 continue
             fleet = build_fleet(with_cuts(everyone, cuts), [unit.name for unit in self.costs.units])
             # The last round, for it always aggregates where the strategy does.
-            assert aggregates_after(everyone, everyone.training.rounds) is aggregates_after(everyone, 1)
+            training, strategy = everyone.training, strategy_of(everyone)
+            assert strategy.aggregates_after(training, training.rounds) is strategy.aggregates_after(training, 1)
             cost = predict_round(everyone, fleet, self.samples, 1, self.costs, self.profiles)  # type: ignore[arg-type]
             clients = cost.clients.values()
             found[cuts] = Figures(

@@ -10,8 +10,9 @@ import pytest
 from pyarrow import fs
 
 from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.errors import DataError, UserError
-from hsee_ray.method.aggregation import Ledger, ModelId
+from hsee_ray.method.aggregation import Ledger
 from hsee_ray.method.reports import EvaluationReport
 from hsee_ray.rundir.checkpoint import (
     FORMAT_VERSION,

@@ -1,0 +1,91 @@
+"""The legs of a batch's trip over the cut: what each side does with a message, and what it sends on.
+
+A trip is a tuple of legs, and the same trip runs in one process (hsee_ray.reference) and over actors (actors.run).
+A leg's function is pickled by its name, so it is a function of a module, or an instance of a class of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hsee_ray.edge.gate import Gate
+from hsee_ray.method.predictions import Part
+
+Side = Literal["client", "server"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Steps, or samples, first..last-1 of one client in a round."""
+
+    client_id: int
+    round_number: int
+    first: int
+    last: int
+
+
+LegFunction = Callable[[Any, Work, Any], tuple[Any, Any]]
+"""Computes one leg: of a Client or a Server, the work, and what has been sent, gives what goes on and a report.
+
+What goes on is None where the trip ends: there is nothing to send.
+"""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One stop of a trip."""
+
+    side: Side
+    run: LegFunction
+
+
+Trip = tuple[Leg, ...]
+
+
+def legs_of(trip: Trip, has_server: bool) -> Trip:
+    """The legs that a client's batch takes; at cut L it goes nowhere."""
+    return trip if has_server else trip[:1]
+
+
+def train_client(client: Any, work: Work, payload: None) -> tuple[Any, Any]:
+    return client.train(work.round_number, work.first, work.last)  # type: ignore[no-any-return]
+
+
+def train_server(server: Any, work: Work, packet: Any) -> tuple[None, Any]:
+    return None, server.train(work.client_id, work.round_number, packet)
+
+
+def evaluate_client(client: Any, work: Work, payload: None) -> tuple[Any, Any]:
+    return client.evaluate(work.first, work.last)  # type: ignore[no-any-return]
+
+
+def evaluate_server(server: Any, work: Work, packet: Any) -> tuple[None, Any]:
+    return None, server.evaluate(work.client_id, packet)
+
+
+@dataclass(frozen=True)
+class AnswerClient:
+    """The exit answers the samples that it is sure of; the features of the others are sent on."""
+
+    part: Part
+    gate: Gate
+
+    def __call__(self, client: Any, work: Work, payload: None) -> tuple[Any, Any]:
+        packet, answers = client.answer(self.part, work.first, work.last, self.gate)
+        return packet or None, answers
+
+
+def answer_server(server: Any, work: Work, packet: Any) -> tuple[None, Any]:
+    return None, server.answer(work.client_id, packet)
+
+
+TRAINING: Trip = (Leg("client", train_client), Leg("server", train_server))
+"""Nothing comes back over the cut."""
+EVALUATION: Trip = (Leg("client", evaluate_client), Leg("server", evaluate_server))
+
+
+def answering(part: Part, gate: Gate) -> Trip:
+    """Samples through the gate of their client's exit."""
+    return Leg("client", AnswerClient(part, gate)), Leg("server", answer_server)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import Fleet, build_fleet
+from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.cost import Memory, OpCounts, SideCost, UnitCost
 from hsee_ray.devices.profiles import DeviceProfile
+from hsee_ray.method.strategies import build_fleet
 
 UNITS = ("stem", "layer1", "head")
 NOTHING = Memory(0, 0, 0, 0, 0)

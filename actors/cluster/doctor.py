@@ -34,7 +34,7 @@ from actors.cluster.resources import Growth, Node
 from actors.cluster.slots import plan_slots
 from actors.workers.origin import REMEDY, difference, versions
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
-from hsee_ray.config.fleet import ClientSpec, Fleet, build_fleet
+from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.schema import Config, DataConfig
 from hsee_ray.data import known_classes, known_shape, known_train_images
 from hsee_ray.data.known import KnownSet
@@ -43,6 +43,7 @@ from hsee_ray.edge.codecs import feature_bytes
 from hsee_ray.errors import ResourceError, UserError
 from hsee_ray.method.schedule import evaluation_window, window_batches
 from hsee_ray.method.setup import Setup
+from hsee_ray.method.strategies import build_fleet
 from hsee_ray.planning.planner import pick_cuts
 from hsee_ray.rundir.location import RunLocation, run_place
 from hsee_ray.simulation.loads import check_profiles

@@ -68,7 +68,7 @@ class Fleet:
         return tuple(dict.fromkeys(client.tier for client in self.clients))
 
 
-def build_fleet(config: Config, unit_names: Sequence[str]) -> Fleet:
+def fleet_of_tiers(config: Config, unit_names: Sequence[str]) -> Fleet:
     """Clients of the configuration's tiers over a base network with these units.
 
     Raises ConfigError for a cut that the network does not have; the message lists the cuts there are.

@@ -27,7 +27,7 @@ from hsee_ray.edge.codecs import feature_bytes
 from hsee_ray.errors import ConfigError
 from hsee_ray.method.client import Client, ClientData, Samples
 from hsee_ray.method.server import Server
-from hsee_ray.method.strategies import Strategy, strategy_of
+from hsee_ray.method.strategies import Strategy, build_fleet, strategy_of
 from hsee_ray.planning.planner import pick_cuts
 from hsee_ray.simulation.loads import check_profiles
 
@@ -77,7 +77,6 @@ def prepare_run(config: Config) -> Setup:
     """
     check_profiles(config)
     strategy = strategy_of(config)
-    strategy.check(config)
     files = prepare(config.data)
     if config.model.weights is not None and not os.path.isfile(config.model.weights):
         raise ConfigError(f"model.weights is {config.model.weights!r}: there is no such file")
@@ -94,7 +93,7 @@ def prepare_run(config: Config) -> Setup:
     return Setup(
         config=config,
         files=files,
-        fleet=strategy.fleet(config, tuple(backbone.units)),
+        fleet=build_fleet(config, tuple(backbone.units)),
         parts=parts,
         test_indices=select(test.labels_N, config.data.test_samples, config.seed, "test"),
         mean_C=mean_C,

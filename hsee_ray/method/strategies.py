@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from hsee_ray.config.fleet import EXIT, ClientSpec, Fleet, ModelId, build_fleet
+from hsee_ray.config.fleet import EXIT, ClientSpec, Fleet, ModelId, fleet_of_tiers
 from hsee_ray.config.plugins import Pluggable, PlugIn, create
 from hsee_ray.config.schema import Config, TrainingConfig
 from hsee_ray.errors import ConfigError
@@ -43,7 +43,7 @@ class Strategy(Pluggable):
 
     def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
         """The clients of a run over a base network with these units. Raises ConfigError for an unknown cut."""
-        return build_fleet(config, unit_names)
+        return fleet_of_tiers(config, unit_names)
 
     def server_of(self, spec: ClientSpec) -> int | None:
         """Which server model takes up a client's features; None at cut L."""
@@ -146,6 +146,16 @@ def strategy_of(config: Config) -> Strategy:
 @lru_cache
 def _strategy(plugin: str) -> Strategy:
     return create("strategy", "training.strategy", PlugIn.model_validate_json(plugin), Strategy)
+
+
+def build_fleet(config: Config, unit_names: Sequence[str]) -> Fleet:
+    """The clients of a configuration over a base network with these units.
+
+    Raises ConfigError for an unknown cut, and for what the strategy cannot follow.
+    """
+    strategy = strategy_of(config)
+    strategy.check(config)
+    return strategy.fleet(config, unit_names)
 
 
 def models_of(strategy: Strategy, fleet: Fleet) -> list[ModelId]:

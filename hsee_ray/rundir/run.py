@@ -13,7 +13,7 @@ from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config, SimulationConfig
 from hsee_ray.errors import DataError, UserError
-from hsee_ray.method.strategies import strategy_of
+from hsee_ray.method.strategies import build_fleet, strategy_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,7 @@ class Run:
     def fleet(self) -> Fleet:
         """The clients of the run."""
 
-        return strategy_of(self.config).fleet(self.config, self.summary["model_units"])
+        return build_fleet(self.config, self.summary["model_units"])
 
     def backbone(self) -> Backbone:
         """The whole base network at its initial weights, a new one at every call."""

@@ -14,10 +14,11 @@ from ray.cluster_utils import Cluster
 
 from actors.run.driver import run
 from actors.run.listener import Listener
-from actors.run.pipeline import Work
+from actors.run.pieces import Piece
 from actors.run.stages import TrainingStage
 from actors.run.team import Team
 from hsee_ray.config.files import load_config
+from hsee_ray.method.legs import Leg
 
 NODES = ("sensor", "gateway", "server")
 
@@ -32,13 +33,14 @@ def main(config_file: str, run_dir: str) -> None:
     teams: list[Team] = []
     features: list[tuple[int, ObjectRef[Any]]] = []
     paths: set[tuple[int, tuple[str, ...]]] = set()
-    submit = TrainingStage.server_call
+    submit = TrainingStage.submit
 
-    def recorded(stage: TrainingStage, work: Work, ref: ObjectRef[Any], report: Any) -> ObjectRef[Any]:
-        features.append((work.client, ref))
-        return submit(stage, work, ref, report)
+    def recorded(stage: TrainingStage, piece: Piece, leg: Leg, payload: ObjectRef[Any] | None, *ends: bool) -> Any:
+        if payload is not None:
+            features.append((piece.work.client_id, payload))
+        return submit(stage, piece, leg, payload, *ends)
 
-    TrainingStage.server_call = recorded  # type: ignore[method-assign]
+    TrainingStage.submit = recorded  # type: ignore[method-assign]
     where: dict[str, str] = {}
 
     def finished_round(report: Any) -> None:

@@ -12,7 +12,8 @@ import pytest
 import ray
 from ray._private import state
 
-import actors.run.team
+from actors.run.team import create_actor
+from actors.workers.contract import ActorFactory
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -60,14 +61,13 @@ def _initialise(actor: Any, *args: Any, **kwargs: Any) -> None:
 
 @pytest.fixture(scope="package")
 def warm_pool(local_ray: None) -> WarmActors:
-    return WarmActors(actors.run.team._actor)
+    return WarmActors(create_actor)
 
 
 @pytest.fixture
-def warm_actors(warm_pool: WarmActors, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs of this test use actors of earlier tests, with all their state made anew."""
-    monkeypatch.setattr(actors.run.team, "_actor", warm_pool.hand_out)
-    yield
+def warm_actors(warm_pool: WarmActors) -> Iterator[ActorFactory]:
+    """Runs that are given it use actors of earlier tests, with all their state made anew."""
+    yield warm_pool.hand_out
     warm_pool.take_back()
 
 

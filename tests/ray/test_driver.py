@@ -13,18 +13,20 @@ import pytest
 import ray
 from safetensors.numpy import load_file
 
-import actors.run.calls
-import actors.run.session
 from actors.cluster.node_report import NodeReport
 from actors.cluster.slots import plan_slots
+from actors.run.calls import Calls
 from actors.run.driver import run
+from actors.run.listener import SILENT
 from actors.run.team import AGGREGATOR, RowRefs, Team
 from actors.workers.actor_location import ActorLocation
+from actors.workers.contract import ActorFactory, ObjectList, Outcome, RunLeg
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.data import open_images
 from hsee_ray.errors import ConfigError, ResourceError, RunError
 from hsee_ray.method.aggregation import plan_aggregation
+from hsee_ray.method.legs import TRAINING, Work
 from hsee_ray.method.reports import EvaluationReport, TrainReport
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.models.weights import digest_lines, weights_sha256
@@ -46,9 +48,11 @@ def in_a_store(ref: Any) -> bool:
 def test_no_tensor_passes_through_the_driver(setup: Setup) -> None:
     team = Team(setup, ray.put(setup), plan_slots(setup.config, setup.fleet, None, 1), None, None)
     client = ModelId("client", 0)
-    features, snapshot, train_report = team.submit(client, "train", 1, 0, 1, True, num_returns=3)
-    server = team.submit(ModelId("server", 0), "train", 0, 1, features, True, num_returns=2)
-    snapshots = {client: snapshot, ModelId("server", 0): server[0]}
+    work, (first, second) = Work(0, 1, 0, 1), TRAINING
+    features, snapshot, outcome = team.submit(client, RunLeg(first, work, snapshot_after=True))
+    request = RunLeg(second, work, snapshot_after=True, payload=0)
+    _, server_snapshot, _ = team.submit(ModelId("server", 0), request, ObjectList([features]))
+    snapshots = {client: snapshot, ModelId("server", 0): server_snapshot}
     plan = plan_aggregation(setup.config, setup.fleet, [0], setup.local_samples)
     average = team.actor(AGGREGATOR).average.options(num_returns=2)
     averages, nothing = average.remote(plan.copies, plan.sources, *(snapshots[model] for model in plan.sources))
@@ -58,30 +62,41 @@ def test_no_tensor_passes_through_the_driver(setup: Setup) -> None:
     assert in_a_store(features)
     assert all(in_a_store(snapshot) for snapshot in snapshots.values())
     assert in_a_store(averages)
-    assert not in_a_store(train_report) and not in_a_store(nothing)
+    assert not in_a_store(outcome) and not in_a_store(nothing)
 
 
-def test_driver_fetches_reports_only(tiny: dict[str, Any], warm_actors: None, tmp_path: Path, monkeypatch: Any) -> None:
+def test_driver_fetches_reports_only(
+    tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path, monkeypatch: Any
+) -> None:
     fetched: list[Any] = []
-    real_get = ray.get
+    real_get, real_result = ray.get, Calls.result
 
     def recording_get(refs: Any, **options: Any) -> Any:
         value = real_get(refs, **options)
         fetched.append(value)
         return value
 
-    monkeypatch.setattr(actors.run.calls.ray, "get", recording_get)
-    run(load_config(tiny), tmp_path / "run")
+    async def recording_result(calls: Calls, member: Any, ref: Any) -> Any:
+        value = await real_result(calls, member, ref)
+        fetched.append(value)
+        return value
 
+    monkeypatch.setattr(ray, "get", recording_get)
+    monkeypatch.setattr(Calls, "result", recording_result)
+    run(load_config(tiny), tmp_path / "run", create=warm_actors)
+
+    outcomes = [value for value in fetched if isinstance(value, Outcome)]
+    assert {type(outcome.report) for outcome in outcomes} == {TrainReport, EvaluationReport, type(None)}
     kinds = {type(value) for value in fetched}
-    assert kinds == {TrainReport, EvaluationReport, type(None), tuple, FileEntry, NodeReport, ActorLocation}
-    assert all(isinstance(line, str) for value in fetched if isinstance(value, tuple) for line in value)
+    assert kinds == {Outcome, type(None), tuple, FileEntry, NodeReport, ActorLocation}
+    lines = [value for value in fetched if type(value) is tuple]
+    assert all(isinstance(line, str) for value in lines for line in value)
     assert max(len(pickle.dumps(value)) for value in fetched) < 10_000
 
 
-def test_run_directory_is_complete(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+def test_run_directory_is_complete(tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path) -> None:
     config = load_config(tiny)
-    finished = run(config, tmp_path / "run")
+    finished = run(config, tmp_path / "run", create=warm_actors)
 
     files = {str(path.relative_to(finished.path)) for path in finished.path.rglob("*") if path.is_file()}
     models = {"client-000", "client-001", "client-002", "server-000", "server-001"}
@@ -97,10 +112,10 @@ def test_run_directory_is_complete(tiny: dict[str, Any], warm_actors: None, tmp_
 
 @pytest.mark.parametrize("strategy", ["averaging", "sequential", "centralized"])
 def test_loaded_modules_answer_as_the_run_did(
-    strategy: str, tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+    strategy: str, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     config = load_config(tiny, [f"training.strategy={strategy}"])
-    finished = run(config, tmp_path / "run")
+    finished = run(config, tmp_path / "run", create=warm_actors)
     setup = prepare_run(config)
     test = open_images(setup.files.test)
     x = finished.preprocess(test.images_NHWC[setup.test_indices])
@@ -115,13 +130,13 @@ def test_loaded_modules_answer_as_the_run_did(
 
 
 def test_clients_that_get_their_images_by_reference_train_the_same(
-    tiny: dict[str, Any], warm_actors: None, warm_pool: WarmActors, tmp_path: Path, monkeypatch: Any
+    tiny: dict[str, Any], warm_actors: ActorFactory, warm_pool: WarmActors, tmp_path: Path, monkeypatch: Any
 ) -> None:
     config = load_config(tiny)
-    by_reference = run(config, tmp_path / "by_reference")
+    by_reference = run(config, tmp_path / "by_reference", create=warm_actors)
     warm_pool.take_back()
     monkeypatch.setattr(RowRefs, "put", lambda setup: None)
-    mapped = run(config, tmp_path / "mapped")
+    mapped = run(config, tmp_path / "mapped", create=warm_actors)
     assert by_reference.summary["weights_sha256"] == mapped.summary["weights_sha256"]
 
 
@@ -155,9 +170,9 @@ def test_directory_that_holds_something_is_refused(tiny: dict[str, Any], tmp_pat
         run(load_config(tiny), tmp_path)
 
 
-def test_progress_counts_every_sample(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+def test_progress_counts_every_sample(tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path) -> None:
     trained: list[int] = []
-    listener = dataclasses.replace(actors.run.listener.SILENT, trained=trained.append)
+    listener = dataclasses.replace(SILENT, trained=trained.append)
     config = load_config(tiny)
-    run(config, tmp_path / "run", listener)
+    run(config, tmp_path / "run", listener, create=warm_actors)
     assert sum(trained) == config.training.rounds * sum(prepare_run(config).local_samples)

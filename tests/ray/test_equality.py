@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from actors.run.driver import run
+from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
@@ -76,13 +77,13 @@ def _id(case: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=_id)
 def test_run_over_actors_equals_reference(
-    case: dict[str, Any], tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+    case: dict[str, Any], tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     settings = {key: value for key, value in case.items() if key != "strategy"}
     settings.update(STRATEGIES.get(case.get("strategy", ""), {}))
     config = load_config(tiny, [f"{key}={value}" for key, value in settings.items()])
 
-    finished = run(config, tmp_path / "run")
+    finished = run(config, tmp_path / "run", create=warm_actors)
 
     reference = Reference(prepare_run(config))
     reports = list(reference.run())

@@ -19,6 +19,7 @@ from actors.inference.trained import ask, trained_actors
 from actors.run.listener import Event
 from actors.run.rounds import Rounds
 from actors.run.team import Team
+from actors.workers.contract import ActorFactory, RunLeg, WorkerRequest
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.data import open_images
 from hsee_ray.deploy.export import export
@@ -78,19 +79,20 @@ def between(answers: Answers, kind: Confidence = "entropy", temperature: float =
     return float(confidence_N[middle - 1 : middle + 1].mean())
 
 
-def test_ends_are_exactly_the_exits_and_the_servers(run: Run, warm_actors: None, monkeypatch: Any) -> None:
-    called: list[tuple[str, str]] = []
+def test_ends_are_exactly_the_exits_and_the_servers(run: Run, warm_actors: ActorFactory, monkeypatch: Any) -> None:
+    called: list[str] = []
     submit = Team.submit
 
-    def recorded(team: Team, model: ModelId, method: str, *args: Any, **kwargs: Any) -> Any:
-        called.append((model.side, method))
-        return submit(team, model, method, *args, **kwargs)
+    def recorded(team: Team, model: ModelId, request: WorkerRequest, *objects: Any) -> Any:
+        if isinstance(request, RunLeg):
+            called.append(model.side)
+        return submit(team, model, request, *objects)
 
     monkeypatch.setattr(Team, "submit", recorded)
     known = in_training(run)
-    with trained_actors(run, [], unexpected) as rounds:
+    with trained_actors(run, [], unexpected, create=warm_actors) as rounds:
         local = ask(rounds, "test", gates(NEVER_SENDS))
-        assert ("server", "answer") not in called, "nothing is sent, so no server is even asked"
+        assert "server" not in called, "nothing is sent, so no server is even asked"
         sent = ask(rounds, "test", gates(SENDS_ALL))
 
     for number in (SENSOR, HUB):
@@ -104,8 +106,8 @@ def test_ends_are_exactly_the_exits_and_the_servers(run: Run, warm_actors: None,
     assert int(sent[WHOLE].client_right_N.sum()) == known[WHOLE].client_correct
 
 
-def test_servers_compute_only_what_was_unsure(run: Run, warm_actors: None) -> None:
-    with trained_actors(run, [], unexpected) as rounds:
+def test_servers_compute_only_what_was_unsure(run: Run, warm_actors: ActorFactory) -> None:
+    with trained_actors(run, [], unexpected, create=warm_actors) as rounds:
         sent = ask(rounds, "test", gates(SENDS_ALL))
         tau = between(sent[HUB])
         some = ask(rounds, "test", gates(tau))
@@ -121,8 +123,8 @@ def test_servers_compute_only_what_was_unsure(run: Run, warm_actors: None) -> No
     assert 0 < some[HUB].server_samples < 40
 
 
-def test_actors_are_those_that_a_reader_of_the_run_finds(run: Run, warm_actors: None) -> None:
-    with trained_actors(run, ["data.test_samples=8"], unexpected) as rounds:
+def test_actors_are_those_that_a_reader_of_the_run_finds(run: Run, warm_actors: ActorFactory) -> None:
+    with trained_actors(run, ["data.test_samples=8"], unexpected, create=warm_actors) as rounds:
         sent = ask(rounds, "test", gates(SENDS_ALL))
         samples = prepare_run(rounds.config)
     images = open_images(samples.files.test).images_NHWC[samples.test_indices]
@@ -134,9 +136,9 @@ def test_actors_are_those_that_a_reader_of_the_run_finds(run: Run, warm_actors: 
             np.testing.assert_array_equal(sent[number].server_prediction_N, predicted)
 
 
-def test_killed_actors_change_no_answer(averaging: Run, warm_actors: None) -> None:
+def test_killed_actors_change_no_answer(averaging: Run, warm_actors: ActorFactory) -> None:
     events: list[Event] = []
-    with trained_actors(averaging, [], events.append) as rounds:
+    with trained_actors(averaging, [], events.append, create=warm_actors) as rounds:
         before = ask(rounds, "test", gates(SENDS_ALL))
         for model in (ModelId("client", SENSOR), ModelId("server", HUB)):
             pid = process_of(rounds.team.actors[model])
@@ -150,17 +152,17 @@ def test_killed_actors_change_no_answer(averaging: Run, warm_actors: None) -> No
     assert {event.who for event in events if event.is_back} == {"client 000", "server 001"}
 
 
-def test_a_client_that_has_no_model_is_left_out(averaging: Run, warm_actors: None) -> None:
+def test_a_client_that_has_no_model_is_left_out(averaging: Run, warm_actors: ActorFactory) -> None:
     run = without_client(averaging, SENSOR)
     events: list[Event] = []
-    with trained_actors(run, [], events.append) as rounds:
+    with trained_actors(run, [], events.append, create=warm_actors) as rounds:
         found, by_tier = evaluate(rounds, run, Plan("test", (0.5,), "entropy", None))
     assert [(event.who, event.text) for event in events] == [("client 000", "has no model")]
     assert {row.name for row in found.gates if row.scope == "tier"} == {"hub", "whole"} and set(by_tier) == {"hub"}
 
 
-def test_calibration_sees_only_what_was_set_aside(run: Run, warm_actors: None) -> None:
-    with trained_actors(run, [], unexpected) as rounds:
+def test_calibration_sees_only_what_was_set_aside(run: Run, warm_actors: ActorFactory) -> None:
+    with trained_actors(run, [], unexpected, create=warm_actors) as rounds:
         found = calibrate(rounds, run, Target("offload", 0.5), "margin")
         aside = {number: part.calibration for number, part in enumerate(rounds.setup.parts)}
         plan = Plan("test", (0.2, 0.6), "margin", found)
@@ -198,15 +200,18 @@ def test_costs_are_counted_on_both_sides(averaging: Run) -> None:
     assert (counted[WHOLE].client, counted[WHOLE].server) == (stem + block + 2 * small + head, 0)
 
 
-def test_targets_that_cannot_be_met_say_what_can(averaging: Run, warm_actors: None) -> None:
+def test_targets_that_cannot_be_met_say_what_can(averaging: Run, warm_actors: ActorFactory) -> None:
     reason = r"accuracy_drop<=-1 cannot be met .*sensor reaches -?\d.*nothing was stored"
-    with trained_actors(averaging, [], unexpected) as rounds, pytest.raises(UserError, match=reason):
+    with (
+        trained_actors(averaging, [], unexpected, create=warm_actors) as rounds,
+        pytest.raises(UserError, match=reason),
+    ):
         calibrate(rounds, averaging, Target("accuracy_drop", -1.0), "entropy")
 
 
-def test_nothing_set_aside(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+def test_nothing_set_aside(tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path) -> None:
     run = train_run(tmp_path / "run", {**tiny, "data": {**tiny["data"], "calibration_fraction": 0.0}})
-    with trained_actors(run, [], unexpected) as rounds:
+    with trained_actors(run, [], unexpected, create=warm_actors) as rounds:
         with pytest.raises(ConfigError, match=r"sensor, hub: no samples are set aside .*calibration_fraction above 0"):
             calibrate(rounds, run, Target("offload", 0.5), "entropy")
         with pytest.raises(ConfigError, match="--split calibration: no client has samples"):
@@ -271,13 +276,13 @@ def test_exported_bundles_decide_as_the_actors_do(
     kind: Confidence,
     codec: Codec,
     tiny: dict[str, Any],
-    warm_actors: None,
+    warm_actors: ActorFactory,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """1,000 images through ONNX, the codec, the body that travels, and the served programs."""
     averaging = train_run(tmp_path / "run", {**tiny, "tiers": [{**tier, "codec": codec} for tier in tiny["tiers"]]})
-    with trained_actors(averaging, ["data.test_samples=1000"], unexpected) as rounds:
+    with trained_actors(averaging, ["data.test_samples=1000"], unexpected, create=warm_actors) as rounds:
         setup = rounds.setup
         sent = ask(rounds, "test", gates(SENDS_ALL))
         own = {number: Gate(kind, between(sent[number], kind, 1.5), 1.5) for number in range(3)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.run.driver import run
+from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.rundir.run import Run
 from tests.tiny_data import accept_any_digest, write_cifar10, write_cifar100, write_stl10
@@ -58,7 +59,7 @@ def check_clients(finished: Run, samples: list[int], n_test: int, feature_bytes:
     assert len(losses) == 12 and all(map(math.isfinite, losses))
 
 
-def test_cifar10(warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10(warm_actors: ActorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path / "data")
     finished = one_round("paper_cifar10", tmp_path, monkeypatch)
     data = finished.summary["data"]
@@ -67,7 +68,7 @@ def test_cifar10(warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     check_clients(finished, [16, 16, 16, 16, 15, 15], 20, CIFAR_BYTES)
 
 
-def test_cifar100(warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar100(warm_actors: ActorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar100(tmp_path / "data")
     finished = one_round("paper_cifar100", tmp_path, monkeypatch)
     data = finished.summary["data"]
@@ -76,7 +77,7 @@ def test_cifar100(warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyP
     check_clients(finished, [32, 32, 31, 31, 31, 31], 100, CIFAR_BYTES)
 
 
-def test_stl10(warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stl10(warm_actors: ActorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_stl10(tmp_path / "data")
     finished = one_round("paper_stl10", tmp_path, monkeypatch)
     data = finished.summary["data"]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import ray
 
-import actors.run.team
 from actors.run.driver import resume, run
 from actors.run.interrupt import StopRequest
 from actors.run.listener import Event, Listener
-from actors.run.team import Team
+from actors.run.team import Team, create_actor
+from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
@@ -51,7 +51,7 @@ def kills(*faults: tuple[int, str, str]) -> FaultInjector:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_kills_at_every_stage_change_no_bit(
-    strategy: str, tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+    strategy: str, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     config = load_config(tiny, [*STRATEGIES[strategy], "checkpoint.every=2", "failures.max_per_actor=9"])
     injector = kills(
@@ -67,7 +67,7 @@ def test_kills_at_every_stage_change_no_bit(
         (3, "evaluate", "client"),
         (3, "save", "server"),
     )
-    finished = run(config, tmp_path / "run", injector.listener())
+    finished = run(config, tmp_path / "run", injector.listener(), create=warm_actors)
 
     assert finished.summary["weights_sha256"] == reference_digest(config)
     assert len(injector.hits) >= 7
@@ -78,7 +78,12 @@ def test_kills_at_every_stage_change_no_bit(
 
 @pytest.mark.parametrize(("every", "where"), [(1, "round 1"), (100, "the beginning")])
 def test_a_lost_state_takes_the_run_back(
-    every: int, where: str, tiny: dict[str, Any], warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    every: int,
+    where: str,
+    tiny: dict[str, Any],
+    warm_actors: ActorFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As when a snapshot has gone with its node: the decision is put in the place of the real one, once."""
     config = load_config(
@@ -96,19 +101,19 @@ def test_a_lost_state_takes_the_run_back(
     monkeypatch.setattr("actors.run.recovery.decide", decide_to_go_back)
     events: list[Event] = []
     listener = Listener(assembled=injector.assembled, entered=injector.entered, happened=events.append)
-    finished = run(config, tmp_path / "run", listener)
+    finished = run(config, tmp_path / "run", listener, create=warm_actors)
 
     assert f"goes back to {where}" in [event.text for event in events]
     assert finished.summary["weights_sha256"] == reference_digest(config)
     check_each_round_once(finished, 3)
 
 
-def test_an_actor_that_hangs_is_replaced(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+def test_an_actor_that_hangs_is_replaced(tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path) -> None:
     config = load_config(tiny, ["failures.step_timeout_s=4"])
     injector = FaultInjector([Fault(2, "train", 0.0, True, "server")], seed=0)
     events: list[Event] = []
     injector.happened = events.append  # type: ignore[method-assign]
-    finished = run(config, tmp_path / "run", injector.listener())
+    finished = run(config, tmp_path / "run", injector.listener(), create=warm_actors)
 
     assert finished.summary["weights_sha256"] == reference_digest(config)
     (hit,) = injector.hits
@@ -117,25 +122,25 @@ def test_an_actor_that_hangs_is_replaced(tiny: dict[str, Any], warm_actors: None
 
 
 def test_a_spent_budget_ends_the_run_with_a_checkpoint_that_can_be_resumed(
-    tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+    tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     config = load_config(tiny, ["failures.max_per_actor=0", "checkpoint.every=100"])
     injector = kills((2, "train", "client"))
     with pytest.raises(
         RunError, match=r"client 00\d failed in round 2 while it did `train`: .*max_per_actor=0"
     ) as told:
-        run(config, tmp_path / "run", injector.listener())
+        run(config, tmp_path / "run", injector.listener(), create=warm_actors)
     assert injector.hits[0].who in str(told.value)
     assert committed_rounds(Storage.at(str(tmp_path / "run" / "checkpoints"))) == [1]
 
-    finished = resume(tmp_path / "run", ["failures.max_per_actor=1"])
+    finished = resume(tmp_path / "run", ["failures.max_per_actor=1"], create=warm_actors)
     assert finished.summary["weights_sha256"] == reference_digest(config)
     assert not (tmp_path / "run" / "error.log").exists()
 
 
 @pytest.mark.parametrize(("grace_s", "kept"), [(60.0, 2), (0.0, 1)])
 def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(
-    grace_s: float, kept: int, tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+    grace_s: float, kept: int, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     """With time, at the end of the running round; without, of the last whole one."""
     config = load_config(tiny, [f"checkpoint.grace_s={grace_s}", "training.strategy=sequential"])
@@ -147,18 +152,20 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(
             assert not stop.ask(signal.SIGTERM)
 
     with pytest.raises(Interrupted, match=f"round {kept} is in a checkpoint, continue with --resume"):
-        run(config, tmp_path / "run", Listener(entered=entered), stop)
+        run(config, tmp_path / "run", Listener(entered=entered), stop, create=warm_actors)
     assert committed_rounds(Storage.at(str(tmp_path / "run" / "checkpoints"))) == [kept]
 
     started: list[int] = []
-    finished = resume(tmp_path / "run", [], Listener(started=lambda setup, done: started.append(done)))
+    finished = resume(
+        tmp_path / "run", [], Listener(started=lambda setup, done: started.append(done)), create=warm_actors
+    )
     assert started == [kept]
     assert finished.summary["weights_sha256"] == reference_digest(config)
     assert [row["round"] for row in finished.metrics.to_pylist() if row["metric"] == "wall_s"] == [1, 2, 3]
 
 
 def test_a_client_without_a_place_is_left_out_and_comes_back(
-    tiny: dict[str, Any], warm_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     config = load_config(
         tiny,
@@ -169,7 +176,6 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
             "training.rounds=4",
         ],
     )
-    create = actors.run.team._actor
     teams: list[Team] = []
     refused: list[Any] = []
 
@@ -177,11 +183,9 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
         """Once, a replaced client asks for what no node has."""
         if teams and actor_class.__name__ == "ClientActor" and not refused:
             refused.append(args)
-            return warm_create(actor_class, {**place, "resources": {"nowhere": 1.0}}, *args, **kwargs)
-        return create(actor_class, place, *args, **kwargs)
+            return create_actor(actor_class, {**place, "resources": {"nowhere": 1.0}}, *args, **kwargs)
+        return warm_actors(actor_class, place, *args, **kwargs)
 
-    warm_create = actors.run.team._actor.__self__.create  # type: ignore[attr-defined]
-    monkeypatch.setattr(actors.run.team, "_actor", sometimes_nowhere)
     injector = kills((2, "train", "client"))
     events: list[Event] = []
 
@@ -198,7 +202,7 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
     listener = Listener(
         assembled=assembled, entered=injector.entered, happened=events.append, finished_round=finished_round
     )
-    finished = run(config, tmp_path / "run", listener)
+    finished = run(config, tmp_path / "run", listener, create=sometimes_nowhere)
 
     (hit,) = injector.hits
     number = int(hit.who.removeprefix("client "))
@@ -229,7 +233,12 @@ class Crash(BaseException):
     ],
 )
 def test_a_driver_that_ends_before_any_of_its_files_is_there(
-    name: str, tiny: dict[str, Any], warm_actors: None, warm_pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tiny: dict[str, Any],
+    warm_actors: ActorFactory,
+    warm_pool: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = load_config(tiny, ["checkpoint.every=2", "checkpoint.keep=1"])
     replace = os.replace
@@ -241,17 +250,21 @@ def test_a_driver_that_ends_before_any_of_its_files_is_there(
 
     with monkeypatch.context() as patched, pytest.raises(Crash):
         patched.setattr("hsee_ray.storage.os.replace", crashing)
-        run(config, tmp_path / "run")
+        run(config, tmp_path / "run", create=warm_actors)
     warm_pool.take_back()
 
-    finished = run(config, tmp_path / "run") if name == "config.yaml" else resume(tmp_path / "run")
+    finished = (
+        run(config, tmp_path / "run", create=warm_actors)
+        if name == "config.yaml"
+        else resume(tmp_path / "run", create=warm_actors)
+    )
     assert finished.summary["weights_sha256"] == reference_digest(config)
     check_each_round_once(finished, 3)
     assert committed_rounds(Storage.at(str(tmp_path / "run" / "checkpoints"))) == [3]
 
 
 def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
-    tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+    tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     uri = f"file://{tmp_path}/store/night-1"
     config = load_config(tiny, ["training.rounds=4", "checkpoint.every=2"])
@@ -263,14 +276,14 @@ def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
             raise RunError("ended here")
 
     with pytest.raises(RunError, match=f"ended here; the traceback is in {uri}/error.log"):
-        run(config, uri, Listener(finished_round=after))
+        run(config, uri, Listener(finished_round=after), create=warm_actors)
     kept = tmp_path / "store" / "night-1"
     assert "ended here" in (kept / "error.log").read_text()
     assert len(seen[2]) == 1, "curves are there while the run goes on"
     with pytest.raises(ConfigError, match=f"holds a run already; continue that with --resume {uri}"):
-        run(config, uri)
+        run(config, uri, create=warm_actors)
 
-    resume(uri)
+    resume(uri, create=warm_actors)
 
     finished = load_run(kept)
     assert finished.summary["weights_sha256"] == reference_digest(config)
@@ -292,7 +305,7 @@ def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
 
 
 def test_a_run_that_another_process_has_taken_over_ends(
-    tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+    tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     uri = f"file://{tmp_path}/store/night-1"
     config = load_config(tiny, ["training.rounds=3", "checkpoint.every=1"])
@@ -301,23 +314,23 @@ def test_a_run_that_another_process_has_taken_over_ends(
         RunLocation(uri).claim()
 
     with pytest.raises(RunError, match="another process has taken this run over"):
-        run(config, uri, Listener(finished_round=after))
+        run(config, uri, Listener(finished_round=after), create=warm_actors)
 
 
-def test_more_rounds_continue_a_finished_run(tiny: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
+def test_more_rounds_continue_a_finished_run(tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path) -> None:
     config = load_config(tiny, ["training.rounds=2", "training.lr_schedule={name: cosine, horizon_rounds: 5}"])
-    first = run(config, tmp_path / "run")
+    first = run(config, tmp_path / "run", create=warm_actors)
     assert first.summary["weights_sha256"] == reference_digest(config)
 
     events: list[Event] = []
-    again = resume(tmp_path / "run", [], Listener(happened=events.append))
+    again = resume(tmp_path / "run", [], Listener(happened=events.append), create=warm_actors)
     assert again.summary == first.summary
     assert [event.text for event in events] == ["has finished, nothing is left to do"]
 
     save_calibration(first.path, Calibration("offload<=1", "entropy", first.summary["weights_sha256"], {}))
     assert load_run(first.path).calibration is not None
-    assert resume(tmp_path / "run").calibration is not None, "nothing was trained"
-    longer = resume(tmp_path / "run", ["training.rounds=4"])
+    assert resume(tmp_path / "run", create=warm_actors).calibration is not None, "nothing was trained"
+    longer = resume(tmp_path / "run", ["training.rounds=4"], create=warm_actors)
     assert longer.calibration is None and not (first.path / CALIBRATION_FILE).exists()
     wanted = load_config(tiny, ["training.rounds=4", "training.lr_schedule={name: cosine, horizon_rounds: 5}"])
     assert longer.summary["weights_sha256"] == reference_digest(wanted)

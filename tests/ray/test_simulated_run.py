@@ -13,6 +13,7 @@ import yaml
 from actors.run.driver import resume, run
 from actors.run.interrupt import StopRequest
 from actors.run.listener import Listener
+from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.errors import Interrupted
 from hsee_ray.method.reports import RoundReport
@@ -41,7 +42,7 @@ def with_devices(tiny: dict[str, Any], profiles: Path) -> dict[str, Any]:
 
 
 def test_devices_change_no_bit_and_interruptions_no_second(
-    tiny: dict[str, Any], warm_actors: None, tmp_path: Path
+    tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     config = load_config(with_devices(tiny, tmp_path / "profiles.yaml"), ["checkpoint.every=1"])
     stop = StopRequest()
@@ -51,8 +52,8 @@ def test_devices_change_no_bit_and_interruptions_no_second(
             stop.ask(15)
 
     with pytest.raises(Interrupted):
-        run(config, tmp_path / "run", Listener(finished_round=after_two), stop)
-    finished = resume(tmp_path / "run")
+        run(config, tmp_path / "run", Listener(finished_round=after_two), stop, create=warm_actors)
+    finished = resume(tmp_path / "run", create=warm_actors)
 
     plain = Reference(prepare_run(load_config(tiny)))
     clock, expected = clock_of(prepare_run(config)), SimulatedTotals()

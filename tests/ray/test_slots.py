@@ -13,6 +13,7 @@ from actors.run.driver import resume, run
 from actors.run.interrupt import StopRequest
 from actors.run.listener import Listener
 from actors.run.team import Team
+from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import Config
 from hsee_ray.edge.gate import Gate
@@ -28,7 +29,7 @@ STRATEGIES = {
     "round_robin": ["training.strategy=sequential", "training.interleave=batch", "training.optimizer_state=reset"],
     "distributed": ["training.strategy=distributed", "training.norm_statistics=shared"],
 }
-SEATS = {"one": (1, 1, 1, 1), "two": (2, 2, 1, 2), "mixed": (1, 3, 2, 2)}
+SLOTS = {"one": (1, 1, 1, 1), "two": (2, 2, 1, 2), "mixed": (1, 3, 2, 2)}
 """Of the tiers sensor, hub and whole, and of the servers."""
 
 
@@ -39,7 +40,7 @@ def crowd(tiny: dict[str, Any]) -> dict[str, Any]:
     return {**tiny, "tiers": tiers, "data": {**tiny["data"], "train_samples": 240, "partition": {"kind": "iid"}}}
 
 
-def connected(crowd: dict[str, Any], slots: tuple[int, int, int, int], overrides: list[str]) -> Config:
+def in_slots(crowd: dict[str, Any], slots: tuple[int, int, int, int], overrides: list[str]) -> Config:
     keys = ["tiers.0.slots", "tiers.1.slots", "tiers.2.slots", "server.slots"]
     return load_config(crowd, [*(f"{key}={count}" for key, count in zip(keys, slots, strict=True)), *overrides])
 
@@ -58,22 +59,24 @@ def connected(crowd: dict[str, Any], slots: tuple[int, int, int, int], overrides
     ],
 )
 def test_runs_in_slots_equal_the_reference(
-    strategy: str, slots: str, window: int, crowd: dict[str, Any], warm_actors: None, tmp_path: Path
+    strategy: str, slots: str, window: int, crowd: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
-    config = connected(crowd, SEATS[slots], [*STRATEGIES[strategy], f"pipeline.max_in_flight={window}"])
+    config = in_slots(crowd, SLOTS[slots], [*STRATEGIES[strategy], f"pipeline.max_in_flight={window}"])
     teams: list[Team] = []
-    finished = run(config, tmp_path / "run", Listener(assembled=teams.append))
+    finished = run(config, tmp_path / "run", Listener(assembled=teams.append), create=warm_actors)
     assert finished.summary["weights_sha256"] == reference_digest(config)
-    servers = 1 if config.training.strategy == "sequential" else SEATS[slots][3]
-    assert len(teams[0].actors) == sum(SEATS[slots][:3]) + servers + 1
+    servers = 1 if config.training.strategy == "sequential" else SLOTS[slots][3]
+    assert len(teams[0].actors) == sum(SLOTS[slots][:3]) + servers + 1
     assert str(teams[0].slot_plan).startswith(
         f"{len(teams[0].actors) - 1} actors, in which models take turns: 3 sensor in"
     )
 
 
 @pytest.mark.parametrize("strategy", ["averaging_every_2", "round_robin"])
-def test_kills_change_no_bit_in_slots(strategy: str, crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
-    config = connected(crowd, SEATS["two"], [*STRATEGIES[strategy], "failures.max_per_actor=9", "checkpoint.every=1"])
+def test_kills_change_no_bit_in_slots(
+    strategy: str, crowd: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
+) -> None:
+    config = in_slots(crowd, SLOTS["two"], [*STRATEGIES[strategy], "failures.max_per_actor=9", "checkpoint.every=1"])
     injector = kills(
         (1, "train", "client"),
         (1, "aggregate", "server"),
@@ -83,13 +86,13 @@ def test_kills_change_no_bit_in_slots(strategy: str, crowd: dict[str, Any], warm
         (3, "train", "client"),
         (3, "save", "server"),
     )
-    finished = run(config, tmp_path / "run", injector.listener())
+    finished = run(config, tmp_path / "run", injector.listener(), create=warm_actors)
     assert injector.hits
     assert finished.summary["weights_sha256"] == reference_digest(config)
 
 
-def test_a_run_goes_on_in_other_slots(crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
-    config = connected(crowd, SEATS["one"], [])
+def test_a_run_goes_on_in_other_slots(crowd: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path) -> None:
+    config = in_slots(crowd, SLOTS["one"], [])
     stop = StopRequest()
 
     def after_two(report: RoundReport) -> None:
@@ -97,18 +100,18 @@ def test_a_run_goes_on_in_other_slots(crowd: dict[str, Any], warm_actors: None, 
             stop.ask(15)
 
     with pytest.raises(Interrupted):
-        run(config, tmp_path / "run", Listener(finished_round=after_two), stop)
-    resumed = resume(tmp_path / "run", ["tiers.0.slots=3", "tiers.1.slots=2", "server.slots=null"])
+        run(config, tmp_path / "run", Listener(finished_round=after_two), stop, create=warm_actors)
+    resumed = resume(tmp_path / "run", ["tiers.0.slots=3", "tiers.1.slots=2", "server.slots=null"], create=warm_actors)
     assert resumed.summary["weights_sha256"] == reference_digest(config)
 
 
-def test_answers_are_the_same_from_slots(crowd: dict[str, Any], warm_actors: None, tmp_path: Path) -> None:
-    config = connected(crowd, SEATS["one"], ["training.rounds=1"])
-    finished = run(config, tmp_path / "run")
+def test_answers_are_the_same_from_slots(crowd: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path) -> None:
+    config = in_slots(crowd, SLOTS["one"], ["training.rounds=1"])
+    finished = run(config, tmp_path / "run", create=warm_actors)
     everything = {number: Gate("entropy", 1.0, 1.0) for number in range(8)}
 
     def answers(*slots: str) -> dict[int, Answers]:
-        with trained_actors(finished, slots, lambda event: None) as rounds:
+        with trained_actors(finished, slots, lambda event: None, create=warm_actors) as rounds:
             return ask(rounds, "test", everything)
 
     in_one = answers()

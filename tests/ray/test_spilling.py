@@ -6,10 +6,11 @@ from pathlib import Path
 
 from actors.cluster.ray_internals import spilled_bytes
 from actors.run.driver import run
+from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 
 
-def test_the_quickstart_never_spills(warm_actors: None, tmp_path: Path) -> None:
+def test_the_quickstart_never_spills(warm_actors: ActorFactory, tmp_path: Path) -> None:
     before = spilled_bytes()
     overrides = [
         "training.rounds=2",
@@ -17,6 +18,6 @@ def test_the_quickstart_never_spills(warm_actors: None, tmp_path: Path) -> None:
         "server.resources.num_cpus=0.25",
         f"data.cache={tmp_path / 'cache'}",
     ]
-    run(load_config("jobs/configs/quickstart.yaml", overrides), tmp_path / "run")
+    run(load_config("jobs/configs/quickstart.yaml", overrides), tmp_path / "run", create=warm_actors)
     assert before is not None
     assert spilled_bytes() == before

@@ -11,8 +11,8 @@ from actors.cluster.doctor import SPILLS_AT, object_store_bytes
 from actors.cluster.slots import plan_slots
 from hsee_ray.backbones import build_backbone, feature_shapes
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import build_fleet
 from hsee_ray.data.known import known_shape
+from hsee_ray.method.strategies import build_fleet
 
 STORE_BYTES = int(0.3 * (16 << 30))
 """Of a machine with 16 GiB: Ray takes 30 % of the memory."""

@@ -19,8 +19,8 @@ from actors.cluster.resources import Growth, Node, NodeType
 from actors.cluster.slots import plan_slots
 from hsee_ray.backbones.build import build_backbone
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import build_fleet
 from hsee_ray.errors import ConfigError
+from hsee_ray.method.strategies import build_fleet
 
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "cluster.yaml"

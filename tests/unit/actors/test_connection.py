@@ -11,9 +11,10 @@ from actors.cluster.requests import requests
 from actors.cluster.resources import Request
 from actors.cluster.slots import plan_slots
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import Fleet, build_fleet
+from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
+from hsee_ray.method.strategies import build_fleet
 
 UNITS = ("stem", "layer1", "head")
 
@@ -100,8 +101,10 @@ def test_colocated_clients_and_servers_go_in_pairs() -> None:
 
 
 def test_one_server_for_all_cannot_be_beside_each_of_them() -> None:
+    training, cluster = {"strategy": "sequential"}, {"placement": "colocate"}
+    config = load_config({"tiers": [SENSOR], "training": training, "cluster": cluster})
     with pytest.raises(ConfigError, match="sequential has one server for all clients: use pack or spread"):
-        load_config({"tiers": [SENSOR], "training": {"strategy": "sequential"}, "cluster": {"placement": "colocate"}})
+        build_fleet(config, UNITS)
 
 
 def test_rays_own_resources_are_not_custom_ones() -> None:

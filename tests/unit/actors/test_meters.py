@@ -9,8 +9,8 @@ import pytest
 import actors.run.meters
 from actors.run.meters import Meters
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import build_fleet
 from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport
+from hsee_ray.method.strategies import build_fleet
 
 
 class Recorded:

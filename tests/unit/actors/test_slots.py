@@ -10,15 +10,15 @@ from actors.cluster.slots import (
     ACTOR_BYTES,
     SERVERS,
     Slots,
-    models_of,
     plan_slots,
     pool_of,
     slots_of,
 )
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import ModelId, build_fleet
+from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
+from hsee_ray.method.strategies import build_fleet, models_of, strategy_of
 
 UNITS = ("stem", "body", "head")
 
@@ -89,14 +89,14 @@ def test_a_line_says_which() -> None:
 def slots_for(config: Config) -> Slots:
     fleet = build_fleet(config, UNITS)
     slot_plan = plan_slots(config, fleet, None, 2)
-    pools = {model: pool_of(fleet, model) for model in models_of(config, fleet)}
+    pools = {model: pool_of(fleet, model) for model in models_of(strategy_of(config), fleet)}
     return Slots(pools, slots_of(config, fleet, slot_plan))
 
 
 CLIENTS = [ModelId("client", number) for number in range(5)]
 
 
-def test_a_model_stays_until_another_one_needs_the_seat() -> None:
+def test_a_model_stays_until_another_one_needs_the_slot() -> None:
     slots = slots_for(config_of(4, slots=2))
     assert slots.of(CLIENTS[0]) == CLIENTS[0] and slots.of(CLIENTS[2]) is None
     assert not slots.take(CLIENTS[0], ()), "it sits there already"

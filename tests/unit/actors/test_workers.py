@@ -17,17 +17,17 @@ import torch
 from safetensors.numpy import load_file
 
 from actors.workers.aggregator import Aggregator
-from actors.workers.client_actor import ClientActor, own_rows
 from actors.workers.compute import choose_device, prepare_process
-from actors.workers.model_actor import ModelActor
+from actors.workers.contract import AverageRefs, LoadAverages, RunLeg, SaveModel
+from actors.workers.model_actor import ClientActor, ModelActor, ServerActor, own_rows
 from actors.workers.origin import Origin, difference, versions
-from actors.workers.server_actor import ServerActor
 from actors.workers.store_resident import INLINE_LIMIT_BYTES, StoreResident, store_resident
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import ResourcesConfig, TrainingConfig
 from hsee_ray.errors import RunError
 from hsee_ray.method.aggregation import Copy
+from hsee_ray.method.legs import EVALUATION, TRAINING, Trip, Work
 from hsee_ray.method.setup import Setup, mapped_client_data, prepare_run
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.state import ModelState, UnitState, named_tensors
@@ -79,6 +79,34 @@ def sensor(setup: Setup, number: int = 0) -> ClientActor:
     return ClientActor(setup, number)
 
 
+def leg(actor: ModelActor, trip: Trip, work: Work, packet: Any = None) -> tuple[Any, Any]:
+    """What an actor's part in a trip sends on, and its report."""
+    index = 0 if actor.side.__class__.__name__ == "Client" else 1
+    payload = None if packet is None else 0
+    sent, _, outcome = actor.perform(RunLeg(trip[index], work, False, payload), None, *([packet] if packet else []))
+    return sent, outcome.report
+
+
+def train(actor: ModelActor, first: int, last: int) -> tuple[Any, Any]:
+    return leg(actor, TRAINING, Work(actor.client_id, 1, first, last))
+
+
+def learn(actor: ModelActor, client: int, packet: Any) -> Any:
+    return leg(actor, TRAINING, Work(client, 1, 0, 2), packet)[1]
+
+
+def evaluate(actor: ModelActor, first: int, last: int) -> tuple[Any, Any]:
+    return leg(actor, EVALUATION, Work(actor.client_id, 1, first, last))
+
+
+def judge(actor: ModelActor, client: int, packet: Any) -> Any:
+    return leg(actor, EVALUATION, Work(client, 1, 0, 10), packet)[1]
+
+
+def load(actor: ModelActor, averages: AverageRefs, *objects: Any) -> None:
+    assert actor.perform(LoadAverages(averages), None, *objects) is None
+
+
 def state_of(actor: ModelActor) -> StoreResident[ModelState]:
     return store_resident(actor.side.snapshot().units)
 
@@ -96,11 +124,11 @@ def assert_same_state(one: StoreResident[ModelState], other: StoreResident[Model
 def test_a_client_trains_and_its_server_learns_from_the_packet(setup: Setup) -> None:
     client, server = sensor(setup), ServerActor(setup, 0)
     before = named_tensors(state_of(client).payload), named_tensors(state_of(server).payload)
-    packet, _, report = client.train(1, 0, 2, False)
+    packet, report = train(client, 0, 2)
     assert [batch.features.shape for batch in packet.payload] == [(4, 8, 8, 4), (2, 8, 8, 4)]
     assert (report.samples, len(report.losses)) == (6, 2)
     assert report.sent_bytes == 6 * (FEATURE_BYTES + 8)
-    _, server_report = server.train(0, 1, packet, False)
+    server_report = learn(server, 0, packet)
     assert (server_report.samples, len(server_report.losses), server_report.sent_bytes) == (6, 2, 0)
     after = named_tensors(state_of(client).payload), named_tensors(state_of(server).payload)
     for old, new in zip(before, after, strict=True):
@@ -111,9 +139,9 @@ def test_a_client_trains_and_its_server_learns_from_the_packet(setup: Setup) -> 
 
 def test_steps_in_one_call_or_in_two_are_the_same(setup: Setup) -> None:
     once, twice = sensor(setup), sensor(setup)
-    packet, _, report = once.train(1, 0, 2, False)
-    first, _, first_report = twice.train(1, 0, 1, False)
-    second, _, second_report = twice.train(1, 1, 2, False)
+    packet, report = train(once, 0, 2)
+    first, first_report = train(twice, 0, 1)
+    second, second_report = train(twice, 1, 2)
     assert first_report + second_report == report
     for one, other in zip(packet.payload, first.payload + second.payload, strict=True):
         np.testing.assert_array_equal(one.features, other.features)
@@ -123,22 +151,22 @@ def test_steps_in_one_call_or_in_two_are_the_same(setup: Setup) -> None:
 
 def test_images_by_reference_or_mapped_are_the_same(setup: Setup) -> None:
     data = mapped_client_data(setup, 1)
-    train, test, calibration = own_rows(data.train), own_rows(data.test), own_rows(data.calibration)
-    assert train.images_NHWC.shape == (6, 8, 8, 1)
-    np.testing.assert_array_equal(train.images_NHWC, data.train.images_NHWC[setup.parts[1].train])
-    by_reference, mapped = ClientActor(setup, 1, train=train, test=test, calibration=calibration), sensor(setup, 1)
-    assert by_reference.train(1, 0, 2, False)[2] == mapped.train(1, 0, 2, False)[2]
+    rows, test, calibration = own_rows(data.train), own_rows(data.test), own_rows(data.calibration)
+    assert rows.images_NHWC.shape == (6, 8, 8, 1)
+    np.testing.assert_array_equal(rows.images_NHWC, data.train.images_NHWC[setup.parts[1].train])
+    by_reference, mapped = ClientActor(setup, 1, train=rows, test=test, calibration=calibration), sensor(setup, 1)
+    assert train(by_reference, 0, 2)[1] == train(mapped, 0, 2)[1]
     assert_same_state(state_of(by_reference), state_of(mapped))
 
 
 def test_evaluation_leaves_the_models_as_they_are_and_counts_both_sides(setup: Setup) -> None:
     client, server = sensor(setup), ServerActor(setup, 0)
     before = state_of(client), state_of(server)
-    packet, nothing = client.evaluate(0, 10)
+    packet, nothing = evaluate(client, 0, 10)
     assert nothing is None
     (batch,) = packet.payload
     assert batch.confidence_B is not None and batch.prediction_B is not None
-    report = server.evaluate(0, packet)
+    report = judge(server, 0, packet)
     assert report.samples == 10
     assert report.label_counts == (5, 5)
     assert report.sent_bytes == 10 * FEATURE_BYTES
@@ -151,17 +179,17 @@ def test_evaluation_leaves_the_models_as_they_are_and_counts_both_sides(setup: S
 
 def test_a_part_of_the_test_samples(setup: Setup) -> None:
     client = sensor(setup)
-    (whole,), (tail,) = client.evaluate(0, 10)[0].payload, client.evaluate(8, 16)[0].payload
+    (whole,), (tail,) = evaluate(client, 0, 10)[0].payload, evaluate(client, 8, 16)[0].payload
     np.testing.assert_array_equal(tail.labels_B, whole.labels_B[8:])
     np.testing.assert_allclose(tail.features, whole.features[8:], rtol=1e-5, atol=1e-6)
 
 
 def test_a_client_with_the_whole_network_sends_nothing(setup: Setup) -> None:
     phone = sensor(setup, 2)
-    packet, _, report = phone.train(1, 0, 2, False)
+    packet, report = train(phone, 0, 2)
     assert packet.payload == ()
     assert (report.samples, report.sent_bytes) == (6, 0)
-    packet, evaluation = phone.evaluate(0, 10)
+    packet, evaluation = evaluate(phone, 0, 10)
     assert packet.payload == ()
     assert evaluation is not None
     assert (evaluation.samples, evaluation.server_correct, evaluation.offloaded) == (10, None, (0, 0, 0))
@@ -183,10 +211,10 @@ def test_clients_start_from_one_network_and_one_head(setup: Setup) -> None:
 
 def test_a_loaded_state_is_the_other_actors(setup: Setup) -> None:
     one, other = sensor(setup, 0), sensor(setup, 1)
-    one.train(1, 0, 2, False)
-    other.train(1, 0, 2, False)
+    train(one, 0, 2)
+    train(other, 0, 2)
     state = state_of(one)
-    other.load({"stem": (0, "stem")}, state)
+    load(other, {"stem": (0, "stem")}, state)
     np.testing.assert_array_equal(
         state_of(other).payload["stem"].statistics["bn1.running_mean"],
         state.payload["stem"].statistics["bn1.running_mean"],
@@ -194,23 +222,23 @@ def test_a_loaded_state_is_the_other_actors(setup: Setup) -> None:
     assert (
         state_of(other).payload["exit"].parameters["fc.weight"] != state.payload["exit"].parameters["fc.weight"]
     ).any()
-    other.load({unit: (0, unit) for unit in state.payload}, state)
+    load(other, {unit: (0, unit) for unit in state.payload}, state)
     assert_same_state(state_of(other), state)
 
 
 def test_a_servers_state_can_be_loaded(setup: Setup) -> None:
     one, other = ServerActor(setup, 0), ServerActor(setup, 1)
-    one.train(0, 1, sensor(setup).train(1, 0, 2, False)[0], False)
+    learn(one, 0, train(sensor(setup), 0, 2)[0])
     state = state_of(one)
-    other.load({unit: (0, unit) for unit in state.payload}, state)
+    load(other, {unit: (0, unit) for unit in state.payload}, state)
     assert_same_state(state_of(other), state)
 
 
 def test_reset_forgets_the_optimisers_state_of_what_is_loaded(cache: Path) -> None:
     client = sensor(prepared(cache, optimizer_state="reset"))
-    client.train(1, 0, 2, False)
+    train(client, 0, 2)
     stem = state_of(client).payload["stem"]
-    client.load({"stem": (0, "all/stem")}, store_resident({"all/stem": UnitState(stem.parameters, {}, {}, {})}))
+    load(client, {"stem": (0, "all/stem")}, store_resident({"all/stem": UnitState(stem.parameters, {}, {}, {})}))
     state = state_of(client).payload
     assert state["stem"].optimizer == {}
     assert set(state["exit"].optimizer) == {"fc.weight", "fc.bias"}
@@ -218,8 +246,8 @@ def test_reset_forgets_the_optimisers_state_of_what_is_loaded(cache: Path) -> No
 
 def test_saved_files_hold_the_models(setup: Setup, tmp_path: Path) -> None:
     client, server = sensor(setup), ServerActor(setup, 0)
-    client_lines = client.save(str(tmp_path))
-    server_lines = server.save(str(tmp_path), "server-000")
+    client_lines = client.perform(SaveModel(str(tmp_path), "client-000"), None)
+    server_lines = server.perform(SaveModel(str(tmp_path), "server-000"), None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["client-000.safetensors", "server-000.safetensors"]
     assert client_lines == digest_lines("client-000", named_tensors(state_of(client).payload))
     assert server_lines == digest_lines("server-000", load_file(tmp_path / "server-000.safetensors"))
@@ -229,9 +257,9 @@ def test_a_shared_server_serves_both_sensors_in_their_own_statistics(cache: Path
     setup = prepared(cache, strategy="sequential")
     shared = ServerActor(setup, 0)
     for number in (0, 1):
-        shared.train(number, 1, sensor(setup, number).train(1, 0, 2, False)[0], False)
-        assert shared.evaluate(number, sensor(setup, number).evaluate(0, 10)[0]).samples == 10
-    shared.save(str(tmp_path), "server")
+        learn(shared, number, train(sensor(setup, number), 0, 2)[0])
+        assert judge(shared, number, evaluate(sensor(setup, number), 0, 10)[0]).samples == 10
+    shared.perform(SaveModel(str(tmp_path), "server"), None)
     tensors = load_file(tmp_path / "server.safetensors")
     means = [tensors[f"client-{label}.layer1.0.bn1.running_mean"] for label in ("000", "001")]
     assert (means[0] != means[1]).any()
@@ -365,4 +393,4 @@ def test_centralized_trains_on_the_union_of_what_the_clients_have(setup: Setup, 
     assert central.class_counts.tolist() == [setup.class_counts.sum(axis=0).tolist()]
     np.testing.assert_allclose(central.mean_C, setup.mean_C)
     actor = sensor(central)
-    assert actor.train(1, 0, 5, False)[2].samples == 18
+    assert train(actor, 0, 5)[1].samples == 18

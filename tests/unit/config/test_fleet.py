@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import Fleet, build_fleet, resolve_cut
+from hsee_ray.config.fleet import Fleet, resolve_cut
 from hsee_ray.config.schema import ResourcesConfig
 from hsee_ray.errors import ConfigError
+from hsee_ray.method.strategies import build_fleet
 
 UNITS = ("stem", "layer1.0", "layer1.1", "layer10.0", "layer2.0", "head")
 CUTS = "1 stem, 2 layer1.0, 3 layer1.1, 4 layer10.0, 5 layer2.0, 6 head"

@@ -198,7 +198,7 @@ def test_data_that_nothing_tells_of_are_asked_for() -> None:
 
 
 def test_a_cut_that_nobody_has_planned_is_refused_where_none_can() -> None:
-    from hsee_ray.config.fleet import build_fleet
+    from hsee_ray.method.strategies import build_fleet
 
     content = {**CONFIG, "simulation": {"server": "rack"}}
     with pytest.raises(ConfigError, match=r"tiers\.0\.cut is 'auto': no plan has picked it yet"):

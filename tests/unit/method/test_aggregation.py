@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import Fleet, ModelId, build_fleet
+from hsee_ray.config.fleet import Fleet, ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.method.aggregation import Aggregation, Copy, Ledger, average_units, maximum, mean_arrays, plan_aggregation
-from hsee_ray.method.strategies import strategy_of
+from hsee_ray.method.strategies import build_fleet, strategy_of
 from hsee_ray.models.state import UnitState
 
 UNITS = ("a", "b", "c", "d")

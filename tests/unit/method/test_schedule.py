@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import Fleet, build_fleet
+from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.method.schedule import (
     BatchSlice,
@@ -19,7 +19,7 @@ from hsee_ray.method.schedule import (
     queue_order,
     round_batches,
 )
-from hsee_ray.method.strategies import strategy_of
+from hsee_ray.method.strategies import build_fleet, strategy_of
 
 
 def config_of(n_clients: int = 10, seed: int = 0, **training: Any) -> Config:

@@ -13,7 +13,6 @@ from torch import nn
 
 from hsee_ray.backbones import Backbone
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import build_fleet
 from hsee_ray.config.schema import OptimizerConfig
 from hsee_ray.errors import NonFiniteError
 from hsee_ray.features.message import Packet, encode
@@ -21,6 +20,7 @@ from hsee_ray.method.client import Client
 from hsee_ray.method.server import Server
 from hsee_ray.method.setup import build_client, mapped_client_data, prepare_run
 from hsee_ray.method.steps import NonFiniteStep, client_step, server_step, undone_if_nonfinite
+from hsee_ray.method.strategies import build_fleet
 from hsee_ray.models.optimizer import build_optimizer, set_learning_rate
 
 CPU = torch.device("cpu")

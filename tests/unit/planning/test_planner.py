@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import build_fleet
 from hsee_ray.devices.cost import Memory, OpCounts, SideCost, UnitCost
 from hsee_ray.devices.profiles import DeviceProfile
 from hsee_ray.errors import ConfigError
-from hsee_ray.method.strategies import strategy_of
+from hsee_ray.method.strategies import build_fleet, strategy_of
 from hsee_ray.planning.planner import MIB, Planner, check_devices, with_cuts
 from hsee_ray.planning.report import make_plan
 from hsee_ray.planning.search import OBJECTIVES, Figures, meets, plan_key

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import Fleet, build_fleet
+from hsee_ray.config.fleet import Fleet
 from hsee_ray.errors import DataError
 from hsee_ray.method.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
+from hsee_ray.method.strategies import build_fleet
 from hsee_ray.rundir.metrics import (
     SCHEMA,
     MetricRow,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import build_fleet
 from hsee_ray.method.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
+from hsee_ray.method.strategies import build_fleet
 from hsee_ray.rundir.summary import DataSummary, RunTotals, build_summary, environment, write_summary
 from hsee_ray.rundir.tables import render_summary
 from hsee_ray.simulation.prediction import ClientCost, RoundCost

@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import build_fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.method.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
+from hsee_ray.method.strategies import build_fleet
 from hsee_ray.rundir.summary import SimulatedTotals
 from hsee_ray.rundir.tensorboard import MOST_LABELS, RunBoard, hyperparameters, save_class_counts
 from hsee_ray.simulation.prediction import ClientCost, RoundCost

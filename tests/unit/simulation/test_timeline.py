@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hsee_ray.config.files import load_config
-from hsee_ray.config.fleet import build_fleet
+from hsee_ray.method.strategies import build_fleet
 from hsee_ray.simulation.model import Span
 from hsee_ray.simulation.prediction import RoundCost
 from hsee_ray.simulation.timeline import Timeline

@@ -110,8 +110,8 @@ class RunTotals:
     simulated: SimulatedTotals | None = None
     """None where the devices are not known."""
 
-    def add(self, report: RoundReport) -> None:
-        """Counts one more round."""
+    def add(self, report: RoundReport, cost: RoundCost | None = None) -> None:
+        """Counts one more round, and what it cost in simulated time where devices are known."""
         self.rounds = report.round_number
         if not report.starting and not self.warm:
             self.warm, self.samples, self.train_s = True, 0, 0.0
@@ -123,9 +123,9 @@ class RunTotals:
         self.evaluation = {**self.evaluation, **report.evaluation}
         for number in report.missing:
             self.missed_rounds.setdefault(number, []).append(report.round_number)
-        if report.simulated is not None:
+        if cost is not None:
             self.simulated = self.simulated or SimulatedTotals()
-            self.simulated.add(report.simulated)
+            self.simulated.add(cost)
 
 
 def build_summary(

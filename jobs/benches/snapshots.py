@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace) -> Result:
     def in_turns(works: Sequence[Work]) -> list[Work]:
         return with_records(works) if current % 2 else list(works)
 
-    def finished_round(report: RoundReport) -> None:
+    def finished_round(report: RoundReport, cost: object) -> None:
         train_s[report.round_number] = report.train_s
         if report.round_number in (3, rounds):
             memory_mib[report.round_number] = own_pss_mib()

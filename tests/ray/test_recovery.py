@@ -189,7 +189,7 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
         teams.append(team)
         injector.assembled(team)
 
-    def finished_round(report: RoundReport) -> None:
+    def finished_round(report: RoundReport, cost: object) -> None:
         if report.round_number == 2:  # by the next round the client has found a place
             (victim,) = report.missing
             ready, _ = ray.wait([teams[0].locations[ModelId("client", victim)]], timeout=60, fetch_local=False)
@@ -257,7 +257,7 @@ def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
     config = load_config(tiny, ["training.rounds=4", "checkpoint.every=2"])
     seen: list[list[str]] = []
 
-    def after(report: RoundReport) -> None:
+    def after(report: RoundReport, cost: object) -> None:
         seen.append(Storage.at(uri).files("tensorboard"))
         if report.round_number == 3:
             raise RunError("ended here")
@@ -297,7 +297,7 @@ def test_a_run_that_another_process_has_taken_over_ends(
     uri = f"file://{tmp_path}/store/night-1"
     config = load_config(tiny, ["training.rounds=3", "checkpoint.every=1"])
 
-    def after(report: RoundReport) -> None:
+    def after(report: RoundReport, cost: object) -> None:
         RunLocation(uri).claim()
 
     with pytest.raises(RunError, match="another process has taken this run over"):

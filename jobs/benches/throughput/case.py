@@ -120,7 +120,7 @@ def run_case(case: Case) -> Result:
         clock = RoundClock()
         rounds: list[dict[str, Any]] = []
 
-        def finished_round(report: RoundReport) -> None:
+        def finished_round(report: RoundReport, cost: object) -> None:
             ours = {"round": report.round_number, "ours_s": clock.round_s(), "ours_train_s": report.train_s}
             rounds.append({**ours, **_others(plain, best, report.round_number)})
             tell(_progress(rounds[-1], best.name, case.samples))

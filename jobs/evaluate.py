@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from hsee_ray.errors import ConfigError
-    from hsee_ray.evaluation.calibration import parse_target
+    from hsee_ray.evaluation.calibration import calibration_of, parse_target
     from hsee_ray.rundir.run import load_run
 
     run = load_run(options.run)
@@ -38,7 +38,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from hsee_ray.evaluation.tables import render_calibration, render_evaluation
 
     with trained_actors(run, options.set, lambda event: print(event, flush=True)) as rounds:
-        calibration = run.calibration
+        calibration = calibration_of(run)
         confidence = options.confidence or (calibration or run.config.exits).confidence
         if calibration is not None and calibration.confidence != confidence:
             calibration = None

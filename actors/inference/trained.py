@@ -110,7 +110,7 @@ def trained_actors(run: Run, overrides: Iterable[str], tell: Callable[[Event], N
     there or are not its own, ResourceError when the cluster cannot hold it, and RunError when it fails.
     """
     config = _config_of(run, overrides)
-    run.check_models()
+    run.models.check()
     setup = prepare_run(config)
     _check_same_data(run, setup)
 

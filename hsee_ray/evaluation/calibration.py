@@ -21,6 +21,7 @@ from scipy.optimize import minimize_scalar
 from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Confidence, Gate, log_softmax
 from hsee_ray.errors import ConfigError, DataError
 from hsee_ray.method.predictions import Answers
+from hsee_ray.rundir.run import Run
 from hsee_ray.storage import write_whole
 
 Array = np.ndarray[Any, Any]
@@ -216,6 +217,12 @@ def save_calibration(run_dir: Path, calibration: Calibration) -> None:
     """Stores it with the run, in the place of an earlier one."""
     text = json.dumps(asdict(calibration), indent=2, allow_nan=False)
     write_whole(run_dir / CALIBRATION_FILE, f"{text}\n".encode())
+
+
+def calibration_of(run: Run) -> Calibration | None:
+    """The gates that were calibrated for a run's weights; None when that has not been done. Raises DataError."""
+    found = load_calibration(run.path)
+    return found if found is not None and found.network == run.summary["weights_sha256"] else None
 
 
 def load_calibration(run_dir: Path) -> Calibration | None:

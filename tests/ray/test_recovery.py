@@ -18,7 +18,7 @@ from actors.run.team import Team
 from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, Interrupted, RunError
-from hsee_ray.evaluation.calibration import CALIBRATION_FILE, Calibration, save_calibration
+from hsee_ray.evaluation.calibration import CALIBRATION_FILE, Calibration, calibration_of, save_calibration
 from hsee_ray.method.aggregation import ModelId
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import prepare_run
@@ -315,10 +315,10 @@ def test_more_rounds_continue_a_finished_run(tiny: dict[str, Any], warm_actors: 
     assert [event.text for event in events] == ["has finished, nothing is left to do"]
 
     save_calibration(first.path, Calibration("offload<=1", "entropy", first.summary["weights_sha256"], {}))
-    assert load_run(first.path).calibration is not None
-    assert resume(tmp_path / "run").calibration is not None, "nothing was trained"
+    assert calibration_of(load_run(first.path)) is not None
+    assert calibration_of(resume(tmp_path / "run")) is not None, "nothing was trained"
     longer = resume(tmp_path / "run", ["training.rounds=4"])
-    assert longer.calibration is None and not (first.path / CALIBRATION_FILE).exists()
+    assert calibration_of(longer) is None and not (first.path / CALIBRATION_FILE).exists()
     wanted = load_config(tiny, ["training.rounds=4", "training.lr_schedule={name: cosine, horizon_rounds: 5}"])
     assert longer.summary["weights_sha256"] == reference_digest(wanted)
     assert longer.summary["rounds"] == 4

@@ -207,18 +207,18 @@ def _profile_of(found: Fit, options: argparse.Namespace, measured: Mapping[str, 
 
 def _check_given(options: argparse.Namespace) -> None:
     """Raises ConfigError for a figure that a device cannot have, before anything is measured."""
-    from pydantic import ValidationError
-
+    from hsee_ray.config.problems import in_one_line
     from hsee_ray.devices.profiles import DeviceProfile
     from hsee_ray.errors import ConfigError
 
     given = {figure: getattr(options, figure) for figure in ASSUMED if getattr(options, figure) is not None}
+    whole = {"compute_gflops": 1, "memory_mib": 1, **ASSUMED, **given, "source": "given"}
     try:
-        DeviceProfile.model_validate({"compute_gflops": 1, "memory_mib": 1, **ASSUMED, **given, "source": "given"})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"--{name} is {first['input']:g}: {first['msg'].replace('Input', 'it')}") from None
+        with in_one_line(DeviceProfile, "--", "see docs/devices.md"):
+            DeviceProfile.model_validate(whole)
+    except ConfigError as error:
+        option, _, rest = str(error).partition(" ")
+        raise ConfigError(f"{option.replace('_', '-')} {rest}") from None
 
 
 def _table(timed: Sequence[Timed], found: Fit) -> str:

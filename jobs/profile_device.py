@@ -11,8 +11,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from jobs.benches.common import add_overrides, at_least, machine, tell
-from jobs.outcome import check_writable, exit_code
+from jobs.benches.common import machine, tell
+from jobs.options import add_overrides, at_least, check_writable, job_parser
+from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
     from hsee_ray.config.schema import Config
@@ -39,9 +40,7 @@ ASSUMED = {"uplink_mbit_s": 100.0, "downlink_mbit_s": 100.0, "latency_ms": 5.0, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="hsee profile-device", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser("profile-device", DESCRIPTION)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="YAML file to write; must not be there yet")
     add("--name", default="this-device", help="what the device is called in it (default: this-device)")

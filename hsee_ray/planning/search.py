@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
 Objective = Literal["time", "energy", "bytes"]
-OBJECTIVES: tuple[Objective, ...] = ("time", "energy", "bytes")
 
 COMPARED: Mapping[Objective, tuple[str, ...]] = {
     "time": ("seconds", "joules", "sent_bytes"),

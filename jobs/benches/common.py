@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -86,19 +85,6 @@ def tell(text: str) -> None:
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
-
-
-def at_least(options: object, **least: int) -> None:
-    """Raises ConfigError when an option, or one of a list of them, is smaller than it may be."""
-    for name, bound in least.items():
-        given = getattr(options, name)
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < bound:
-                raise ConfigError(f"--{name.replace('_', '-')}: give at least {bound}")
 
 
 def refuse_cluster() -> None:

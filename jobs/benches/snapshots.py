@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from jobs.benches.common import NEVER, Result, add_overrides, at_least, paired, refuse_cluster, shown
+from jobs.benches.common import NEVER, Result, paired, refuse_cluster, shown
 from jobs.benches.watched import own_pss_mib
+from jobs.options import add_overrides, at_least
 
 if TYPE_CHECKING:
     from actors.run.pipeline import Work

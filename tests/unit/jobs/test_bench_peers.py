@@ -27,7 +27,7 @@ def told(number: int, first_call_s: float, end_s: float, clients: int = 2, work_
 def test_a_sides_lines_are_found_among_its_log_in_the_order_of_rounds() -> None:
     output = ["INFO: [ROUND 1/2]", line(versions={"ray": "2"}), told(2, 11, 12), "", told(1, 8, 9), "peers: 3"]
     rounds, versions = peers.parse(output)
-    assert [each.client_id for each in rounds] == [1, 2]
+    assert [each.number for each in rounds] == [1, 2]
     assert rounds[0] == Round(number=1, first_call_s=8, end_s=9, clients=2, work_s=0.0)
     assert versions == {"ray": "2"}
 

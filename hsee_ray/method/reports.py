@@ -14,7 +14,6 @@ import numpy as np
 CONFIDENCE_BINS = 20
 """Bins of the confidence histogram, equal in width over [0, 1]."""
 
-
 Array = np.ndarray[Any, Any]
 
 

@@ -22,8 +22,6 @@ from jobs.options import add_overrides, at_least
 
 DESCRIPTION = "Measure the time from the command to the first training step, and what it is made of."
 TIMEOUT_S = 300.0
-
-
 START_AND_END = "from actors.cluster.probe import start_and_end as s; s()"
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.method.reports import EvaluationReport, RoundReport
+from hsee_ray.process import processor
 from hsee_ray.storage import write_whole
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def environment() -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "torchvision", "ray", "numpy")},
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_model": _cpu_model(),
+        "cpu_model": processor(),
         "cores": os.cpu_count(),
     }
 
@@ -280,16 +281,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     """Mean of those that there are; None when there are none."""
     there = [value for value in values if value is not None]
     return fmean(there) if there else None
-
-
-def _cpu_model() -> str | None:
-    """Name of the processor where Linux tells it, or None."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else None
 
 
 def _finite(value: Any) -> Any:

@@ -15,7 +15,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from hsee_ray.errors import ConfigError
-from hsee_ray.process import cores
+from hsee_ray.process import cores, processor
 
 PACKAGES = ("hsee-ray", "torch", "ray", "numpy")
 
@@ -60,7 +60,7 @@ def paired(over: Sequence[float], under: Sequence[float]) -> Spread:
 def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     return {
-        "processor": _processor(),
+        "processor": processor() or platform.machine(),
         "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
@@ -91,16 +91,6 @@ def refuse_cluster() -> None:
     """Raises ConfigError when a run would join a cluster: benchmarks are of this machine."""
     if os.environ.get("RAY_ADDRESS"):
         raise ConfigError("jobs.bench measures this machine: unset RAY_ADDRESS")
-
-
-def _processor() -> str:
-    """Its name as Linux knows it; elsewhere the kind of machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _version(package: str) -> str:

@@ -1,9 +1,10 @@
-"""What a process may use, and what it keeps: cores, and memory that it has freed."""
+"""What a process runs on, may use and keeps: the processor, its cores, and memory that it has freed."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_BYTES = 32 << 20
@@ -13,6 +14,15 @@ _TRIM_BYTES = 64 << 20
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str | None:
+    """Name of the processor where Linux tells it, or None."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def keep_freed_memory() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from jobs.evaluate import add_common
+from jobs.options import add_run, job_parser
 from jobs.outcome import exit_code
 
 DESCRIPTION = """Pick the threshold of every tier's exits on the samples that the clients have set aside, never on the
@@ -44,13 +44,8 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hsee calibrate",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="directory of a finished run")
+    parser = job_parser("calibrate", DESCRIPTION, EXAMPLES)
+    add_run(parser)
     parser.add_argument("--target", required=True, metavar="T", help="what the gates may cost, in quotes")
     add_common(parser)
     return parser

@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.options import add_config, add_overrides
 from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
@@ -206,9 +207,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train twice on this machine, the second time while actors are killed at random moments. "
         "Prints what was hit and how long it took to be back, and exits with 1 if the weights differ.",
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file; see jobs/configs/")
+    add_config(parser, required=True)
     parser.add_argument("--kills", type=int, required=True, metavar="N", help="how many actors are hit")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
+    add_overrides(parser)
     parser.add_argument("--targets", default="client,server,aggregator", help="whom to hit (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of moments and victims (default: 0)")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="for both runs (default: runs/chaos-...)")

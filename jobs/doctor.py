@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.options import add_config, add_overrides, job_parser
 from jobs.outcome import exit_code
 
 DESCRIPTION = """Hold a configuration against the cluster that it names (cluster.address, or $RAY_ADDRESS), in seconds:
@@ -49,27 +50,15 @@ def _diagnose_and_print(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hsee doctor",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file; see jobs/configs/")
+    parser = job_parser("doctor", DESCRIPTION, EPILOG)
+    add_config(parser, required=True)
     parser.add_argument(
         "--cluster-yaml",
         type=Path,
         metavar="FILE",
         help="what the autoscaler can add: cluster.yaml of `ray up`, or a KubeRay RayJob (default: cluster.node_types)",
     )
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="a.b.c=value",
-        help="override a key of the config, such as cluster.address=auto",
-    )
+    add_overrides(parser, "override a key of the config, such as cluster.address=auto")
     return parser
 
 

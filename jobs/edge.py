@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.options import job_parser
 from jobs.outcome import exit_code
 from jobs.token_file import read_token
 
@@ -119,12 +120,7 @@ def _name(file: Path, array: Array | None, index: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hsee edge",
-        description=DESCRIPTION,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = job_parser("edge", DESCRIPTION, EXIT_CODES)
     parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="one client's directory of an export")
     parser.add_argument(
         "--images",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from jobs.options import add_overrides, add_run
 from jobs.outcome import exit_code
 
 DESCRIPTION = """Run the exits of a finished run as they would run on devices: a client answers what it is sure of, only
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from hsee_ray.errors import ConfigError
-    from hsee_ray.evaluation.calibration import parse_target
+    from hsee_ray.evaluation.calibration import calibration_of, parse_target
     from hsee_ray.rundir.run import load_run
 
     run = load_run(options.run)
@@ -38,7 +38,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from hsee_ray.evaluation.tables import render_calibration, render_evaluation
 
     with trained_actors(run, options.set, lambda event: print(event, flush=True)) as rounds:
-        calibration = run.calibration
+        calibration = calibration_of(run)
         confidence = options.confidence or (calibration or run.config.exits).confidence
         if calibration is not None and calibration.confidence != confidence:
             calibration = None
@@ -57,7 +57,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hsee evaluate", description=DESCRIPTION)
-    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="directory of a finished run")
+    add_run(parser)
     gate = parser.add_mutually_exclusive_group()
     gate.add_argument("--taus", type=float, nargs="+", metavar="TAU", help="thresholds to try (default: the run's own)")
     gate.add_argument(
@@ -72,10 +72,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Options of every job that asks a trained run's exits."""
     kinds = ("entropy", "max_prob", "margin")
     parser.add_argument("--confidence", choices=kinds, help="default: the config's; evaluate: the calibrated")
-    parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="a.b.c=value",
-        help="where the run computes and where its data lies, such as data.root=DIR or cluster.address=auto",
-    )  # fmt: skip
+    text = "where the run computes and where its data lies, such as data.root=DIR or cluster.address=auto"
+    add_overrides(parser, text)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
-
-
-def check_writable(**outputs: Path | None) -> None:
-    """Raises ConfigError, before any work, for an output whose directory is not there."""
-    from hsee_ray.errors import ConfigError
-
-    for name, path in outputs.items():
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"--{name} {path}: there is no directory {path.parent}; make it, or name another file")
 
 
 def exit_code(job: Callable[[], int]) -> int:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.outcome import check_writable, exit_code
+from jobs.options import add_config, add_overrides, add_run, check_writable, job_parser
+from jobs.outcome import exit_code
 
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
 if TYPE_CHECKING:
@@ -194,19 +195,11 @@ def _actual(options: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hsee plan",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = job_parser("plan", DESCRIPTION, EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", type=Path, metavar="FILE", help="YAML file; see jobs/configs/")
-    source.add_argument("--run", type=Path, metavar="RUN_DIR", help="directory of a finished run")
-    parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="a.b.c=value",
-        help="override a key of the config, such as tiers.0.device=raspberry-pi-4",
-    )  # fmt: skip
+    add_config(source)
+    add_run(source, required=False)
+    add_overrides(parser, "override a key of the config, such as tiers.0.device=raspberry-pi-4")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is printed as JSON")
     plan = parser.add_argument_group("with --config")
     plan.add_argument("--table", action="store_true", help="print what the network costs, and plan nothing")

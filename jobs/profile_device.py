@@ -11,8 +11,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from jobs.benches.common import add_overrides, at_least, machine, tell
-from jobs.outcome import check_writable, exit_code
+from jobs.benches.common import machine, tell
+from jobs.options import add_overrides, at_least, check_writable, job_parser
+from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
     from hsee_ray.config.schema import Config
@@ -39,9 +40,7 @@ ASSUMED = {"uplink_mbit_s": 100.0, "downlink_mbit_s": 100.0, "latency_ms": 5.0, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="hsee profile-device", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser("profile-device", DESCRIPTION)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="YAML file to write; must not be there yet")
     add("--name", default="this-device", help="what the device is called in it (default: this-device)")
@@ -207,18 +206,18 @@ def _profile_of(found: Fit, options: argparse.Namespace, measured: Mapping[str, 
 
 def _check_given(options: argparse.Namespace) -> None:
     """Raises ConfigError for a figure that a device cannot have, before anything is measured."""
-    from pydantic import ValidationError
-
+    from hsee_ray.config.problems import in_one_line
     from hsee_ray.devices.profiles import DeviceProfile
     from hsee_ray.errors import ConfigError
 
     given = {figure: getattr(options, figure) for figure in ASSUMED if getattr(options, figure) is not None}
+    whole = {"compute_gflops": 1, "memory_mib": 1, **ASSUMED, **given, "source": "given"}
     try:
-        DeviceProfile.model_validate({"compute_gflops": 1, "memory_mib": 1, **ASSUMED, **given, "source": "given"})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"--{name} is {first['input']:g}: {first['msg'].replace('Input', 'it')}") from None
+        with in_one_line(DeviceProfile, "--", "see docs/devices.md"):
+            DeviceProfile.model_validate(whole)
+    except ConfigError as error:
+        option, _, rest = str(error).partition(" ")
+        raise ConfigError(f"{option.replace('_', '-')} {rest}") from None
 
 
 def _table(timed: Sequence[Timed], found: Fit) -> str:

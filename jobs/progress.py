@@ -12,6 +12,7 @@ from actors.run.team import Team
 from hsee_ray.method.reports import RoundReport, TrainReport
 from hsee_ray.method.schedule import participants
 from hsee_ray.method.setup import Setup
+from hsee_ray.simulation.prediction import RoundCost
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def show_progress(place: str) -> Iterator[Listener]:
         yield Listener(
             assembled=opening.assembled,
             started=started,
-            finished_round=lambda report: print(round_line(report, rounds), flush=True),
+            finished_round=lambda report, cost: print(round_line(report, rounds, cost), flush=True),
             happened=lambda event: print(event, flush=True),
         )
 
@@ -61,8 +62,8 @@ def _live_bar(place: str) -> Iterator[Listener]:
             speed = progress.tasks[bar].speed
             progress.update(bar, advance=samples, speed="" if speed is None else f"{speed:.0f} samples/s")
 
-        def finished_round(report: RoundReport) -> None:
-            progress.console.print(round_line(report, rounds), highlight=False)
+        def finished_round(report: RoundReport, cost: RoundCost | None) -> None:
+            progress.console.print(round_line(report, rounds, cost), highlight=False)
             progress.update(bar, description=f"round {min(report.round_number + 1, rounds)}")
 
         def happened(event: Event) -> None:
@@ -77,7 +78,7 @@ def _live_bar(place: str) -> Iterator[Listener]:
         )
 
 
-def round_line(report: RoundReport, rounds: int) -> str:
+def round_line(report: RoundReport, rounds: int, cost: RoundCost | None = None) -> str:
     """`[round 3/50] loss client 1.83 server 1.60  accuracy client 31.2 % server 44.0 %  812 samples/s`."""
     parts = [f"[round {report.round_number}/{rounds}] loss client {_loss(report.client_training)}"]
     if report.server_training:
@@ -89,8 +90,8 @@ def round_line(report: RoundReport, rounds: int) -> str:
         if served:
             parts.append(f"server {fmean(served):.1%}")
     parts.append(f" {report.samples / report.train_s:.0f} samples/s")
-    if report.simulated is not None:
-        parts.append(f" {report.simulated.round_s:.3g} s simulated")
+    if cost is not None:
+        parts.append(f" {cost.round_s:.3g} s simulated")
     return " ".join(parts)
 
 

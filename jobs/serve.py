@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.options import job_parser
 from jobs.outcome import exit_code
 from jobs.token_file import read_token
 
@@ -120,12 +121,7 @@ def number(kind: Callable[[str], float], low: float, high: float = math.inf) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hsee serve",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = job_parser("serve", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("--bundle", type=Path, required=True, metavar="DIR", help="an export, or one client's directory in it")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")

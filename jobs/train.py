@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.options import add_config, add_overrides, job_parser
 from jobs.outcome import exit_code
 
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
@@ -143,27 +144,16 @@ def _tensorboard_command() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hsee train",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = job_parser("train", DESCRIPTION, EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", type=Path, metavar="FILE", help="YAML file; see jobs/configs/")
+    add_config(source)
     source.add_argument(
         "--resume",
         metavar="RUN",
         help="directory or URI of a run that ended before its time, or is to become longer",
     )
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="a.b.c=value",
-        help="override a key of the config; the value is YAML, lists go by index (tiers.0.clients=4)",
-    )
+    text = "override a key of the config; the value is YAML, lists go by index (tiers.0.clients=4)"
+    add_overrides(parser, text)
     parser.add_argument(
         "--run-dir",
         metavar="DIR",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from actors.cluster.describe import text, why_never
+from actors.cluster.describe import request_text, why_never
 from actors.cluster.resources import (
     TOLERANCE,
     Growth,
@@ -96,7 +96,13 @@ def _verdict(tier: str, findings: _Findings, requests: Sequence[Request]) -> Ver
     mine = [request for request in requests if request.tier == tier]
     nodes = Counter(findings.nodes.values())
     return Verdict(
-        tier, len(mine), text(mine[0]), dict(sorted(nodes.items())), findings.busy, findings.unknown, findings.never
+        tier,
+        len(mine),
+        request_text(mine[0]),
+        dict(sorted(nodes.items())),
+        findings.busy,
+        findings.unknown,
+        findings.never,
     )
 
 

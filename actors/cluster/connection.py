@@ -20,14 +20,15 @@ from actors.cluster.node_types import read_growth
 from actors.cluster.orphan_reaper import kept_processes
 from actors.cluster.ray_internals import free_memory, living_nodes, may_grow, ping
 from actors.cluster.requests import requests
-from actors.cluster.resources import Growth, Request, take_gpus
+from actors.cluster.resources import Growth, Request, take_gpus, total_of
 from actors.cluster.slots import SERVERS, SlotPlan, plan_slots
 from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import ClusterConfig, Config
 from hsee_ray.errors import ResourceError
 from hsee_ray.process import cores
 
-KNOCK_S = 10.0
+PING_S = 10.0
+"""Patience with a cluster that is to be joined."""
 NO_CALL_RECORDS = {"task_events_report_interval_ms": 0}
 """Settings of a local Ray: no record of every call, at which nobody looks; it grows by 2 KiB each."""
 NO_METRICS = {"enable_metrics_collection": False}
@@ -164,7 +165,7 @@ def _join(address: str, named_by: str) -> None:
     try:
         _, colon, port = address.rpartition(":")
         if colon and port.isdigit() and "://" not in address:
-            ping(address, KNOCK_S)
+            ping(address, PING_S)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (PermissionError, AuthenticationError) as error:
         raise ResourceError(
@@ -181,11 +182,8 @@ def _join(address: str, named_by: str) -> None:
 
 def local_resources(requests: Sequence[Request]) -> dict[str, float]:
     """Logical resources of a local Ray: enough for every actor at once. GPUs are whole, fractions share one."""
-    totals: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
-    for request in requests:
-        for name, amount in request.resources.items():
-            if name != "memory":
-                totals[name] = totals.get(name, 0.0) + amount
+    totals = {"CPU": 0.0, **total_of(requests)}
+    totals.pop("memory", None)
     gpus: list[float] = []
     for amount in sorted((request.resources.get("GPU", 0.0) for request in requests), reverse=True):
         left = take_gpus(gpus, amount)

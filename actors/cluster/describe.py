@@ -18,7 +18,7 @@ from actors.cluster.resources import (
 )
 
 
-def text(request: Request) -> str:
+def request_text(request: Request) -> str:
     """What a request asks for: `1 CPU, 0.5 GPU, 1 sensor, label zone=a`."""
     amounts = _amounts(request.resources)
     return (
@@ -36,14 +36,14 @@ def why_never(
 ) -> str:
     """One line: what is missing where, and what to change."""
     who, keys = " with ".join(r.who for r in bundle), " or ".join(dict.fromkeys(r.config_key for r in bundle))
-    asked = "; ".join(text(request) for request in bundle)
+    asked = "; ".join(request_text(request) for request in bundle)
     together = " together on one node" if len(bundle) > 1 else ""
     if not any(place.has_room(bundle) for place in places):
         return f"{who} asks for {asked}{together}, and {_nearest(bundle, places)}; change {keys}, or add such a node"
     return (
         f"{who} ({asked}) finds no room beside the others of {len(requests)} actors, which ask for "
         f"{', '.join(_amount(name, amount) for name, amount in short.items())} where it could be "
-        f"({has_text(nodes, growth)}); lower {keys} or the number of clients{_turns(keys)}, or add nodes"
+        f"({cluster_text(nodes, growth)}); lower {keys} or the number of clients{_turns(keys)}, or add nodes"
     )
 
 
@@ -52,7 +52,7 @@ def _turns(keys: str) -> str:
     return f", set {keys.replace('.resources', '.slots')}" if ".resources" in keys else ""
 
 
-def has_text(nodes: Sequence[Node], growth: Growth) -> str:
+def cluster_text(nodes: Sequence[Node], growth: Growth) -> str:
     """What there is and what could come, one line: `nodes: 2 with 4 CPU, could come: 3 of type gpu (1 GPU)`."""
     kinds = Counter(", ".join([*_amounts(node.total), *_labels(node.labels)]) or "nothing" for node in nodes)
     there = "; ".join(f"{count} with {kind}" for kind, count in kinds.items()) or "none"

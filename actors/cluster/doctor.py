@@ -25,7 +25,7 @@ from actors.cluster.connection import (
     local_context,
     local_resources,
 )
-from actors.cluster.describe import has_text
+from actors.cluster.describe import cluster_text
 from actors.cluster.node_report import SHM, NodeReport, look_at_node
 from actors.cluster.node_types import read_growth
 from actors.cluster.ray_internals import living_nodes, node_ids, submission_id
@@ -105,14 +105,16 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
         nodes = [] if can_add.head is None else [can_add.head]
         verdicts = assess(requests(config, fleet, plan_slots(config, fleet, None, 1)), nodes, can_add)
         where = f"{growth}, with its head alone"
-        return Diagnosis(where, has_text(nodes, can_add), verdicts, [_unedited(Path(growth)), *_named_storage(config)])
+        return Diagnosis(
+            where, cluster_text(nodes, can_add), verdicts, [_unedited(Path(growth)), *_named_storage(config)]
+        )
     if address is None:
         asked = requests(config, fleet, local_context(config, fleet).slot_plan)
         here = [replace(request, label_selector={}) for request in asked]
         room = {**local_resources(here), "memory": float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))}
         return Diagnosis(
             "a Ray of its own on this machine, with just what it asks for",
-            has_text([Node(room, room)], Growth()),
+            cluster_text([Node(room, room)], Growth()),
             assess(here, [Node(room, room)], Growth()),
             [_own_storage(_storage_uri(config))],
         )
@@ -126,7 +128,7 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
             *node_checks(_storage_uri(config)),
             _store_check(object_store_bytes(config, fleet, context, shapes, backbone), waits),
         ]
-        return Diagnosis(f"the cluster at {address}", has_text(nodes, can_add), verdicts, checks)
+        return Diagnosis(f"the cluster at {address}", cluster_text(nodes, can_add), verdicts, checks)
 
 
 def node_checks(uri: str) -> list[Check]:

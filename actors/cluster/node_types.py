@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from actors.cluster.resources import Growth, Node, NodeType
-from hsee_ray.config.files import read_text
+from hsee_ray.config.problems import in_one_line, parse_yaml, read_text
 from hsee_ray.errors import ConfigError
 
 REMEDY = "give cluster.node_types the cluster.yaml of `ray up`, or a KubeRay RayJob or RayCluster"
@@ -43,11 +43,8 @@ def read_growth(path: Path) -> Growth:
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    text = read_text(path, REMEDY)
-    try:
-        return [document for document in yaml.safe_load_all(text) if isinstance(document, dict)]
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    documents = parse_yaml(read_text(path, REMEDY), path, lambda text: list(yaml.safe_load_all(text)))
+    return [document for document in documents if isinstance(document, dict)]
 
 
 def _of_kuberay(path: Path, document: dict[str, Any]) -> dict[str, Any]:
@@ -79,12 +76,8 @@ def _derive(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _growth(path: Path, document: dict[str, Any]) -> Growth:
-    try:
+    with in_one_line(_Cluster, f"{path}: ", REMEDY):
         cluster = _Cluster.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {key} is wrong or missing ({first['msg']}); {REMEDY}") from None
     types = []
     head: Node | None = None
     for name, node_type in cluster.available_node_types.items():

@@ -1,8 +1,8 @@
 """Ends a local Ray when the run that started it is gone, however it went: also after SIGKILL, when nobody else can.
 
-Ray's own daemons end with their parent, but its agents can go on looking for the dead head for minutes. The keeper is
+Ray's own daemons end with their parent, but its agents can go on looking for the dead head for minutes. The reaper is
 a process of its own that waits on a pipe from the run; it ends exactly the processes that the run has started, which it
-knows by a mark in their environment. Run as a script: `keeper.py NAME=value`.
+knows by a mark in their environment. Run as a script: `orphan_reaper.py NAME=value`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENDED_WELL = b"ended well"
 def kept_processes() -> Iterator[None]:
     """Processes that are started in the block, and theirs, end with the block, or with this process."""
     value = uuid.uuid4().hex
-    keeper = subprocess.Popen(
+    reaper = subprocess.Popen(
         [sys.executable, "-S", __file__, f"{MARK}={value}"], stdin=subprocess.PIPE, start_new_session=True
     )
     os.environ[MARK] = value
@@ -39,11 +39,11 @@ def kept_processes() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(MARK, None)
-        assert keeper.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # somebody has ended the keeper: nobody is left to tell
-            keeper.stdin.write(ENDED_WELL)
-            keeper.stdin.close()
-        keeper.wait(timeout=2 * PATIENCE_S)
+        assert reaper.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # somebody has ended the reaper: nobody is left to tell
+            reaper.stdin.write(ENDED_WELL)
+            reaper.stdin.close()
+        reaper.wait(timeout=2 * PATIENCE_S)
 
 
 @dataclass(frozen=True)

@@ -71,20 +71,21 @@ def spilled_bytes() -> int | None:
 def living_nodes() -> list[Node]:
     """Nodes that can take actors, with what is free on them."""
     free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    draining = draining_nodes()
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [
         Node(node["Resources"], free.get(node["NodeID"], node["Resources"]), node.get("Labels") or {})
-        for node in nodes
-        if node["Alive"] and node["NodeID"] not in draining
+        for node in _staying_nodes()
     ]
 
 
 def node_ids() -> dict[str, str]:
     """Living nodes that stay: id -> address."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in _staying_nodes()}
+
+
+def _staying_nodes() -> list[dict[str, Any]]:
     draining = draining_nodes()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return {n["NodeID"]: n["NodeManagerAddress"] for n in nodes if n["Alive"] and n["NodeID"] not in draining}
+    return [node for node in nodes if node["Alive"] and node["NodeID"] not in draining]
 
 
 def may_grow() -> bool:

@@ -14,10 +14,11 @@ def requests(config: Config, fleet: Fleet, slot_plan: SlotPlan) -> list[Request]
 
     The aggregator asks for nothing.
     """
-    return [_request(config, fleet, slot) for slot in slots_of(config, fleet, slot_plan)]
+    return [request_of(config, fleet, slot) for slot in slots_of(config, fleet, slot_plan)]
 
 
-def _request(config: Config, fleet: Fleet, slot: Slot) -> Request:
+def request_of(config: Config, fleet: Fleet, slot: Slot) -> Request:
+    """What the actor of one slot asks for."""
     spec = fleet.clients[slot.client_id]
     pair = spec.client_id if config.cluster.placement == "colocate" and spec.has_server else None
     if slot.side == "server":

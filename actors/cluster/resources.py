@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Resources = Mapping[str, float]
-
-
 Labels = Mapping[str, str]
-
 
 TOLERANCE = 1e-4
 """Ray counts resources in steps of 0.0001."""
@@ -90,6 +87,7 @@ class Place:
 
     @classmethod
     def of(cls, resources: Resources, labels: Labels, node_type: NodeType | None = None) -> Place:
+        """A node with so much free."""
         free = dict(resources)
         amount = free.pop("GPU", 0.0)
         gpus = [1.0] * int(amount + TOLERANCE)
@@ -97,18 +95,17 @@ class Place:
         return cls(free, [*gpus, rest] if rest > TOLERANCE else gpus, labels, node_type)
 
     def has_room(self, bundle: Sequence[Request]) -> bool:
+        """Whether requests that belong together fit here, with the labels that they ask for."""
         enough = all(
             self.free.get(name, 0.0) + TOLERANCE > amount
             for name, amount in total_of(bundle).items()
             if amount > 0 and name != "GPU" and not (name == "memory" and self.type and name not in self.free)
         )
-        return enough and self._gpus_after(bundle) is not None and self.bears(bundle)
-
-    def bears(self, bundle: Sequence[Request]) -> bool:
-        """Whether it has the labels that are asked for."""
-        return all(matches(request.label_selector, self.labels) for request in bundle)
+        labelled = all(matches(request.label_selector, self.labels) for request in bundle)
+        return enough and self._gpus_after(bundle) is not None and labelled
 
     def take(self, bundle: Sequence[Request]) -> None:
+        """Gives away what they ask for; there must be room."""
         for name, amount in total_of(bundle).items():
             if name in self.free:
                 self.free[name] -= amount
@@ -150,6 +147,7 @@ def take_gpus(gpus: Sequence[float], amount: float) -> list[float] | None:
 
 
 def total_of(requests: Iterable[Request]) -> dict[str, float]:
+    """Sums of what is asked for."""
     totals: dict[str, float] = {}
     for request in requests:
         for name, amount in request.resources.items():

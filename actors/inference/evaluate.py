@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from actors.inference.trained import ask, samples_of
 from actors.run.rounds import Rounds
-from hsee_ray.devices.cost import multiply_adds, unit_multiply_adds
+from hsee_ray.config.fleet import ClientSpec
+from hsee_ray.devices.cost import CostTable
 from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Confidence, Gate
 from hsee_ray.errors import ConfigError, RunError, UserError
 from hsee_ray.evaluation.calibration import (
@@ -32,8 +33,7 @@ from hsee_ray.evaluation.report import (
     gate_rows,
 )
 from hsee_ray.method.predictions import Answers, Part, pooled
-from hsee_ray.method.setup import Setup, build_network
-from hsee_ray.models.split import build_exit
+from hsee_ray.method.setup import Setup
 from hsee_ray.rundir.run import Run
 
 
@@ -63,13 +63,13 @@ def calibrate(rounds: Rounds, run: Run, target: Target, kind: Confidence) -> Cal
             f"{who}: no samples are set aside to calibrate on; train with data.calibration_fraction above 0"
         )
     answers = ask(rounds, "calibration", _same_gate(rounds, Gate(kind, SENDS_ALL)))
-    lost = [tier for tier, members in tiers.items() if not answers.keys() & set(members)]
+    by_tier = _by_tier(rounds, answers)
+    lost = [tier for tier in tiers if tier not in by_tier]
     if lost:
         raise RunError(f"{', '.join(lost)}: all clients were lost on the way; start again")
     picked: dict[str, TierCalibration] = {}
     missed: list[str] = []
-    for tier, members in tiers.items():
-        together = pooled([answers[client_id] for client_id in members if client_id in answers])
+    for tier, together in by_tier.items():
         temperature = fit_temperature(together.logits_NK, together.labels_N)
         confidence_N = Gate(kind, SENDS_ALL, temperature).confidence(together.logits_NK)
         curve = gate_curve(confidence_N, together.client_right_N, together.server_right_N)
@@ -125,26 +125,18 @@ def evaluate(
         exits=exit_rows(sent, temperatures, setup.fleet),
         distances=[] if calibration is None else _distances(calibration, gates_rows),
     )
-    by_tier = {
-        tier: pooled([sent[client_id] for client_id in members if client_id in sent])
-        for tier, members in _tiers_with_exits(rounds).items()
-        if any(client_id in sent for client_id in members)
-    }
-    return found, by_tier
+    return found, _by_tier(rounds, sent)
 
 
 def costs(setup: Setup) -> dict[int, Costs]:
-    """Multiply-adds of one sample on both sides of every client's cut, counted from the modules."""
-    by_unit = unit_multiply_adds(build_network(setup.config, setup.files), setup.files.image_shape)
-    by_cut: dict[int, Costs] = {}
-    for spec in setup.fleet.clients:
-        if spec.cut not in by_cut:
-            exit_head = 0
-            if spec.has_server:
-                shape = setup.feature_shapes[spec.cut - 1]
-                exit_head = multiply_adds(build_exit(setup.config, spec.cut_name, shape, setup.n_classes), shape)
-            by_cut[spec.cut] = Costs(sum(by_unit[: spec.cut]) + exit_head, sum(by_unit[spec.cut :]))
-    return {spec.client_id: by_cut[spec.cut] for spec in setup.fleet.clients}
+    """Multiply-adds of one sample on both sides of every client's cut."""
+    table = CostTable(setup.config, setup.files.image_shape, setup.n_classes)
+
+    def of(spec: ClientSpec) -> Costs:
+        server = table.server(spec.cut, 1).infer.multiply_adds if spec.has_server else 0
+        return Costs(table.client(spec.cut, 1).infer.multiply_adds, server)
+
+    return {spec.client_id: of(spec) for spec in setup.fleet.clients}
 
 
 def _gates(rounds: Rounds, plan: Plan) -> list[tuple[Kind, Mapping[int, Gate]]]:
@@ -172,13 +164,7 @@ def _temperatures(rounds: Rounds, plan: Plan) -> dict[str, float]:
     if plan.calibration is not None:
         return {name: tier.temperature for name, tier in plan.calibration.tiers.items()}
     answers = ask(rounds, "calibration", _same_gate(rounds, Gate(plan.confidence, NEVER_SENDS)))
-    fitted: dict[str, float] = {}
-    for tier, members in _tiers_with_exits(rounds).items():
-        there = [answers[client_id] for client_id in members if client_id in answers]
-        if there:
-            together = pooled(there)
-            fitted[tier] = fit_temperature(together.logits_NK, together.labels_N)
-    return fitted
+    return {tier: fit_temperature(of.logits_NK, of.labels_N) for tier, of in _by_tier(rounds, answers).items()}
 
 
 def _distances(calibration: Calibration, rows: Sequence[GateRow]) -> list[TargetDeviation]:
@@ -197,6 +183,13 @@ def _tiers_with_exits(rounds: Rounds) -> dict[str, list[int]]:
         if spec.has_server and spec.client_id not in rounds.team.left_out:
             tiers.setdefault(spec.tier, []).append(spec.client_id)
     return tiers
+
+
+def _by_tier(rounds: Rounds, answers: Mapping[int, Answers]) -> dict[str, Answers]:
+    """Answers of every tier with exits together, without tiers of which nobody has answered."""
+    tiers = _tiers_with_exits(rounds).items()
+    there = {tier: [answers[client_id] for client_id in members if client_id in answers] for tier, members in tiers}
+    return {tier: pooled(own) for tier, own in there.items() if own}
 
 
 def _same_gate(rounds: Rounds, gate: Gate) -> dict[int, Gate]:

@@ -81,7 +81,7 @@ def trained_actors(
     there or are not its own, ResourceError when the cluster cannot hold it, and RunError when it fails.
     """
     config = _config_of(run, overrides)
-    run.check_models()
+    run.models.check()
     setup = prepare_run(config)
     _check_same_data(run, setup)
 

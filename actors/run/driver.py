@@ -22,6 +22,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, Interrupted, RunError, TakenOverError, UserError
 from hsee_ray.evaluation.calibration import CALIBRATION_FILE
 from hsee_ray.method.setup import Setup, prepare_run
+from hsee_ray.planning.planner import planned
 from hsee_ray.rundir.checkpoint import Manifest, Progress, changed_keys, committed_rounds, newest_checkpoint
 from hsee_ray.rundir.location import OWNER_FILE, RunLocation
 from hsee_ray.rundir.run import CONFIG_FILE, SUMMARY_FILE, Run, load_begun, load_run
@@ -51,7 +52,7 @@ def run(
             "with --run-dir, or remove it"
         )
     location.check_free()
-    setup = prepare_run(config)
+    setup = prepare_run(planned(config))
     if setup.config != config:
         picked = ", ".join(f"{tier.cut} for {tier.name}" for tier in setup.config.tiers)
         listener.happened(Event(0, "start", "plan", f"cuts by the devices' profiles: {picked}"))
@@ -86,7 +87,7 @@ def resume(
                 return finished
         newest, found = _newest_checkpoint(location, listener)
         _check_progress(found, config)
-        setup = prepare_run(config)
+        setup = prepare_run(planned(config))
         with cluster_context(setup.config, setup.fleet, _teller(listener)) as context:
             if not context.local:
                 check_nodes(setup, context, location, _teller(listener))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from actors.run.team import Team
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import Setup
+from hsee_ray.simulation.prediction import RoundCost
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Listener:
     """Told of the run, and how many of its rounds are done already."""
     trained: Callable[[int], None] = lambda samples: None
     """Told how many more samples have been trained on."""
-    finished_round: Callable[[RoundReport], None] = lambda report: None
+    finished_round: Callable[[RoundReport, RoundCost | None], None] = lambda report, cost: None
+    """Told of every whole round, and what it cost in simulated time where devices are known."""
     entered: Callable[[int, str], None] = lambda round_number, stage: None
     """Told of every stage that a round comes to."""
     happened: Callable[[Event], None] = lambda event: None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NoReturn
 
 import ray
@@ -29,6 +28,7 @@ from hsee_ray.rundir.run import MODELS_DIR, SUMMARY_FILE
 from hsee_ray.rundir.run_log import RunLog
 from hsee_ray.rundir.summary import DataSummary, build_summary, write_summary
 from hsee_ray.simulation.clock import clock_of
+from hsee_ray.simulation.prediction import RoundCost
 from hsee_ray.simulation.timeline import TIMELINE_FILE, Timeline
 
 CHECKPOINTS_DIR = "checkpoints"
@@ -131,12 +131,13 @@ class Session:
         try:
             with self.stop.listening(self.config.checkpoint.grace_s):
                 for number in range(self.rounds.state.round_number + 1, last + 1):
-                    report = self._simulated(self.rounds.run_round(number))
-                    self.record.add(report)
+                    report = self.rounds.run_round(number)
+                    cost = self._simulated(report)
+                    self.record.add(report, cost)
                     self.timeline.write()
                     if self.meters is not None:
                         self.meters.update(report, self.recovery.replaced)
-                    self.listener.finished_round(report)
+                    self.listener.finished_round(report, cost)
                     if self.stop.asked:
                         break
                     self._send(number)
@@ -152,13 +153,13 @@ class Session:
         if self.stop.asked:
             self._end_early(spread=True)
 
-    def _simulated(self, report: RoundReport) -> RoundReport:
-        """The report with what the round took on the tiers' devices, where these are known."""
+    def _simulated(self, report: RoundReport) -> RoundCost | None:
+        """What the round took on the tiers' devices, where these are known."""
         if self.clock is None:
-            return report
+            return None
         cost, before = self.clock.advance(report), self.progress.totals.simulated
         self.timeline.simulated(report.round_number, before.total_s if before else 0.0, cost)
-        return replace(report, simulated=cost)
+        return cost
 
     def _worked(self, member: Member, stage: str, round_number: int, begin_s: float, end_s: float) -> None:
         actor = self.team.label(self.team.slot_of(member))

@@ -13,8 +13,8 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from actors.cluster.describe import text
-from actors.cluster.requests import _request
+from actors.cluster.describe import request_text
+from actors.cluster.requests import request_of
 from actors.cluster.resources import Request
 from actors.cluster.slots import Slot, SlotPlan, Slots, pool_of, slots_of
 from actors.run.run_state import Lineage
@@ -95,7 +95,7 @@ class Team:
         self.models = models_of(setup.strategy, setup.fleet)
         slots = slots_of(setup.config, setup.fleet, slot_plan)
         self.slots = Slots({model: pool_of(setup.fleet, model) for model in self.models}, slots)
-        self.requests: dict[Member, Request] = {slot: _request(setup.config, setup.fleet, slot) for slot in slots}
+        self.requests: dict[Member, Request] = {slot: request_of(setup.config, setup.fleet, slot) for slot in slots}
         self.started: set[Member] = set()
         """Actors that have answered a call; the others may still wait for a place."""
         self._to_restore: dict[Slot, tuple[ModelId, Lineage]] = {}
@@ -226,7 +226,7 @@ class Team:
 
     def asked(self, member: Member) -> str:
         """What an actor asks of Ray, as text."""
-        return "nothing" if isinstance(member, str) else text(self.requests[member])
+        return "nothing" if isinstance(member, str) else request_text(self.requests[member])
 
     def _create(self, member: Member) -> None:
         place = self._place(member)

@@ -1,17 +1,16 @@
-"""Reading and writing configurations: YAML files, `--set a.b.c=value` overrides, errors in one line."""
+"""Reading and writing configurations: YAML files, and `--set a.b.c=value` overrides."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
+from hsee_ray.config.problems import in_one_line, parse_yaml, read_text
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
 
@@ -32,10 +31,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         logging.getLogger("hsee_ray").warning("%s: %s", where, told)
     for override in overrides:
         _apply_override(values, override)
-    try:
+    with in_one_line(Config, f"{where}: ", "see jobs/configs/reference.yaml"):
         return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_one_line(error)}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -73,22 +70,8 @@ def _plain_copy(value: Any) -> Any:
     return value
 
 
-def read_text(path: Path, remedy: str) -> str:
-    """Content of a text file. Raises ConfigError, which ends in the remedy, when it cannot be read or is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not a text file; {remedy}") from None
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
-    text = read_text(path, "give a YAML file with --config")
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    values = parse_yaml(read_text(path, "give a YAML file with --config"), path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no keys; see jobs/configs/reference.yaml for what a config looks like")
     return values
@@ -128,68 +111,3 @@ def _list_index(items: list[Any], key: str, override: str) -> int:
     if key.isdigit() and int(key) < len(items):
         return int(key)
     raise ConfigError(f"--set {override}: {key} is no index of a list of {len(items)} (0 to {len(items) - 1})")
-
-
-def _one_line(error: ValidationError) -> str:
-    # A list item that fails is also missing from its list: the second error only repeats the first.
-    errors = [item for item in error.errors() if item["type"] != "too_short"] or error.errors()
-    first = errors[0]
-    path, models = _follow(first["loc"][:-1])
-    last = first["loc"][-1:]
-    path += [part for part in last if part not in ("str", "int")]
-    name = ".".join(str(part) for part in path)
-    more = len({tuple(_follow(item["loc"])[0]) for item in errors}) - 1
-    if first["type"] == "extra_forbidden":
-        text = f"{name}: unknown key{_suggestion(str(path[-1]), models)}"
-    elif first["type"] == "too_short":
-        text = f"{name} is empty: give at least one"
-    elif first["type"] == "union_tag_not_found":
-        text = f"{name}: say which with the key {first['ctx']['discriminator']}"
-    elif first["type"] == "missing":
-        text = f"{name}: is missing; see jobs/configs/reference.yaml"
-    else:
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-        shown = ":" if isinstance(first["input"], dict | BaseModel) else f" is {first['input']!r}:"
-        text = f"{name}{shown} {message}" if name else message
-    return f"{text} (and {more} more)" if more else text
-
-
-def _follow(location: tuple[Any, ...]) -> tuple[list[Any], list[type[BaseModel]]]:
-    """Where pydantic's location leads: the keys that the user wrote, and the models that may stand there.
-
-    pydantic puts the variant of a union (`dirichlet`, or `str`) into its path; the user wrote no such key.
-    """
-    path: list[Any] = []
-    models: list[type[BaseModel]] = [Config]
-    for part in location:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        if fields:
-            path.append(part)
-            models = [found for field in fields for found in _models_in(field.annotation)]
-        elif variants := [model for model in models if _tag(model) == part]:
-            models = variants
-        elif part not in ("str", "int"):
-            path.append(part)
-    return path, models
-
-
-def _tag(model: type[BaseModel]) -> Any:
-    """The one value that the variant's `kind` or `name` can have."""
-    for key in ("kind", "name"):
-        if key in model.model_fields:
-            values = get_args(model.model_fields[key].annotation)
-            return values[0] if len(values) == 1 else None
-    return None
-
-
-def _suggestion(key: str, models: list[type[BaseModel]]) -> str:
-    known = sorted({name for model in models for name in model.model_fields})
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{hint} (known here: {', '.join(known)})" if known else hint
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -8,26 +8,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hsee_ray.config.plugins import PlugIn, StrategyPlugIn
+from hsee_ray.config.problems import Strict as _Model
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = re.compile(rf"([a-z0-9.-]+/)?{_LABEL_WORD}")
 _LABEL_SELECTOR = re.compile(rf"!?({_LABEL_WORD}|in\({_LABEL_WORD}(, *{_LABEL_WORD})*\))")
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _yes_is_no_number(cls, values: Any) -> Any:
-        """YAML reads yes and on as true, which pydantic would take for 1."""
-        for name, field in cls.model_fields.items():
-            if isinstance(values, dict) and isinstance(values.get(name), bool) and field.annotation is not bool:
-                raise ValueError(f"{name} is {values[name]}: YAML reads yes, no, on and off so; quote a word")
-        return values
 
 
 class ModelConfig(_Model):
@@ -37,7 +25,7 @@ class ModelConfig(_Model):
     stem: Literal["cifar", "imagenet"] = "cifar"
     width: int = Field(64, ge=1)
     norm: Literal["batch", "group"] = "batch"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
     weights: str | None = None
 
 
@@ -89,8 +77,8 @@ class ResourcesConfig(_Model):
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     memory: int | None = Field(None, ge=1)
-    custom: dict[str, Annotated[float, Field(gt=0)]] = {}
-    label_selector: dict[str, str] = {}
+    custom: dict[str, Annotated[float, Field(gt=0)]] = Field({})
+    label_selector: dict[str, str] = Field({})
     accelerator_type: str | None = None
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ from hsee_ray.edge.codecs import FeatureCodec
 from hsee_ray.edge.gate import NEVER_SENDS, Gate
 from hsee_ray.edge.protocol import MOST_DIMENSIONS
 from hsee_ray.errors import RunError, UserError
+from hsee_ray.evaluation.calibration import calibration_of
 from hsee_ray.models.split import UnitChain
 from hsee_ray.models.state import to_array
 from hsee_ray.models.weights import write_model
@@ -73,8 +74,8 @@ def export(run: Run, out: Path, tau: float | None = None) -> Export:
     something, and for a network that cannot be traced; RunError when a graph answers otherwise than its module.
     Then the directory is removed.
     """
-    run.check_models()
-    found = {spec.client_id: run.codec(spec.client_id) for spec in run.fleet.clients}
+    run.models.check()
+    found = {spec.client_id: run.models.codec(spec.client_id) for spec in run.fleet.clients}
     codecs = {client_id: codec for client_id, codec in found.items() if codec is not None}
     trained = [spec for spec in run.fleet.clients if spec.client_id in codecs]
     if not trained:
@@ -104,7 +105,7 @@ def choose_gates(run: Run, specs: list[ClientSpec], tau: float | None) -> dict[i
     """
     if tau is not None and not 0 <= tau <= 1:
         raise UserError(f"--tau {tau:g}: give a number from 0 to 1")
-    calibration = run.calibration
+    calibration = calibration_of(run)
     kind = run.config.exits.confidence if calibration is None else calibration.confidence
     gates: dict[int, tuple[Gate, str | None]] = {}
     for spec in specs:
@@ -166,7 +167,7 @@ class _Exporter:
         self.gates = gates
         self.codecs = codecs
         self.data = run.summary["data"]
-        self.backbone = run.backbone()
+        self.backbone = run.models.backbone()
         self.shared = SharedTensors()
         self.device_graphs: dict[int, Graph] = {}
         self.server_graphs: dict[int, Graph] = {}

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
-from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
+from hsee_ray.backbones import build_backbone, feature_shapes
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.counter import Counter, OpCounts
 from hsee_ray.edge.codecs import Codec, feature_bytes
@@ -24,7 +22,7 @@ from hsee_ray.method.steps import client_step, server_step
 from hsee_ray.models.model import MEMORY_FORMATS, Model
 from hsee_ray.models.split import UnitChain, build_exit
 
-__all__ = ["CostTable", "Memory", "OpCounts", "SideCost", "UnitCost", "multiply_adds", "unit_multiply_adds"]
+__all__ = ["CostTable", "Memory", "OpCounts", "SideCost", "UnitCost"]
 
 LABEL_BYTES = 8
 
@@ -234,25 +232,3 @@ def _buffers(model: Model) -> list[torch.Tensor]:
 
 def _bytes(*tensors: torch.Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def multiply_adds(module: nn.Module, sample_shape: Sequence[int]) -> int:
-    """Multiply-adds of one sample's forward pass through a module in evaluation mode.
-
-    Convolutions and matrix products count, as torch's own counter sees them run; norms, activations and pools do not.
-    """
-    first = next(module.parameters(), None)
-    sample = torch.zeros((1, *sample_shape), device=None if first is None else first.device)
-    was_training = module.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module.eval()(sample)
-    module.train(was_training)
-    # The counter counts a multiplication and an addition as two operations.
-    return int(counter.get_total_flops()) // 2
-
-
-def unit_multiply_adds(backbone: Backbone, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
-    """Multiply-adds of one image of shape (H, W, C) in each unit."""
-    height, width, channels = image_shape
-    shapes = ((channels, height, width), *feature_shapes(backbone, image_shape))
-    return tuple(multiply_adds(unit, shape) for unit, shape in zip(backbone.units.values(), shapes, strict=False))

@@ -5,26 +5,23 @@ Figures are of one core where a device computes several models side by side. doc
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from hsee_ray.config.files import read_text
+from hsee_ray.config.problems import Strict, did_you_mean, in_one_line, parse_yaml, read_text
 from hsee_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from hsee_ray.devices.counter import OpCounts
 
 
-class DeviceProfile(BaseModel):
+class DeviceProfile(Strict):
     """One kind of device."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     compute_gflops: float = Field(gt=0)
     """Sustained in training, float32, of one core; a multiply-add is two operations."""
@@ -77,8 +74,7 @@ def load_profiles(path: str | Path | None) -> dict[str, DeviceProfile]:
 def profile_of(profiles: Mapping[str, DeviceProfile], name: str, where: str) -> DeviceProfile:
     """The profile of a device that the key `where` of a configuration names. Raises ConfigError for an unknown one."""
     if name not in profiles:
-        near = difflib.get_close_matches(name, profiles, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, profiles)
         raise ConfigError(
             f"{where} is {name!r}: there is no such device{hint} (known: {', '.join(sorted(profiles))}; your own go "
             "into a file that simulation.profiles names, see docs/devices.md)"
@@ -92,30 +88,11 @@ def dump_profile(name: str, profile: DeviceProfile) -> str:
 
 
 def _parse(text: str, where: str) -> dict[str, DeviceProfile]:
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where}: is not valid YAML: {' '.join(str(error).split())}") from None
+    values = parse_yaml(text, where)
     if not isinstance(values, dict) or not all(isinstance(figures, dict) for figures in values.values()):
         raise ConfigError(f"{where}: should hold devices by name, each with its figures (docs/devices.md)")
-    return {str(name): _profile(figures, f"{where}: {name}") for name, figures in values.items()}
-
-
-def _profile(figures: dict[Any, Any], where: str) -> DeviceProfile:
-    known = DeviceProfile.model_fields
-    for field, value in figures.items():
-        if isinstance(value, bool):
-            raise ConfigError(f"{where}: {field} is {value}: YAML reads yes, no, on and off so; write a number")
-    try:
-        return DeviceProfile.model_validate(figures)
-    except ValidationError as error:
-        first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        text = f"is missing; every profile has {', '.join(name for name in known if known[name].is_required())}"
-    elif first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, known, n=1)
-        text = f"is no figure of a device{f'; did you mean {near[0]}?' if near else ''} (there are {', '.join(known)})"
-    else:
-        text = f"is {first['input']!r}: {first['msg'].replace('Input should be', 'it should be')}"
-    raise ConfigError(f"{where}: {field} {text} (docs/devices.md)")
+    profiles: dict[str, DeviceProfile] = {}
+    for name, figures in values.items():
+        with in_one_line(DeviceProfile, f"{where}: {name}: ", "see docs/devices.md"):
+            profiles[str(name)] = DeviceProfile.model_validate(figures)
+    return profiles

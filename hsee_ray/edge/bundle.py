@@ -31,7 +31,6 @@ from hsee_ray.errors import DataError
 BUNDLE_FILE = "bundle.json"
 CLIENT_MODEL = "client.onnx"
 FORMAT_VERSION = 2
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,9 @@ def checked_file(directory: Path, bundle: Bundle, name: str) -> Path:
     path = directory / name
     if not path.resolve().is_relative_to(directory.resolve().parent):
         raise DataError(f"{path}: lies outside of the export; export it again")
-    digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                digest.update(piece)
+            digest = hashlib.file_digest(file, "sha256")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from None
     if digest.hexdigest() != bundle.files.get(name):

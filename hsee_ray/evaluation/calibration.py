@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import minimize_scalar
 
+from hsee_ray.config.problems import read_stored
 from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Confidence, Gate, log_softmax
-from hsee_ray.errors import ConfigError, DataError
+from hsee_ray.errors import ConfigError
 from hsee_ray.method.predictions import Answers
+from hsee_ray.rundir.run import Run
 from hsee_ray.storage import write_whole
 
 Array = np.ndarray[Any, Any]
@@ -218,13 +219,13 @@ def save_calibration(run_dir: Path, calibration: Calibration) -> None:
     write_whole(run_dir / CALIBRATION_FILE, f"{text}\n".encode())
 
 
+def calibration_of(run: Run) -> Calibration | None:
+    """The gates that were calibrated for a run's weights; None when that has not been done. Raises DataError."""
+    found = load_calibration(run.path)
+    return found if found is not None and found.network == run.summary["weights_sha256"] else None
+
+
 def load_calibration(run_dir: Path) -> Calibration | None:
     """What was stored with a run, None when nothing was. Raises DataError when the file is damaged."""
     path = run_dir / CALIBRATION_FILE
-    if not path.is_file():
-        return None
-    try:
-        return TypeAdapter(Calibration).validate_json(path.read_bytes(), strict=True)
-    except (OSError, ValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: is damaged ({reason}); run hsee calibrate again") from None
+    return read_stored(path, Calibration, "run hsee calibrate again") if path.is_file() else None

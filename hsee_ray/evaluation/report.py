@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
 
 from hsee_ray.config.fleet import Fleet
+from hsee_ray.config.problems import read_stored
 from hsee_ray.edge.gate import Confidence, Gate
-from hsee_ray.errors import DataError, UserError
+from hsee_ray.errors import UserError
 from hsee_ray.evaluation.calibration import TOLERANCE, Target, calibration_error
 from hsee_ray.method.predictions import Answers, pooled
 from hsee_ray.rundir.metrics import write_table
@@ -243,11 +243,7 @@ def read_evaluation(run_dir: Path, split: str) -> Evaluation:
         raise UserError(
             f"{run_dir}: has not been evaluated (it has no {EVALUATION_DIR}/{split}.json); run hsee evaluate"
         )
-    try:
-        return TypeAdapter(Evaluation).validate_json(path.read_bytes(), strict=True)
-    except (OSError, ValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: is damaged ({reason}); run hsee evaluate again") from None
+    return read_stored(path, Evaluation, "run hsee evaluate again")
 
 
 _COLUMN_TYPES = {

@@ -21,7 +21,7 @@ from hsee_ray.features.message import FeatureBatch, Packet, encode
 from hsee_ray.features.ranges import RangeObserver
 from hsee_ray.method.predictions import ExitPredictions, Part
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
-from hsee_ray.method.schedule import BatchSlice, round_batches
+from hsee_ray.method.schedule import BatchSlice, learning_rate, round_batches
 from hsee_ray.method.steps import NonFiniteStep, client_step, refuse_nonfinite, undone_if_nonfinite
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
@@ -70,13 +70,13 @@ class Client:
         device: torch.device,
     ) -> None:
         exit_head = None
-        observer = RangeObserver(feature_shape[0]) if spec.codec == "int8" else None
         if spec.has_server:
             exit_head = build_exit(config, spec.cut_name, feature_shape, len(data.class_names))
         self.config = config
         self.spec = spec
         self.data = data
-        self.model = Model(client_units(backbone.units, spec.cut), exit_head, config.training, device, observer)
+        self.observer = RangeObserver(feature_shape[0]) if spec.codec == "int8" else None
+        self.model = Model(client_units(backbone.units, spec.cut), exit_head, config.training, device, self.observer)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self._order: tuple[int, int, Array] | None = None
 
@@ -86,7 +86,7 @@ class Client:
         A client without a server (cut L) gives an empty packet. A batch whose loss is not finite raises NonFiniteError,
         or is left out, as `failures.on_nonfinite` says.
         """
-        self.model.train_mode(round_number)
+        self.model.train_mode(learning_rate(self.config.training, round_number))
         batches = round_batches(self.config.training, len(self.data.train), self.spec.batch_size)[first:last]
         packet: list[FeatureBatch] = []
         losses: list[float] = []
@@ -178,8 +178,8 @@ class Client:
 
     def _observed(self, message: FeatureBatch) -> FeatureBatch:
         """The message of a training step, whose range has been taken in."""
-        if self.model.observer is not None and message.bounds is not None:
-            self.model.observer.observe(message.bounds)
+        if self.observer is not None and message.bounds is not None:
+            self.observer.observe(message.bounds)
         return message
 
     def _bounds(self) -> ChannelRange | None:
@@ -187,9 +187,9 @@ class Client:
 
         A client that has not trained yet takes the range of its first training images, and keeps nothing of it.
         """
-        if self.model.observer is None:
+        if self.observer is None:
             return None
-        seen = self.model.observer.bounds
+        seen = self.observer.bounds
         if seen is not None:
             return seen
         rows = self.data.train.indices[: self.spec.batch_size]

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from hsee_ray.simulation.prediction import RoundCost
-
 CONFIDENCE_BINS = 20
 """Bins of the confidence histogram, equal in width over [0, 1]."""
-
 
 Array = np.ndarray[Any, Any]
 
@@ -102,8 +98,6 @@ class RoundReport:
     """Whether actors started in it, so that its time says nothing about speed."""
     missing: tuple[int, ...] = ()
     """Clients that had no place on the cluster."""
-    simulated: RoundCost | None = None
-    """What it took on the tiers' devices, where these are known."""
 
     @property
     def samples(self) -> int:

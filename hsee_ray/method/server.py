@@ -16,6 +16,7 @@ from hsee_ray.features.message import FeatureBatch, Packet, decode
 from hsee_ray.method.aggregation import mean_arrays
 from hsee_ray.method.predictions import ServerPredictions
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
+from hsee_ray.method.schedule import learning_rate
 from hsee_ray.method.steps import NonFiniteStep, refuse_nonfinite, server_step, undone_if_nonfinite
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
@@ -51,7 +52,7 @@ class Server:
         """One step per batch of the packet; a batch enters above its client's cut, in its client's statistics."""
         if self.per_client_statistics:
             self._bind_statistics(self._statistics.setdefault(client, self._statistics_of(client)))
-        self.model.train_mode(round_number)
+        self.model.train_mode(learning_rate(self.config.training, round_number))
         entry = self.specs[client].cut - self.first_cut
         network = _From(self.model.network, entry)
         losses: list[float] = []

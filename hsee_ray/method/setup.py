@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes, load_weights
-from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet
+from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.data import (
     ClientIndices,
@@ -28,8 +28,6 @@ from hsee_ray.errors import ConfigError
 from hsee_ray.method.client import Client, ClientData, Samples
 from hsee_ray.method.server import Server
 from hsee_ray.method.strategies import Strategy, build_fleet, strategy_of
-from hsee_ray.planning.planner import pick_cuts
-from hsee_ray.simulation.loads import check_profiles
 
 Array = np.ndarray[Any, Any]
 
@@ -72,10 +70,9 @@ class Setup:
 def prepare_run(config: Config) -> Setup:
     """Finds or builds the image cache, checks the network and the cuts, deals out the data.
 
-    The setup's own configuration has a cut by name where the given one leaves it to the planner.
+    Cuts that the configuration leaves to the planner must have been picked (`planning.planner.planned`).
     Raises ConfigError or DataError, in one line, for everything that the user can mend.
     """
-    check_profiles(config)
     strategy = strategy_of(config)
     files = prepare(config.data)
     if config.model.weights is not None and not os.path.isfile(config.model.weights):
@@ -87,8 +84,6 @@ def prepare_run(config: Config) -> Setup:
     parts = partition(train.labels_N, chosen, config.n_clients, n_classes, config.data, config.seed)
     if strategy.on_server:
         parts = (_union(parts),)
-    elif any(tier.cut == AUTO for tier in config.tiers):
-        config = pick_cuts(config, files.image_shape, n_classes, [len(part.train) for part in parts])
     mean_C, std_C = channel_statistics(train.images_NHWC, np.concatenate([part.train for part in parts]))
     return Setup(
         config=config,

@@ -10,8 +10,6 @@ from torch import nn
 from hsee_ray.config.fleet import CODEC, EXIT
 from hsee_ray.config.schema import TrainingConfig
 from hsee_ray.errors import DataError
-from hsee_ray.features.ranges import RangeObserver
-from hsee_ray.method.schedule import learning_rate
 from hsee_ray.models.optimizer import build_optimizer, set_learning_rate
 from hsee_ray.models.split import UnitChain
 from hsee_ray.models.state import (
@@ -36,7 +34,7 @@ class Model:
         exit_head: nn.Module | None,
         training: TrainingConfig,
         device: torch.device,
-        observer: RangeObserver | None = None,
+        observer: nn.Module | None = None,
     ) -> None:
         self.training = training
         self.device = device
@@ -54,10 +52,10 @@ class Model:
         beside: dict[str, nn.Module | None] = {EXIT: self.exit_head, CODEC: self.observer}
         return {**self.network.units, **{name: unit for name, unit in beside.items() if unit is not None}}
 
-    def train_mode(self, round_number: int) -> None:
+    def train_mode(self, learning_rate: float) -> None:
         """Ready for the steps of a round: batch statistics in use, the round's learning rate set."""
         self._set_mode(training=True)
-        set_learning_rate(self.optimizer, learning_rate(self.training, round_number))
+        set_learning_rate(self.optimizer, learning_rate)
 
     def eval_mode(self) -> None:
         self._set_mode(training=False)

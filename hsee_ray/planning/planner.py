@@ -16,6 +16,8 @@ from functools import cached_property
 
 from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet, resolve_cut
 from hsee_ray.config.schema import Config
+from hsee_ray.data import prepare
+from hsee_ray.data.sizes import local_samples
 from hsee_ray.devices.cost import CostTable, Memory
 from hsee_ray.devices.profiles import DeviceProfile, load_profiles, profile_of
 from hsee_ray.errors import ConfigError
@@ -23,6 +25,7 @@ from hsee_ray.method.schedule import round_batches
 from hsee_ray.method.strategies import strategy_of
 from hsee_ray.planning.search import Figures, Objective, Option, search
 from hsee_ray.simulation.bounds import lower_bound_s, server_bound_s
+from hsee_ray.simulation.loads import check_profiles
 from hsee_ray.simulation.model import ClientLoad, Rules
 from hsee_ray.simulation.prediction import Predictor, RoundCost
 
@@ -245,6 +248,19 @@ class Planner:
             f"has {size_text(self.server_bytes)}; use another device, fewer clients, a smaller batch_size, or "
             "training.strategy=sequential"
         )
+
+
+def planned(config: Config) -> Config:
+    """The configuration of a run that is about to begin: its devices are known, and no cut is left to the planner.
+
+    Finds or builds the image cache where a cut is. Raises ConfigError when a device has no profile or no plan fits,
+    DataError as `prepare` does.
+    """
+    check_profiles(config)
+    if all(tier.cut != AUTO for tier in config.tiers):
+        return config
+    files = prepare(config.data)
+    return pick_cuts(config, files.image_shape, len(files.class_names), local_samples(config).counts)
 
 
 def pick_cuts(

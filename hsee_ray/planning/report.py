@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
 from hsee_ray.planning.planner import CutOption, Planner, size_text
-from hsee_ray.planning.search import Figures, Objective, meets, rounded
+from hsee_ray.planning.search import COMPARED, Figures, Objective, meets, rounded
 from hsee_ray.simulation.prediction import ClientCost
 
 Resource = Literal["compute", "upload", "server"]
 RESOURCES: tuple[Resource, ...] = ("compute", "upload", "server")
 WORDS = {"seconds": "slower by {}", "joules": "more joules by {}", "sent_bytes": "more bytes by {}"}
-COMPARED: Mapping[Objective, tuple[str, ...]] = {
-    "time": ("seconds", "joules", "sent_bytes"),
-    "energy": ("joules", "sent_bytes"),
-    "bytes": ("sent_bytes", "joules"),
-}
-"""In the order in which plans are compared."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.devices.cost import CostTable
 from hsee_ray.devices.profiles import load_profiles, profile_of, seconds
 from hsee_ray.errors import ConfigError, UserError
+from hsee_ray.evaluation.calibration import calibration_of
 from hsee_ray.evaluation.report import Evaluation, read_evaluation
 from hsee_ray.planning.planner import Planner, check_devices
 from hsee_ray.planning.savings import TierInputs
@@ -85,10 +86,11 @@ def savings_inputs(run: Run, config: Config, split: str, image_bytes: float | No
 
 def calibrated_evaluation(run: Run, split: str) -> Evaluation:
     """The run's evaluation with the gates that it is calibrated to. Raises UserError when there is none."""
-    if run.calibration is None:
+    calibration = calibration_of(run)
+    if calibration is None:
         raise UserError(f"{run.path}: is not calibrated, and savings count with its gates; run hsee calibrate first")
     evaluation = read_evaluation(run.path, split)
-    if evaluation.network != run.summary["weights_sha256"] or evaluation.target != run.calibration.target:
+    if evaluation.network != run.summary["weights_sha256"] or evaluation.target != calibration.target:
         raise UserError(f"{run.path}: was calibrated after it had been evaluated; run hsee evaluate again")
     return evaluation
 

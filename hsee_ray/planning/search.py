@@ -21,12 +21,18 @@ continuation that is allowed, for neither sinks when cuts are added.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
 Objective = Literal["time", "energy", "bytes"]
-OBJECTIVES: tuple[Objective, ...] = ("time", "energy", "bytes")
+
+COMPARED: Mapping[Objective, tuple[str, ...]] = {
+    "time": ("seconds", "joules", "sent_bytes"),
+    "energy": ("joules", "sent_bytes"),
+    "bytes": ("sent_bytes", "joules"),
+}
+"""Figures of plans in the order in which they are compared."""
 
 SLACK = 1 - 1e-12
 """Taken off a bound, so that the rounding of its sums never lifts it above what it bounds."""
@@ -103,9 +109,7 @@ def search(
 
 def plan_key(objective: Objective, figures: Figures, cuts: Sequence[int]) -> Key:
     """What plans are compared by; less is better."""
-    seconds, joules, sent_bytes = map(rounded, figures)
-    order = {"time": (seconds, joules, sent_bytes), "energy": (joules, sent_bytes), "bytes": (sent_bytes, joules)}
-    return (*order[objective], tuple(cuts))
+    return (*(rounded(getattr(figures, name)) for name in COMPARED[objective]), tuple(cuts))
 
 
 def meets(seconds: float, limit_s: float | None) -> bool:

@@ -46,12 +46,14 @@ class MetricRow(NamedTuple):
     value: float
 
 
-def metric_rows(report: RoundReport, fleet: Fleet, taus: Sequence[float]) -> list[MetricRow]:
+def metric_rows(
+    report: RoundReport, fleet: Fleet, taus: Sequence[float], cost: RoundCost | None = None
+) -> list[MetricRow]:
     """Rows of one round: the round's own first, then the tiers', then every client's in the order of the fleet.
 
     Losses are means over the round's steps in nats; accuracies, ratios and rates lie in [0, 1]. `taus` is the
-    grid in the order of the report's counts. A metric that does not exist for a client has no row:
-    `server_accuracy` at cut L, or training in a round that the client sat out.
+    grid in the order of the report's counts; `cost` is the round in simulated time, where devices are known. A metric
+    that does not exist for a client has no row: `server_accuracy` at cut L, or training in a round that it sat out.
     """
     number = report.round_number
     rows = [
@@ -62,8 +64,8 @@ def metric_rows(report: RoundReport, fleet: Fleet, taus: Sequence[float]) -> lis
     for missing in report.missing:
         client = fleet.clients[missing]
         rows.append(MetricRow(number, client.client_id, client.tier, "missing", None, 1.0))
-    if report.simulated is not None:
-        rows.extend(MetricRow(number, None, *simulated) for simulated in _simulated_metrics(report.simulated))
+    if cost is not None:
+        rows.extend(MetricRow(number, None, *simulated) for simulated in _simulated_metrics(cost))
     for client in fleet.clients:
         for metric, tau, value in _client_metrics(report, client, taus):
             rows.append(MetricRow(number, client.client_id, client.tier, metric, tau, float(value)))

@@ -20,6 +20,7 @@ from hsee_ray.rundir.checkpoint import Progress, check_content, entry_of
 from hsee_ray.rundir.metrics import MetricRow, metric_rows, metrics_table, read_metrics, write_table
 from hsee_ray.rundir.run import METRICS_FILE
 from hsee_ray.rundir.tensorboard import RunBoard, save_class_counts
+from hsee_ray.simulation.prediction import RoundCost
 
 PARTS_DIR = "metrics"
 BOARD_DIR = "tensorboard"
@@ -54,11 +55,11 @@ class RunLog:
         """Seconds of the run, without those between an end and a resume."""
         return time.perf_counter() - self.begin
 
-    def add(self, report: RoundReport) -> None:
-        """Writes down one whole round."""
-        self.progress.totals.add(report)
-        self.board.round(report, self.progress.totals.simulated)
-        self.rows.extend(metric_rows(report, self.setup.fleet, self.setup.config.exits.taus))
+    def add(self, report: RoundReport, cost: RoundCost | None) -> None:
+        """Writes down one whole round, and what it cost in simulated time where devices are known."""
+        self.progress.totals.add(report, cost)
+        self.board.round(report, cost, self.progress.totals.simulated)
+        self.rows.extend(metric_rows(report, self.setup.fleet, self.setup.config.exits.taus, cost))
 
     def cut(self) -> None:
         """Notes in the progress what there is, for a checkpoint."""

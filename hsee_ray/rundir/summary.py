@@ -20,6 +20,7 @@ from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.method.reports import EvaluationReport, RoundReport
 from hsee_ray.method.strategies import strategy_of
+from hsee_ray.process import processor
 from hsee_ray.storage import write_whole
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ class RunTotals:
     simulated: SimulatedTotals | None = None
     """None where the devices are not known."""
 
-    def add(self, report: RoundReport) -> None:
-        """Counts one more round."""
+    def add(self, report: RoundReport, cost: RoundCost | None = None) -> None:
+        """Counts one more round, and what it cost in simulated time where devices are known."""
         self.rounds = report.round_number
         if not report.starting and not self.warm:
             self.warm, self.samples, self.train_s = True, 0, 0.0
@@ -124,9 +125,9 @@ class RunTotals:
         self.evaluation = {**self.evaluation, **report.evaluation}
         for number in report.missing:
             self.missed_rounds.setdefault(number, []).append(report.round_number)
-        if report.simulated is not None:
+        if cost is not None:
             self.simulated = self.simulated or SimulatedTotals()
-            self.simulated.add(report.simulated)
+            self.simulated.add(cost)
 
 
 def build_summary(
@@ -179,7 +180,7 @@ def environment() -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "torchvision", "ray", "numpy")},
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_model": _cpu_model(),
+        "cpu_model": processor(),
         "cores": os.cpu_count(),
     }
 
@@ -281,16 +282,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     """Mean of those that there are; None when there are none."""
     there = [value for value in values if value is not None]
     return fmean(there) if there else None
-
-
-def _cpu_model() -> str | None:
-    """Name of the processor where Linux tells it, or None."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else None
 
 
 def _finite(value: Any) -> Any:

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hsee_ray.errors import UserError
 from hsee_ray.rundir.run import Run
-
-if TYPE_CHECKING:
-    pass
 
 Rows = list[list[str]]
 """Cells of a table; the first row is the header."""

@@ -24,6 +24,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.method.reports import CONFIDENCE_BINS, RoundReport
 from hsee_ray.rundir.metrics import MetricRow, metric_rows
 from hsee_ray.rundir.summary import SimulatedTotals
+from hsee_ray.simulation.prediction import RoundCost
 
 MOST_LABELS = 32
 """Above this many clients there are no curves per client, and above this many rows or columns no labels."""
@@ -47,12 +48,15 @@ class RunBoard:
         self._writer.add_figure("data/class_counts", class_counts_figure(counts_NK, class_names), 0)
         self._writer.flush()
 
-    def round(self, report: RoundReport, simulated: SimulatedTotals | None = None) -> None:
+    def round(
+        self, report: RoundReport, cost: RoundCost | None = None, simulated: SimulatedTotals | None = None
+    ) -> None:
         """Every metric of a round, and the confidences of the exits when the round was evaluated.
 
-        `simulated`: what the devices have spent so far. Accuracies then stand against that as well.
+        `cost`: of the round in simulated time; `simulated`: what the devices have spent so far. Accuracies then stand
+        against that as well.
         """
-        rows = metric_rows(report, self._fleet, self._config.exits.taus)
+        rows = metric_rows(report, self._fleet, self._config.exits.taus, cost)
         for tag, value in self._scalars(rows):
             self._writer.add_scalar(tag, value, report.round_number)
             if simulated is not None and tag.startswith(AGAINST_SPENDING):

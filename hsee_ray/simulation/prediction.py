@@ -261,18 +261,5 @@ class Predictor:
         return costs
 
 
-def predict_round(
-    config: Config,
-    fleet: Fleet,
-    local_samples: Sequence[int],
-    n_test: int,
-    costs: CostTable,
-    profiles: Mapping[str, DeviceProfile],
-    round_number: int = 1,
-) -> RoundCost:
-    """A round that is still to be trained; for many fleets of one configuration a `Predictor` is quicker."""
-    return Predictor(config, costs, profiles).round(fleet, local_samples, n_test, round_number)
-
-
 def _of_clients(takes: Mapping[ModelId, Mapping[str, str]]) -> dict[int, set[str]]:
     return {model.client_id: set(units) for model, units in takes.items() if model.side == "client"}

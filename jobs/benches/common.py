@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -16,7 +15,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from hsee_ray.errors import ConfigError
-from hsee_ray.process import cores
+from hsee_ray.process import cores, processor
 
 PACKAGES = ("hsee-ray", "torch", "ray", "numpy")
 
@@ -61,7 +60,7 @@ def paired(over: Sequence[float], under: Sequence[float]) -> Spread:
 def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     return {
-        "processor": _processor(),
+        "processor": processor() or platform.machine(),
         "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
@@ -88,33 +87,10 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b.c=value", help="as in hsee train")
-
-
-def at_least(options: object, **least: int) -> None:
-    """Raises ConfigError when an option, or one of a list of them, is smaller than it may be."""
-    for name, bound in least.items():
-        given = getattr(options, name)
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < bound:
-                raise ConfigError(f"--{name.replace('_', '-')}: give at least {bound}")
-
-
 def refuse_cluster() -> None:
     """Raises ConfigError when a run would join a cluster: benchmarks are of this machine."""
     if os.environ.get("RAY_ADDRESS"):
         raise ConfigError("jobs.bench measures this machine: unset RAY_ADDRESS")
-
-
-def _processor() -> str:
-    """Its name as Linux knows it; elsewhere the kind of machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _version(package: str) -> str:

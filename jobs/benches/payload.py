@@ -11,12 +11,12 @@ import argparse
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, get_args
 
 from hsee_ray.errors import ConfigError
-from jobs.benches.common import Result, at_least, tell
+from jobs.benches.common import Result, tell
+from jobs.options import add_run, at_least
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ BATCH = 256
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="a finished run")
+    add_run(parser)
     parser.add_argument("--samples", type=int, metavar="N", help="test images (default: those of the run)")
     parser.add_argument(
         "--quality", type=int, nargs="+", default=[95, 75, 50, 25], metavar="Q", help="of JPEG (default: 95 75 50 25)"

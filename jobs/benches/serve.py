@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from jobs.benches.common import Result, at_least, refuse_cluster
+from jobs.benches.common import Result, refuse_cluster
+from jobs.options import at_least
 
 if TYPE_CHECKING:
     import numpy as np

@@ -35,7 +35,7 @@ def run_rounds(
         nonlocal first_done_s
         first_done_s = first_done_s or time.monotonic()
 
-    def finished_round(report: RoundReport) -> None:
+    def finished_round(report: RoundReport, cost: object) -> None:
         nonlocal first_done_s
         finished(report, first_done_s or time.monotonic())
         first_done_s = None

@@ -14,8 +14,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.benches.common import NEVER, Result, add_overrides, at_least, paired, refuse_cluster, shown, tell
+from jobs.benches.common import NEVER, Result, paired, refuse_cluster, shown, tell
 from jobs.benches.watched import own_pss_mib
+from jobs.options import add_overrides, at_least
 
 DESCRIPTION = "Measure what snapshots cost: rounds with and without them, in turns, in one run."
 

@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jobs.benches.common import Result, Spread, at_least, refuse_cluster, shown, tell
+from jobs.benches.common import Result, Spread, refuse_cluster, shown, tell
+from jobs.options import at_least
 
 if TYPE_CHECKING:
     from actors.cluster.probe import Use

@@ -32,7 +32,7 @@ def main(config_file: str, run_dir: str, drain_in_round: int) -> None:
     events: list[str] = []
     teams: list[Team] = []
 
-    def finished_round(report: RoundReport) -> None:
+    def finished_round(report: RoundReport, cost: object) -> None:
         if report.round_number == drain_in_round:
             cluster.add_node(num_cpus=4, resources={"goes": 4})
             gcs: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]

@@ -43,7 +43,7 @@ def main(config_file: str, run_dir: str) -> None:
     TrainingStage.submit = recorded  # type: ignore[method-assign]
     where: dict[str, str] = {}
 
-    def finished_round(report: Any) -> None:
+    def finished_round(report: Any, cost: object) -> None:
         """All features of the round have been where they were to go."""
         found = ray.experimental.get_object_locations([ref for _, ref in features])
         paths.update(

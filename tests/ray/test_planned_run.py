@@ -11,7 +11,7 @@ from actors.run.driver import resume, run
 from actors.run.listener import Listener
 from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
-from hsee_ray.method.setup import prepare_run
+from hsee_ray.planning import planner
 from tests.ray.test_simulated_run import with_devices
 
 
@@ -23,7 +23,7 @@ def test_a_run_plans_once(tiny: dict[str, Any], warm_actors: ActorFactory, tmp_p
     listener = Listener(happened=lambda event: told.append(str(event)))
     finished = run(config, tmp_path / "run", listener, create=warm_actors)
 
-    planned = prepare_run(config).config
+    planned = planner.planned(config)
     (said,) = [line for line in told if "plan" in line]
     assert planned.tiers[0].cut != "auto"
     assert said.startswith("[round 0] plan (start): cuts by the devices' profiles: ")

@@ -19,7 +19,7 @@ from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, Interrupted, RunError
-from hsee_ray.evaluation.calibration import CALIBRATION_FILE, Calibration, save_calibration
+from hsee_ray.evaluation.calibration import CALIBRATION_FILE, Calibration, calibration_of, save_calibration
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
@@ -193,7 +193,7 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
         teams.append(team)
         injector.assembled(team)
 
-    def finished_round(report: RoundReport) -> None:
+    def finished_round(report: RoundReport, cost: object) -> None:
         if report.round_number == 2:  # by the next round the client has found a place
             (victim,) = report.missing
             ready, _ = ray.wait([teams[0].locations[ModelId("client", victim)]], timeout=60, fetch_local=False)
@@ -270,7 +270,7 @@ def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
     config = load_config(tiny, ["training.rounds=4", "checkpoint.every=2"])
     seen: list[list[str]] = []
 
-    def after(report: RoundReport) -> None:
+    def after(report: RoundReport, cost: object) -> None:
         seen.append(Storage.at(uri).files("tensorboard"))
         if report.round_number == 3:
             raise RunError("ended here")
@@ -310,7 +310,7 @@ def test_a_run_that_another_process_has_taken_over_ends(
     uri = f"file://{tmp_path}/store/night-1"
     config = load_config(tiny, ["training.rounds=3", "checkpoint.every=1"])
 
-    def after(report: RoundReport) -> None:
+    def after(report: RoundReport, cost: object) -> None:
         RunLocation(uri).claim()
 
     with pytest.raises(RunError, match="another process has taken this run over"):
@@ -328,10 +328,10 @@ def test_more_rounds_continue_a_finished_run(tiny: dict[str, Any], warm_actors: 
     assert [event.text for event in events] == ["has finished, nothing is left to do"]
 
     save_calibration(first.path, Calibration("offload<=1", "entropy", first.summary["weights_sha256"], {}))
-    assert load_run(first.path).calibration is not None
-    assert resume(tmp_path / "run", create=warm_actors).calibration is not None, "nothing was trained"
+    assert calibration_of(load_run(first.path)) is not None
+    assert calibration_of(resume(tmp_path / "run", create=warm_actors)) is not None, "nothing was trained"
     longer = resume(tmp_path / "run", ["training.rounds=4"], create=warm_actors)
-    assert longer.calibration is None and not (first.path / CALIBRATION_FILE).exists()
+    assert calibration_of(longer) is None and not (first.path / CALIBRATION_FILE).exists()
     wanted = load_config(tiny, ["training.rounds=4", "training.lr_schedule={name: cosine, horizon_rounds: 5}"])
     assert longer.summary["weights_sha256"] == reference_digest(wanted)
     assert longer.summary["rounds"] == 4

@@ -47,7 +47,7 @@ def test_devices_change_no_bit_and_interruptions_no_second(
     config = load_config(with_devices(tiny, tmp_path / "profiles.yaml"), ["checkpoint.every=1"])
     stop = StopRequest()
 
-    def after_two(report: RoundReport) -> None:
+    def after_two(report: RoundReport, cost: object) -> None:
         if report.round_number == 2:
             stop.ask(15)
 

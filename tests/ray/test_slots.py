@@ -95,7 +95,7 @@ def test_a_run_goes_on_in_other_slots(crowd: dict[str, Any], warm_actors: ActorF
     config = in_slots(crowd, SLOTS["one"], [])
     stop = StopRequest()
 
-    def after_two(report: RoundReport) -> None:
+    def after_two(report: RoundReport, cost: object) -> None:
         if report.round_number == 2:
             stop.ask(15)
 

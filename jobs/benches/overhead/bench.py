@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from jobs.benches.common import Result, Spread, add_overrides, at_least, paired, refuse_cluster, shown
+from jobs.benches.common import Result, Spread, paired, refuse_cluster, shown
+from jobs.options import add_overrides, at_least
 
 DESCRIPTION = "Measure the driver's wall time per batch with steps that compute nothing, in turns."
 

@@ -23,8 +23,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hsee_ray.process import cores
-from jobs.benches.common import Result, Spread, at_least, paired, refuse_cluster, shown, tell
+from jobs.benches.common import Result, Spread, paired, refuse_cluster, shown, tell
 from jobs.benches.watched import watch
+from jobs.options import at_least
 
 DESCRIPTION = "Measure rounds, start-up and memory of Flower's simulation beside ours, with the same clients."
 WORKS = ("noop", "tiny")

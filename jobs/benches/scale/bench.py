@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hsee_ray.process import cores
-from jobs.benches.common import Result, Spread, at_least, refuse_cluster, shown, tell
+from jobs.benches.common import Result, Spread, refuse_cluster, shown, tell
 from jobs.benches.watched import watch
+from jobs.options import at_least
 
 DESCRIPTION = "Measure rounds, start-up and memory with many clients that take turns in few actors."
 LINE = "scale: "

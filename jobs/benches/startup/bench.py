@@ -17,12 +17,11 @@ from threading import Timer
 from typing import Any
 
 from hsee_ray.errors import RunError
-from jobs.benches.common import Result, Spread, add_overrides, at_least, refuse_cluster, shown, tell
+from jobs.benches.common import Result, Spread, refuse_cluster, shown, tell
+from jobs.options import add_overrides, at_least
 
 DESCRIPTION = "Measure the time from the command to the first training step, and what it is made of."
 TIMEOUT_S = 300.0
-
-
 START_AND_END = "from actors.cluster.probe import start_and_end as s; s()"
 
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hsee_ray.process import cores
-from jobs.benches.common import Result, Spread, add_overrides, at_least, paired, refuse_cluster, shown, tell
+from jobs.benches.common import Result, Spread, paired, refuse_cluster, shown, tell
+from jobs.options import add_overrides, at_least
 
 DESCRIPTION = "Measure samples per second beside a plain loop and the limit of the cores, in turns, in one run."
 STRATEGIES = ("averaging", "sequential")

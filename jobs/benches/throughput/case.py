@@ -18,11 +18,11 @@ from actors.run.listener import Listener
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
-from hsee_ray.devices.cost import unit_multiply_adds
+from hsee_ray.devices.cost import CostTable
 from hsee_ray.errors import RunError
 from hsee_ray.method.aggregation import average_copies, plan_aggregation
 from hsee_ray.method.reports import RoundReport
-from hsee_ray.method.setup import Setup, build_network, prepare_run
+from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.models.state import Arrays, UnitState
 from hsee_ray.models.weights import read_model, weights_sha256
 from hsee_ray.process import cores
@@ -121,7 +121,7 @@ def run_case(case: Case) -> Result:
         clock = RoundClock()
         rounds: list[dict[str, Any]] = []
 
-        def finished_round(report: RoundReport) -> None:
+        def finished_round(report: RoundReport, cost: object) -> None:
             ours = {"round": report.round_number, "ours_s": clock.round_s(), "ours_train_s": report.train_s}
             rounds.append({**ours, **_others(plain, best, report.round_number)})
             tell(_progress(rounds[-1], best.name, case.samples))
@@ -249,7 +249,8 @@ def averages(setup: Setup, states: Mapping[ModelId, Mapping[str, UnitState]]) ->
 
 def _costs(setup: Setup) -> list[float]:
     """Multiply-adds of each client's round on both sides of the cut; the exit's are few and left out."""
-    network = sum(unit_multiply_adds(build_network(setup.config, setup.files), setup.files.image_shape))
+    units = CostTable(setup.config, setup.files.image_shape, setup.n_classes).units
+    network = sum(unit.multiply_adds for unit in units)
     return [float(network * samples) for samples in setup.local_samples]
 
 

@@ -287,8 +287,11 @@ def test_a_raycluster_is_found_among_documents(tmp_path: Path) -> None:
         ("", "describes no cluster"),
         ("- 1", "describes no cluster"),
         ("tiers: []", "describes no cluster"),
-        (CLUSTER.replace("max_workers: 5", ""), "max_workers is wrong or missing"),
-        (CLUSTER.replace("{CPU: 2}", "{CPU: two}"), "available_node_types.few.resources.CPU is wrong or missing"),
+        (CLUSTER.replace("max_workers: 5", ""), "max_workers: is missing; give cluster.node_types the cluster.yaml"),
+        (
+            CLUSTER.replace("{CPU: 2}", "{CPU: two}"),
+            "few.resources.CPU is 'two': should be a valid number",
+        ),
         (CLUSTER.replace("{CPU: 2}", "{}"), "available_node_types.few.resources has no CPU"),
         (RAYCLUSTER.replace("true", "false"), "set spec.enableInTreeAutoscaling"),
         (RAYCLUSTER.replace("      maxReplicas: 2\n", ""), "Ray cannot read its RayCluster"),

@@ -19,6 +19,7 @@ from hsee_ray.deploy.export import SharedTensors, choose_gates, export
 from hsee_ray.edge.bundle import BUNDLE_FILE, Bundle, checked_file, load_bundle
 from hsee_ray.edge.gate import NEVER_SENDS, Gate
 from hsee_ray.errors import RunError, UserError
+from hsee_ray.evaluation.calibration import Calibration, TierCalibration, save_calibration
 from hsee_ray.rundir.run import MODELS_DIR, Run, load_run
 from jobs.export import main
 from tests.run_directories import train_run, without_client
@@ -265,18 +266,10 @@ def test_every_built_in_network(model: dict[str, str], tmp_path: Path) -> None:
     assert [client.spec.client_id for client in exported.clients] == [0]
 
 
-class Calibrated:
-    """What an export asks of a calibration."""
-
-    confidence, target = "margin", "offload<=0.3"
-
-    def gate(self, tier: str) -> Gate | None:
-        return Gate("margin", 0.75, 1.5) if tier == "hub" else None
-
-
 def test_a_calibrated_run(averaging: Exported, tmp_path: Path) -> None:
     run = only(copied(averaging.run, tmp_path / "run"), 2, 3)
-    vars(run)["calibration"] = Calibrated()
+    hub = TierCalibration(1.5, 0.75, 100, 0.3, 0.5, 0.4, 0.6, 0.02, 1024.0)
+    save_calibration(run.path, Calibration("offload<=0.3", "margin", run.summary["weights_sha256"], {"hub": hub}))
     specs = list(run.fleet.clients[2:])
     never = Gate("margin", NEVER_SENDS), None
     assert choose_gates(run, specs, None) == {2: (Gate("margin", 0.75, 1.5), "offload<=0.3"), 3: never}

@@ -97,9 +97,9 @@ def test_a_figure_that_no_device_has(tmp_path: Path, field: str, value: object) 
 
 def test_a_figure_that_is_missing_or_misspelt(tmp_path: Path) -> None:
     path = written(tmp_path, memory_mib=None)
-    assert refusal(path).startswith(f"{path}: board: memory_mib is missing; every profile has compute_gflops, ")
+    assert refusal(path).startswith(f"{path}: board: memory_mib: is missing; see docs/devices.md")
     path = written(tmp_path, compute_gflop=1)
-    assert "board: compute_gflop is no figure of a device; did you mean compute_gflops?" in refusal(path)
+    assert "board: compute_gflop: unknown key; did you mean compute_gflops? (known here: active_w, " in refusal(path)
 
 
 def test_files_that_hold_no_profiles(tmp_path: Path) -> None:

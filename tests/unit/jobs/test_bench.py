@@ -16,12 +16,13 @@ import pytest
 from hsee_ray.errors import ConfigError, RunError
 from jobs import bench
 from jobs.benches import serve, snapshots, transport
-from jobs.benches.common import Spread, at_least, paired, refuse_cluster, shown
+from jobs.benches.common import Spread, paired, refuse_cluster, shown
 from jobs.benches.overhead import bench as overhead
 from jobs.benches.startup import bench as startup
 from jobs.benches.startup.bench import seconds_until
 from jobs.benches.throughput import bench as throughput
 from jobs.benches.throughput.case import RoundClock, balanced, differences, sequential_bound_s
+from jobs.options import at_least
 
 ROOT = Path(__file__).parents[3]
 

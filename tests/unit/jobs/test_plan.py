@@ -13,6 +13,7 @@ from hsee_ray.config.files import load_config
 from hsee_ray.data.sizes import image_sizes, local_samples
 from hsee_ray.errors import ConfigError, DataError
 from hsee_ray.method.setup import prepare_run
+from hsee_ray.planning.planner import planned
 from jobs.doctor import main as doctor
 from jobs.plan import main
 
@@ -86,10 +87,10 @@ def test_a_plan_is_printed_drawn_and_written(config: Path, tmp_path: Path, capsy
 
 
 def test_a_run_takes_the_cuts_of_the_plan_and_keeps_those_that_are_named(config: Path) -> None:
-    setup = prepare_run(load_config(config))
+    setup = prepare_run(planned(load_config(config)))
     assert setup.config.tiers[0].cut != "auto" and setup.config.tiers[1].cut == "body.1"
     assert [spec.cut_name for spec in setup.fleet.clients] == [setup.config.tiers[0].cut] * 2 + ["body.1"]
-    again = prepare_run(setup.config)
+    again = prepare_run(planned(setup.config))
     assert again.config == setup.config and again.fleet == setup.fleet
 
 

@@ -61,8 +61,8 @@ def server_of(setup: Setup) -> Server:
 
 
 def observer_of(client: Client) -> RangeObserver:
-    assert client.model.observer is not None
-    return client.model.observer
+    assert client.observer is not None
+    return client.observer
 
 
 # The observer

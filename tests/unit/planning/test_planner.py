@@ -18,7 +18,7 @@ from hsee_ray.method.strategies import build_fleet, strategy_of
 from hsee_ray.planning.planner import MIB, Planner, check_devices, with_cuts
 from hsee_ray.planning.report import make_plan
 from hsee_ray.planning.search import OBJECTIVES, Figures, meets, plan_key
-from hsee_ray.simulation.prediction import predict_round
+from hsee_ray.simulation.prediction import Predictor
 
 FLEETS = 60
 """Some of which nothing fits; of 50 and more there is a plan."""
@@ -136,7 +136,8 @@ class RandomFleet:
             # The last round, for it always aggregates where the strategy does.
             training, strategy = everyone.training, strategy_of(everyone)
             assert strategy.aggregates_after(training, training.rounds) is strategy.aggregates_after(training, 1)
-            cost = predict_round(everyone, fleet, self.samples, 1, self.costs, self.profiles)  # type: ignore[arg-type]
+            predictor = Predictor(everyone, self.costs, self.profiles)  # type: ignore[arg-type]
+            cost = predictor.round(fleet, self.samples, 1)
             clients = cost.clients.values()
             found[cuts] = Figures(
                 cost.train_s + cost.exchange_s,

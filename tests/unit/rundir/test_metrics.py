@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -150,12 +149,8 @@ def test_damaged_or_missing_file_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("evaluated", [True, False])
 def test_rows_of_what_a_round_took_on_the_devices(fleet: Fleet, evaluated: bool) -> None:
     """The round's own rows have no tier, those of a tier no client."""
-    report = replace(both_sides(evaluated), simulated=simulated(fleet, evaluated))
-    found = {
-        (row.tier, row.metric): row.value
-        for row in metric_rows(report, fleet, TAUS)
-        if row.metric.startswith("simulated")
-    }
+    rows = metric_rows(both_sides(evaluated), fleet, TAUS, simulated(fleet, evaluated))
+    found = {(row.tier, row.metric): row.value for row in rows if row.metric.startswith("simulated")}
     expected: dict[tuple[str | None, str], float] = {
         (None, "simulated_s"): 4.0,
         (None, "simulated_train_s"): 3.0,
@@ -173,5 +168,4 @@ def test_rows_of_what_a_round_took_on_the_devices(fleet: Fleet, evaluated: bool)
             expected[tier, "simulated_evaluation_joules"] = 0.5
             expected[tier, "simulated_evaluation_sent_bytes"] = 100.0
     assert found == expected
-    rows = metric_rows(report, fleet, TAUS)
     assert metrics_table(rows).to_pylist() == [row._asdict() for row in rows]

@@ -189,7 +189,7 @@ def test_simulated_seconds_and_spending() -> None:
         tested = {n: ClientCost(sent_bytes=100, joules=0.5) for n in range(3)} if number == 2 else {}
         cost = RoundCost(3.0, 1.0, 8.0 if tested else 0.0, fleet, spent, tested)
         evaluated = answers if tested else {}
-        totals.add(RoundReport(number, 0.1, 3.0, 2.0, training, {}, evaluated, simulated=cost))
+        totals.add(RoundReport(number, 0.1, 3.0, 2.0, training, {}, evaluated), cost)
     assert totals.simulated is not None
     assert (totals.simulated.learning_s, totals.simulated.total_s) == (8.0, 16.0)
     summary = build_summary(config, fleet, totals, (12, 12, 12), "", 1.0, DATA, {})

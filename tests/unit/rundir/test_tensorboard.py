@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def test_accuracies_stand_against_simulated_seconds_and_sent_bytes_too(tmp_path:
     sent = {"sensor": 5 * 2**19, "phone": 0}
     for number, totals in ((1, SimulatedTotals(30.0, 10.4, 500.0, sent_bytes=sent)),
                            (2, SimulatedTotals(80.0, 10.0, 900.0, sent_bytes={"sensor": 5 * 2**20}))):  # fmt: skip
-        board.round(replace(round_report(number, 2, evaluated=True), simulated=cost), totals)
+        board.round(round_report(number, 2, evaluated=True), cost, totals)
     board.close()
     events = read_events(tmp_path)
     assert scalar(events, "by_simulated_second/client_accuracy/sensor") == [(40, 0.15), (90, 0.15)]

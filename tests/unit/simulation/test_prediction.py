@@ -10,7 +10,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
 from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport
 from hsee_ray.simulation.clock import Clock, dropouts
-from hsee_ray.simulation.prediction import ClientCost, Predictor, RoundCost, predict_round
+from hsee_ray.simulation.prediction import ClientCost, Predictor, RoundCost
 from tests.fake_costs import PROFILES, FakeCosts, config_of, device, fleet_of
 
 COSTS: Any = FakeCosts()
@@ -19,7 +19,7 @@ SAMPLES = (4, 4, 4)
 
 
 def predict(config: Config, samples: tuple[int, ...] = SAMPLES) -> RoundCost:
-    return predict_round(config, fleet_of(config), samples, 4, COSTS, PROFILES)
+    return Predictor(config, COSTS, PROFILES).round(fleet_of(config), samples, 4)
 
 
 def clock_of(config: Config, samples: tuple[int, ...] = SAMPLES) -> Clock:

@@ -1,0 +1,134 @@
+"""Errors of everything that is read from users and from files, in one line that names the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from hsee_ray.errors import ConfigError, DataError
+
+Stored = TypeVar("Stored")
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses keys that it does not know, numbers that are none, and yes for 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, values: Any) -> Any:
+        """YAML reads yes and on as true, which pydantic would take for 1."""
+        for name, field in cls.model_fields.items():
+            if isinstance(values, dict) and isinstance(values.get(name), bool) and field.annotation is not bool:
+                raise ValueError(f"{name} is {values[name]}: YAML reads yes, no, on and off so; quote a word")
+        return values
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """Content of a text file. Raises ConfigError, which ends in the remedy, when it cannot be read or is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file; {remedy}") from None
+
+
+def parse_yaml(text: str, where: object, load: Callable[[str], Any] = yaml.safe_load) -> Any:
+    """Content of a YAML text. Raises ConfigError when it is none."""
+    try:
+        return load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_stored(path: Path, kind: type[Stored], remedy: str) -> Stored:
+    """What an earlier command has stored as JSON. Raises DataError, which ends in the remedy, when it is damaged."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValueError) as error:  # a ValidationError is a ValueError
+        raise DataError(f"{path}: is damaged ({str(error).splitlines()[0]}); {remedy}") from None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean rounds?` where a known name is near, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+@contextmanager
+def in_one_line(model: type[BaseModel], prefix: str, see: str) -> Iterator[None]:
+    """Turns the ValidationError of the block into a ConfigError: `prefix`, the key, and what is wrong with it.
+
+    `see`: where a missing key is explained.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(f"{prefix}{_one_line(error, model, see)}") from None
+
+
+def _one_line(error: ValidationError, model: type[BaseModel], see: str) -> str:
+    # A list item that fails is also missing from its list: the second error only repeats the first.
+    errors = [item for item in error.errors() if item["type"] != "too_short"] or error.errors()
+    first = errors[0]
+    path, models = _follow(first["loc"][:-1], model)
+    path += [part for part in first["loc"][-1:] if part not in ("str", "int")]
+    name = ".".join(str(part) for part in path)
+    more = len({tuple(_follow(item["loc"], model)[0]) for item in errors}) - 1
+    if first["type"] == "extra_forbidden":
+        known = sorted({name for each in models for name in each.model_fields})
+        listed = f" (known here: {', '.join(known)})" if known else ""
+        text = f"{name}: unknown key{did_you_mean(str(path[-1]), known)}{listed}"
+    elif first["type"] == "too_short":
+        text = f"{name} is empty: give at least one"
+    elif first["type"] == "union_tag_not_found":
+        text = f"{name}: say which with the key {first['ctx']['discriminator']}"
+    elif first["type"] == "missing":
+        text = f"{name}: is missing; {see}"
+    else:
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+        shown = ":" if isinstance(first["input"], dict | BaseModel) else f" is {first['input']!r}:"
+        text = f"{name}{shown} {message}" if name else message
+    return f"{text} (and {more} more)" if more else text
+
+
+def _follow(location: tuple[Any, ...], root: type[BaseModel]) -> tuple[list[Any], list[type[BaseModel]]]:
+    """Where pydantic's location leads: the keys that the user wrote, and the models that may stand there.
+
+    pydantic puts the variant of a union (`dirichlet`, or `str`) into its path; the user wrote no such key.
+    """
+    path: list[Any] = []
+    models = [root]
+    for part in location:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            path.append(part)
+            models = [found for field in fields for found in _models_in(field.annotation)]
+        elif variants := [model for model in models if _tag(model) == part]:
+            models = variants
+        elif part not in ("str", "int"):
+            path.append(part)
+    return path, models
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    """The one value that the variant's `kind` or `name` can have."""
+    for key in ("kind", "name"):
+        if key in model.model_fields:
+            values = get_args(model.model_fields[key].annotation)
+            return values[0] if len(values) == 1 else None
+    return None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -1,0 +1,135 @@
+"""The trained networks of a finished run as torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
+from hsee_ray.config.fleet import CODEC, EXIT, ClientSpec, Fleet, ModelId
+from hsee_ray.config.schema import Config
+from hsee_ray.data.batches import normalise
+from hsee_ray.edge.codecs import ChannelRange, FeatureCodec
+from hsee_ray.errors import DataError, UserError
+from hsee_ray.method.strategies import strategy_of
+from hsee_ray.models.split import ExitHead, UnitChain, build_exit, client_units, server_units
+from hsee_ray.models.weights import digest_lines, read_model, weights_sha256
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """Models of a run; every call reads their files anew. Raises UserError where there is no such client."""
+
+    run_dir: Path
+    directory: Path
+    """Of the model files."""
+    config: Config
+    fleet: Fleet
+    summary: Mapping[str, Any]
+
+    def check(self) -> None:
+        """Raises DataError when the model files are not those that the summary's `weights_sha256` names."""
+        files = sorted(self.directory.glob("*.safetensors"))
+        lines = [line for path in files for line in digest_lines(path.stem, read_model(path))]
+        if weights_sha256(lines) != self.summary["weights_sha256"]:
+            raise DataError(
+                f"{self.directory}: holds other models than those that were trained; copy the run directory again, or "
+                "wait for the run that is going on in it"
+            )
+
+    def backbone(self) -> Backbone:
+        """The whole base network at its initial weights, a new one at every call."""
+        return build_backbone(self.config.model, self._image_shape, self._n_classes, self.config.seed)
+
+    def client(self, client_id: int) -> UnitChain:
+        """f^c of a client in evaluation mode: images from `preprocess` -> features (B, C, H, W).
+
+        At cut L it is the whole network, and gives logits (B, K).
+        """
+        spec = self._spec(client_id)
+        chain = UnitChain(client_units(self.backbone().units, spec.cut))
+        return _fill(chain, chain.units, self._tensors(spec.client_file))
+
+    def exit(self, client_id: int) -> ExitHead:
+        """f^o of a client in evaluation mode: features (B, C, H, W) -> logits (B, K).
+
+        Raises UserError when it holds the whole network and has no exit.
+        """
+        spec = self._spec(client_id, needs_server=True)
+        shape = feature_shapes(self.backbone(), self._image_shape)[spec.cut - 1]
+        head = build_exit(self.config, spec.cut_name, shape, self._n_classes)
+        return _fill(head, {EXIT: head}, self._tensors(spec.client_file))
+
+    def server(self, client_id: int) -> UnitChain:
+        """f^s for a client in evaluation mode: features (B, C, H, W) -> logits (B, K).
+
+        Of a shared server it is the part above this client's cut, with this client's statistics.
+        Raises UserError when the client holds the whole network and has no server.
+        """
+        spec = self._spec(client_id, needs_server=True)
+        chain = UnitChain(server_units(self.backbone().units, spec.cut))
+        strategy = strategy_of(self.config)
+        model = ModelId("server", strategy.server_of(spec) or 0)
+        tensors = self._tensors(strategy.file_of(self.fleet, model))
+        own = f"{spec.client_file}."
+        tensors.update({name.removeprefix(own): t for name, t in tensors.items() if name.startswith(own)})
+        return _fill(chain, chain.units, tensors)
+
+    def codec(self, client_id: int) -> FeatureCodec | None:
+        """How a client's features travel outside of training.
+
+        None where it never trained: it has no model file, or has seen no range for int8.
+        """
+        spec = self._spec(client_id)
+        path = self.directory / f"{spec.client_file}.safetensors"
+        if not path.is_file():
+            return None
+        if spec.codec != "int8":
+            return FeatureCodec(spec.codec)
+        tensors = read_model(path)
+        if tensors[f"{CODEC}.batches"] == 0:
+            return None
+        return FeatureCodec(spec.codec, ChannelRange(tensors[f"{CODEC}.low_C"], tensors[f"{CODEC}.high_C"]))
+
+    def preprocess(self, images_NHWC: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Normalised float32 images (N, C, H, W) of uint8 images (N, H, W, C), as the run was trained on."""
+        data = self.summary["data"]
+        return normalise(images_NHWC, data["mean"], data["std"], torch.contiguous_format)
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.summary["data"]["image_shape"]
+        return height, width, channels
+
+    @property
+    def _n_classes(self) -> int:
+        return len(self.summary["data"]["class_names"])
+
+    def _spec(self, client_id: int, needs_server: bool = False) -> ClientSpec:
+        if not 0 <= client_id < len(self.fleet.clients):
+            last = len(self.fleet.clients) - 1
+            raise UserError(f"{self.run_dir}: has no client {client_id}; its clients are 0 to {last}")
+        spec = self.fleet.clients[client_id]
+        if needs_server and not spec.has_server:
+            raise UserError(f"{self.run_dir}: client {client_id} holds the whole network: it has no exit and no server")
+        return spec
+
+    def _tensors(self, stem: str) -> dict[str, torch.Tensor]:
+        arrays = read_model(self.directory / f"{stem}.safetensors")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _fill(module: Network, units: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> Network:
+    """The module in evaluation mode, its units filled from tensors named `<unit>.<name in the unit>`."""
+    for name, unit in units.items():
+        own = f"{name}."
+        unit.load_state_dict({key.removeprefix(own): t for key, t in tensors.items() if key.startswith(own)})
+    return module.eval()

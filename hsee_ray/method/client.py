@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,8 @@ class Client:
         self.observer = RangeObserver(feature_shape[0]) if spec.codec == "int8" else None
         self.model = Model(client_units(backbone.units, spec.cut), exit_head, config.training, device, self.observer)
         self.skips = config.failures.on_nonfinite == "skip_batch"
+        self.pending: dict[int, Any] = {}
+        """What a strategy's legs keep of a batch until something comes back for it, by step; no part of a snapshot."""
         self._order: tuple[int, int, Array] | None = None
 
     def train(self, round_number: int, first: int, last: int) -> tuple[Packet, TrainReport]:
@@ -86,25 +89,30 @@ class Client:
         A client without a server (cut L) gives an empty packet. A batch whose loss is not finite raises NonFiniteError,
         or is left out, as `failures.on_nonfinite` says.
         """
-        self.model.train_mode(learning_rate(self.config.training, round_number))
-        batches = round_batches(self.config.training, len(self.data.train), self.spec.batch_size)[first:last]
         packet: list[FeatureBatch] = []
         losses: list[float] = []
         samples = skipped = 0
-        for batch in batches:
-            x_BCHW, y_B = self._training_batch(round_number, batch)
+        for step, x_BCHW, y_B in self.training_batches(round_number, first, last):
             samples += len(y_B)
             try:
                 h, loss = self._step(x_BCHW, y_B)
             except NonFiniteStep as error:
-                refuse_nonfinite(self.config, self.spec.client_file, round_number, batch.step, error)
+                refuse_nonfinite(self.config, self.spec.client_file, round_number, step, error)
                 skipped += 1
                 continue
             losses.append(loss)
             if self.spec.has_server:
-                packet.append(self._observed(encode(h, y_B, batch.step).coded(self.spec.codec)))
+                packet.append(self._observed(encode(h, y_B, step).coded(self.spec.codec)))
         sent_bytes = sum(message.sent_bytes for message in packet)
         return tuple(packet), TrainReport(samples, tuple(losses), sent_bytes, skipped)
+
+    def training_batches(
+        self, round_number: int, first: int, last: int
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Steps first..last-1 of a round with their images (B, C, H, W) and labels (B,); the model is in train mode."""
+        self.model.train_mode(learning_rate(self.config.training, round_number))
+        for batch in round_batches(self.config.training, len(self.data.train), self.spec.batch_size)[first:last]:
+            yield batch.step, *self._training_batch(round_number, batch)
 
     @torch.no_grad()
     def evaluate(self, first: int, last: int) -> tuple[Packet, EvaluationReport | None]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
-from torch import nn
 
 from hsee_ray.backbones import Backbone
 from hsee_ray.config.fleet import ClientSpec
@@ -50,18 +50,14 @@ class Server:
 
     def train(self, client: int, round_number: int, packet: Packet) -> TrainReport:
         """One step per batch of the packet; a batch enters above its client's cut, in its client's statistics."""
-        if self.per_client_statistics:
-            self._bind_statistics(self._statistics.setdefault(client, self._statistics_of(client)))
-        self.model.train_mode(learning_rate(self.config.training, round_number))
-        entry = self.specs[client].cut - self.first_cut
-        network = _From(self.model.network, entry)
+        network = self.part_of(client, round_number)
         losses: list[float] = []
         samples = skipped = 0
         for batch in packet:
             h, y_B = decode(batch, self.model.device)
             samples += len(y_B)
             try:
-                with undone_if_nonfinite(network) if self.skips else nullcontext():
+                with undone_if_nonfinite(self.model.network) if self.skips else nullcontext():
                     autocast = self.config.training.autocast
                     losses.append(server_step(network, self.model.optimizer, h, y_B, autocast))
             except NonFiniteStep as error:
@@ -69,6 +65,13 @@ class Server:
                 refuse_nonfinite(self.config, who, round_number, batch.step, error)
                 skipped += 1
         return TrainReport(samples, tuple(losses), skipped=skipped)
+
+    def part_of(self, client: int, round_number: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The units above a client's cut, in its statistics and in train mode: features -> logits (B, K)."""
+        if self.per_client_statistics:
+            self._bind_statistics(self._statistics.setdefault(client, self._statistics_of(client)))
+        self.model.train_mode(learning_rate(self.config.training, round_number))
+        return partial(self.model.network, entry=self.specs[client].cut - self.first_cut)
 
     @torch.no_grad()
     def evaluate(self, client: int, packet: Packet) -> EvaluationReport:
@@ -180,16 +183,3 @@ class Server:
             unit_name = self._unit_of[name]
             module_name, _, buffer_name = name.removeprefix(f"{unit_name}.").rpartition(".")
             units[unit_name].get_submodule(module_name).register_buffer(buffer_name, tensor)
-
-
-class _From(nn.Module):
-    """The part of a chain that begins at one of its units."""
-
-    def __init__(self, chain: nn.Module, entry: int) -> None:
-        super().__init__()
-        self.chain = chain
-        self.entry = entry
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        logits_BK: torch.Tensor = self.chain(h, self.entry)
-        return logits_BK

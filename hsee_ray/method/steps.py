@@ -7,7 +7,7 @@ for a server. Legend: B batch, K classes; h is the features at the cut, x the no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -50,7 +50,7 @@ def client_step(
 
 
 def server_step(
-    network: nn.Module,
+    network: Callable[[torch.Tensor], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     h: torch.Tensor,
     y_B: torch.Tensor,

@@ -1,0 +1,54 @@
+"""Parts of a user's own, over actors: they end in the reference's bits, after kills and a resume too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.run.driver import resume, run
+from actors.run.interrupt import StopRequest
+from actors.run.listener import Listener
+from actors.workers.contract import ActorFactory
+from hsee_ray.config.files import load_config
+from hsee_ray.errors import Interrupted
+from tests.ray.test_recovery import kills, reference_digest
+
+EXTENSIONS = {
+    "splitfed": ["training.strategy=tests.extensions.splitfed:SplitFed"],
+    "splitfed_shared": ["training.strategy=tests.extensions.splitfed:SplitFedShared"],
+    "splitfed_by_batch": ["training.strategy=tests.extensions.splitfed:SplitFedShared", "training.interleave=batch"],
+}
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_extension_survives_kills_and_a_resume(
+    name: str, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
+) -> None:
+    config = load_config(tiny, [*EXTENSIONS[name], "failures.max_per_actor=9", "checkpoint.every=1"])
+    injector = kills((1, "train", "client"), (1, "train", "server"))
+    stop = StopRequest()
+    listener = Listener(
+        assembled=injector.assembled,
+        entered=injector.entered,
+        happened=injector.happened,
+        finished_round=lambda report, *cost: report.round_number == 2 and stop.ask(2),
+    )
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", listener, stop, create=warm_actors)
+    assert injector.hits
+
+    finished = resume(tmp_path / "run", create=warm_actors)
+    assert finished.summary["weights_sha256"] == reference_digest(config)
+    assert finished.summary["strategy"] == config.training.strategy.name
+
+
+@pytest.mark.parametrize("name", ["splitfed", "splitfed_by_batch"])
+def test_models_that_share_slots_wait_for_what_comes_back(
+    name: str, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
+) -> None:
+    tiers = [{**tier, "clients": 2, "slots": 1} for tier in tiny["tiers"]]
+    values = {**tiny, "tiers": tiers, "data": {**tiny["data"], "train_samples": 200}}
+    config = load_config(values, [*EXTENSIONS[name], "server.slots=1", "training.rounds=2"])
+    assert run(config, tmp_path / "run", create=warm_actors).summary["weights_sha256"] == reference_digest(config)

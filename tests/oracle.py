@@ -89,7 +89,7 @@ class Oracle:
         self.unit_names = setup.fleet.unit_names
         self.cuts = [client.cut for client in setup.fleet.clients]
         self.labels = [client.label for client in setup.fleet.clients]
-        self.sequential = self.training.strategy == "sequential"
+        self.sequential = self.training.strategy.name == "sequential"
         initial = build_backbone(config.model, setup.files.image_shape, setup.n_classes, config.seed).units
         self.client_models = [self._client_model(client, initial) for client in range(len(self.cuts))]
         self.server_models: dict[int, Model] = {}
@@ -143,7 +143,7 @@ class Oracle:
         for client, rows in self._turns(number, participants):
             self._train_batch(client, rows, losses)
         due = number == self.training.rounds or number % self.training.aggregate_every == 0
-        if due and self.training.strategy in ("averaging", "sequential"):
+        if due and self.training.strategy.name in ("averaging", "sequential"):
             self._aggregate()
         return losses
 

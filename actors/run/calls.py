@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from ray import ObjectRef
+from ray.actor import ActorHandle
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -36,12 +37,12 @@ Worked = Callable[[Member, str, int, float, float], None]
 class CallFailed(Exception):
     """An actor has not given the result of a call."""
 
-    def __init__(self, member: Member, failure: Failure, relocated: bool = False) -> None:
-        """`relocated`: the actor is a new one already, as it moved along with the other one of its pair."""
+    def __init__(self, member: Member, failure: Failure, actor: ActorHandle[Any] | None = None) -> None:
+        """`actor` was the member's when it was called; by now it may have another one."""
         super().__init__(f"{failure.who}: {failure.reason}")
         self.member = member
         self.failure = failure
-        self.relocated = relocated
+        self.actor = actor
 
 
 class Calls:
@@ -70,22 +71,23 @@ class Calls:
 
     async def result(self, member: Member, ref: ObjectRef[Any]) -> Any:
         """What a reference stands for, of a call that `member` answers. Raises CallFailed."""
-        waiting = _delivery(ref)
+        waiting, slot = _delivery(ref), self.team.slot_of(member)
+        actor = self.team.actors[slot]
         self._owed.setdefault(member, set()).add(waiting)
         self._since.setdefault(member, time.monotonic())
         try:
             value = await waiting
             begin_s = self._since[member]
         except RayError as error:
-            raise self._diagnosed(member, error) from None
+            raise CallFailed(member, self._failure(member, *diagnosis(error)), actor) from None
         finally:
             self._owed[member].discard(waiting)
             if self._owed[member]:
                 self._since[member] = time.monotonic()
             else:
                 del self._owed[member], self._since[member]
-        self.team.started.add(self.team.slot_of(member))
-        self.team.relocated.discard(self.team.slot_of(member))
+        if self.team.actors[slot] is actor:
+            self.team.started.add(slot)
         self.tell_worked(member, self.stage, self.round_number, begin_s, time.monotonic())
         self.tell_answered(member)
         return value
@@ -108,14 +110,6 @@ class Calls:
                     self._out_of_patience(member)
             deadlines = (since + self._patience_s(member) - now for member, since in self._since.items())
             await asyncio.sleep(max(0.01, min(TICK_S, stop.left_s(), *deadlines)))
-
-    def _diagnosed(self, member: Member, error: RayError) -> CallFailed:
-        kind, reason = diagnosis(error)
-        slot = self.team.slot_of(member)
-        relocated = kind == "died" and slot in self.team.relocated
-        if relocated:
-            self.team.relocated.discard(slot)
-        return CallFailed(member, self._failure(member, kind, reason), relocated)
 
     def _has_started(self, member: Member) -> bool:
         return self.team.slot_of(member) in self.team.started
@@ -146,9 +140,10 @@ class Calls:
             self._fail(member, "unplaced", f"{reason}: {self.status.status_line()}")
 
     def _fail(self, member: Member, kind: Kind, reason: str) -> None:
+        actor = self.team.actors[self.team.slot_of(member)]
         for waiting in self._owed[member]:
             if not waiting.done():
-                _fail(waiting, CallFailed(member, self._failure(member, kind, reason)))
+                _fail(waiting, CallFailed(member, self._failure(member, kind, reason), actor))
 
     def _failure(self, member: Member, kind: Kind, reason: str) -> Failure:
         return Failure(

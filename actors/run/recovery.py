@@ -52,7 +52,8 @@ class Recovery:
                 return await attempt()
             except CallFailed as failed:
                 rewind()
-                if not failed.relocated:
+                # Of several calls that fail with one actor, the first has it replaced.
+                if self.team.actors[self.team.slot_of(failed.member)] is failed.actor:
                     self.replace(failed.member, failed.failure, state)
 
     def replace(self, member: Member, failure: Failure, state: RunState) -> None:

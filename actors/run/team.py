@@ -102,8 +102,6 @@ class Team:
         """Models that the next call in their slot puts back to a state."""
         self._restored: dict[Slot, ObjectRef[Any]] = {}
         """Of each slot, a result of the last call that has put a model back: later calls depend on it."""
-        self.relocated: set[Member] = set()
-        """Actors that were created anew because the other one of their pair had to move: old calls of theirs fail."""
         self.left_out: set[int] = set()
         """Clients that have no place on the cluster, and are left out until they have one."""
         self.actors: dict[Member, ActorHandle[Any]] = {}
@@ -196,8 +194,6 @@ class Team:
             remove_placement_group(self._groups.pop(member.client_id))
             other = ModelId("client" if member.side == "server" else "server", member.client_id)
             moving.append(other)
-        self.relocated.discard(moving[0])
-        self.relocated.update(moving[1:])
         for each in moving:
             ray.kill(self.actor(each), no_restart=True)
             self.started.discard(each)

@@ -65,7 +65,7 @@ def test_runs_in_slots_equal_the_reference(
     teams: list[Team] = []
     finished = run(config, tmp_path / "run", Listener(assembled=teams.append), create=warm_actors)
     assert finished.summary["weights_sha256"] == reference_digest(config)
-    servers = 1 if config.training.strategy == "sequential" else SLOTS[slots][3]
+    servers = 1 if config.training.strategy.name == "sequential" else SLOTS[slots][3]
     assert len(teams[0].actors) == sum(SLOTS[slots][:3]) + servers + 1
     assert str(teams[0].slot_plan).startswith(
         f"{len(teams[0].actors) - 1} actors, in which models take turns: 3 sensor in"

@@ -234,7 +234,7 @@ def test_gpus_are_fractions_up_to_one_or_whole(num_gpus: float) -> None:
 
 def test_defaults() -> None:
     training = load_config(BASE).training
-    assert (training.strategy, training.aggregate, training.norm_statistics) == ("averaging", "all", "per_client")
+    assert (training.strategy.name, training.aggregate, training.norm_statistics) == ("averaging", "all", "per_client")
     assert training.lr_schedule == ConstantSchedule()
 
 

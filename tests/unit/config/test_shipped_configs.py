@@ -168,4 +168,4 @@ def test_the_paper_configs_take_the_whole_network_and_all_images() -> None:
     config = load_config(CONFIGS / f"{PAPER[0]}.yaml")
     assert (config.model.name, config.model.width) == ("resnet18", 64)
     assert (config.data.train_samples, config.data.test_samples) == (None, None)
-    assert (config.training.strategy, config.training.aggregate) == ("averaging", "all")
+    assert (config.training.strategy.name, config.training.aggregate) == ("averaging", "all")

@@ -287,7 +287,7 @@ def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
 
     finished = load_run(kept)
     assert finished.summary["weights_sha256"] == reference_digest(config)
-    finished.check_models()
+    finished.models.check()
     check_each_round_once(finished, 4)
     assert not (kept / "error.log").exists()
     assert {path.name for path in kept.iterdir()} == {

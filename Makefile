@@ -1,15 +1,25 @@
-# Two commands: `make train` and `make test`. Both make .venv when it is missing.
+# Three commands: `make train`, `make test` and `make test-all`. Each makes .venv when it is missing.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: train test lint types clean
+.PHONY: train test test-all unit smoke lint types clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jobs.train --config jobs/configs/quickstart.yaml
 
-test: lint types
-	$(BIN)/python -m pytest -q
+# Lint, types, unit tests on two cores, and of the tests over actors one of each kind: some minutes.
+test: lint types unit smoke
+
+# Everything, as CI runs it.
+test-all: test
+	$(BIN)/python -m pytest -q -m 'not smoke' tests/ray tests/e2e
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n 2 tests/unit
+
+smoke: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m smoke tests/ray tests/e2e
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -101,6 +101,7 @@ def all_at_once(work: Callable[[int], int]) -> int:
 # Devices
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("client", [0, 1, 2])
 def test_a_device_gets_the_answers_of_the_trained_network(server: Server, client: int) -> None:
     batch = images(client, 40)

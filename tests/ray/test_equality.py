@@ -59,11 +59,12 @@ def _pairs(chosen: dict[str, int], names: list[str]) -> set[tuple[str, int, str,
     return {(a, chosen[a], b, chosen[b]) for a, b in combinations(names, 2) if a in chosen and b in chosen}
 
 
+SMOKE = [{"strategy": "averaging"}, {"strategy": "sequential"}, {"training.strategy": "distributed"}]
 CASES = [
+    *(pytest.param(case, marks=pytest.mark.smoke) for case in SMOKE),
     *pairwise(OPTIONS),
-    {"training.strategy": "distributed"},
     {"training.strategy": "distributed", "training.clients_per_round": 0.34, "training.local_epochs": 2},
-    {"training.strategy": "centralized", "training.local_steps": 3},
+    pytest.param({"training.strategy": "centralized", "training.local_steps": 3}, marks=pytest.mark.smoke),
     {"training.strategy": "averaging", "training.autocast": "bfloat16", "cluster.placement": "spread"},
     {"training.strategy": "averaging", "cluster.placement": "colocate"},
     {"training.strategy": "averaging", "tiers.0.codec": "int8", "tiers.1.codec": "fp16"},

@@ -22,7 +22,9 @@ EXTENSIONS = {
 }
 
 
-@pytest.mark.parametrize("name", EXTENSIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.smoke] if name == "splitfed" else []) for name in EXTENSIONS]
+)
 def test_an_extension_survives_kills_and_a_resume(
     name: str, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:

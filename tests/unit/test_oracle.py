@@ -231,7 +231,7 @@ def train_both(setup: Setup) -> tuple[Reference, Reference]:
     plain, changed = Reference(setup), Reference(setup)
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for server in changed.server_of.values():
+        for server in changed.servers.values():
             for unit in server.model.units.values():
                 for parameter in unit.parameters():
                     parameter.add_(torch.randn(parameter.shape, generator=noise))
@@ -268,7 +268,7 @@ def test_a_client_with_the_whole_network_sends_nothing(strategy: str, cache: Pat
     assert reference.clients[last].train(1, 0, 1)[0] == ()
     assert report.client_training[last].sent_bytes == report.evaluation[last].sent_bytes == 0
     assert report.evaluation[last].server_correct is None
-    assert last not in report.server_training and last not in reference.server_of
+    assert last not in report.server_training and reference.strategy.server_of(setup.fleet.clients[last]) is None
     assert setup.fleet.clients[last].server_file not in reference.files()
     # The others send float32 features, (4, 8, 8) at the stem and (6, 4, 4) at block2, and an int64 label.
     for client, floats in enumerate((4 * 8 * 8, 4 * 8 * 8, 6 * 4 * 4)):

@@ -76,7 +76,6 @@ def test_clients_are_numbered_over_the_tiers() -> None:
     assert built.clients[0].resources == ResourcesConfig(num_cpus=0.5)
     assert (built.clients[3].client_file, built.clients[3].server_file) == ("client-003", "server-003")
     assert built.tiers == ("sensor", "phone", "hub")
-    assert built.lowest_cut == 1
     assert built.unit_names == UNITS
 
 

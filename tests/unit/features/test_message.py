@@ -139,7 +139,7 @@ def test_read_only_features_are_decoded_without_a_word() -> None:
     # In a process of its own: torch warns once per process, and pytest changes the filters.
     script = """
 import numpy as np, torch
-from hsee_ray.wire import FeatureBatch, decode
+from hsee_ray.features.message import FeatureBatch, decode
 features, labels = np.ones((2, 3), np.float32), np.zeros(2, np.int64)
 features.setflags(write=False)
 labels.setflags(write=False)

@@ -17,7 +17,7 @@ from hsee_ray.errors import ConfigError
 from hsee_ray.method.strategies import build_fleet, strategy_of
 from hsee_ray.planning.planner import MIB, Planner, check_devices, with_cuts
 from hsee_ray.planning.report import make_plan
-from hsee_ray.planning.search import OBJECTIVES, Figures, meets, plan_key
+from hsee_ray.planning.search import COMPARED, Figures, meets, plan_key
 from hsee_ray.simulation.prediction import Predictor
 
 FLEETS = 60
@@ -180,7 +180,7 @@ def test_the_plan_is_what_trying_all_plans_gives(seed: int) -> None:
     seconds = sorted(figures.seconds for figures in plans.values())
     planner = fleet.planner()
     for limit_s in (None, seconds[0], seconds[len(seconds) // 3], seconds[-1]):
-        for objective in OBJECTIVES:
+        for objective in COMPARED:
             allowed = {cuts: figures for cuts, figures in plans.items() if meets(figures.seconds, limit_s)}
             best = min(allowed, key=lambda cuts: plan_key(objective, plans[cuts], cuts))
             assert planner.best(objective, limit_s) == best, f"{objective}, limit {limit_s}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import fmean
 
 from actors.run.listener import Event, Listener
 from actors.run.team import Team
-from hsee_ray.method.reports import RoundReport, TrainReport
+from hsee_ray.method.figures import gathered
+from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.schedule import participants
 from hsee_ray.method.setup import Setup
 from hsee_ray.simulation.prediction import RoundCost
@@ -80,23 +81,20 @@ def _live_bar(place: str) -> Iterator[Listener]:
 
 def round_line(report: RoundReport, rounds: int, cost: RoundCost | None = None) -> str:
     """`[round 3/50] loss client 1.83 server 1.60  accuracy client 31.2 % server 44.0 %  812 samples/s`."""
-    parts = [f"[round {report.round_number}/{rounds}] loss client {_loss(report.client_training)}"]
+    clients = sorted({*report.client_training, *report.server_training, *report.evaluation})
+    means = {name: fmean(values) for name, values in gathered(report, clients).items()}
+    client_loss = f"{means['client_loss']:.3f}" if report.client_training else "-"
+    parts = [f"[round {report.round_number}/{rounds}] loss client {client_loss}"]
     if report.server_training:
-        parts.append(f"server {_loss(report.server_training)}")
-    evaluated = report.evaluation.values()
-    if evaluated:
-        parts.append(f" accuracy client {fmean(e.client_correct / e.samples for e in evaluated):.1%}")
-        served = [e.server_correct / e.samples for e in evaluated if e.server_correct is not None]
-        if served:
-            parts.append(f"server {fmean(served):.1%}")
+        parts.append(f"server {means['server_loss']:.3f}")
+    if report.evaluation:
+        parts.append(f" accuracy client {means['client_accuracy']:.1%}")
+        if "server_accuracy" in means:
+            parts.append(f"server {means['server_accuracy']:.1%}")
     parts.append(f" {report.samples / report.train_s:.0f} samples/s")
     if cost is not None:
         parts.append(f" {cost.round_s:.3g} s simulated")
     return " ".join(parts)
-
-
-def _loss(training: Mapping[int, TrainReport]) -> str:
-    return f"{fmean(report.mean_loss for report in training.values()):.3f}" if training else "-"
 
 
 class _Opening:

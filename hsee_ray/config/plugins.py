@@ -20,6 +20,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         name: f"hsee_ray.method.strategies:{name.capitalize()}"
         for name in ("averaging", "sequential", "distributed", "centralized")
     },
+    "figure": {},
 }
 """Where each kind's own parts are. A part of the project is registered here, and nowhere else."""
 
@@ -50,14 +51,16 @@ def known(kind: str) -> AfterValidator:
 
     def check(plugin: PlugIn) -> PlugIn:
         if plugin.name not in BUILT_IN[kind] and ":" not in plugin.name:
-            names = ", ".join(BUILT_IN[kind])
-            raise ValueError(f"there is no {kind} {plugin.name!r}; use {names}, or package.module:name for your own")
+            names = "".join(f"{name}, " for name in BUILT_IN[kind])
+            own = f"{'or ' if names else ''}package.module:name for your own"
+            raise ValueError(f"there is no {kind} {plugin.name!r}; use {names}{own}")
         return plugin
 
     return AfterValidator(check)
 
 
 StrategyPlugIn = Annotated[PlugIn, known("strategy")]
+FigurePlugIn = Annotated[PlugIn, known("figure")]
 
 
 class Pluggable(ABC):  # noqa: B024 (each kind of part has its own abstract methods)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hsee_ray.config.plugins import PlugIn, StrategyPlugIn
+from hsee_ray.config.plugins import FigurePlugIn, PlugIn, StrategyPlugIn
 from hsee_ray.config.problems import Strict as _Model
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -178,6 +178,7 @@ class TrainingConfig(_Model):
 class EvaluationConfig(_Model):
     every: int = Field(1, ge=1)
     batch_size: int = Field(256, ge=1)
+    figures: tuple[FigurePlugIn, ...] = ()
 
 
 def _ascending(taus: tuple[float, ...]) -> tuple[float, ...]:

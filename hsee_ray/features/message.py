@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,8 @@ class FeatureBatch:
     """The batch's number in its round, from 0; in training only."""
     bounds: ChannelRange | None = None
     """What int8 codes are decoded with: of this batch in training, else what the client's bundle holds."""
+    counts: Mapping[str, float] | None = None
+    """Of the exit's logits, by the metrics of `evaluation.figures`; in evaluation only."""
 
     def rows(self, indices: np.ndarray[Any, Any]) -> FeatureBatch:
         """The features of some of the samples, as a smaller batch in the same memory format; all of them, uncopied."""

@@ -20,6 +20,7 @@ from hsee_ray.edge.codecs import ChannelRange
 from hsee_ray.edge.gate import Gate, confidence
 from hsee_ray.features.message import FeatureBatch, Packet, encode
 from hsee_ray.features.ranges import RangeObserver
+from hsee_ray.method.figures import count, metrics_of
 from hsee_ray.method.predictions import ExitPredictions, Part
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
 from hsee_ray.method.schedule import BatchSlice, learning_rate, round_batches
@@ -126,9 +127,12 @@ class Client:
         h, logits_BK = self._infer(x_BCHW)
         confidence_B = confidence(logits_BK, self.config.exits.confidence)
         prediction_B = logits_BK.argmax(axis=1)
+        counts = count(metrics_of(self.config), logits_BK, self.data.test.labels_N[rows])
         if self.spec.has_server:
             sent = encode(h, y_B).coded(self.spec.codec, self._bounds())
-            return (dataclasses.replace(sent, confidence_B=confidence_B, prediction_B=prediction_B),), None
+            return (
+                dataclasses.replace(sent, confidence_B=confidence_B, prediction_B=prediction_B, counts=counts),
+            ), None
         return (), evaluation_report(
             labels_B=y_B.cpu().numpy(),
             n_classes=len(self.data.class_names),
@@ -137,6 +141,7 @@ class Client:
             server_prediction_B=None,
             taus=self.config.exits.taus,
             sent_bytes=0,
+            counts={"client": counts},
         )
 
     @torch.no_grad()

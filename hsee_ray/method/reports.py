@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from hsee_ray.method.legs import Side
+
 CONFIDENCE_BINS = 20
 """Bins of the confidence histogram, equal in width over [0, 1]."""
 
@@ -60,6 +62,8 @@ class EvaluationReport:
     """Samples of each class."""
     confidence_counts: tuple[int, ...]
     """Histogram of the exit's confidence, CONFIDENCE_BINS bins over [0, 1]."""
+    counts: Mapping[Side, Mapping[str, float]] = field(default_factory=dict)
+    """What the metrics of `evaluation.figures` have counted, by the side whose logits they saw."""
 
     def __add__(self, other: EvaluationReport) -> EvaluationReport:
         def add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
@@ -75,6 +79,13 @@ class EvaluationReport:
             sent_bytes=self.sent_bytes + other.sent_bytes,
             label_counts=add(self.label_counts, other.label_counts),
             confidence_counts=add(self.confidence_counts, other.confidence_counts),
+            counts={
+                side: {
+                    name: own.get(name, 0) + other.counts[side].get(name, 0) for name in {**own, **other.counts[side]}
+                }
+                for side, own in self.counts.items()
+                if side in other.counts
+            },
         )
 
 
@@ -112,8 +123,9 @@ def evaluation_report(
     server_prediction_B: Array | None,
     taus: Sequence[float],
     sent_bytes: int,
+    counts: Mapping[Side, Mapping[str, float]] | None = None,
 ) -> EvaluationReport:
-    """Counts of right answers: client alone, server alone, and gated at every tau.
+    """Counts of right answers: client alone, server alone, and gated at every tau; `counts` are the metrics'.
 
     Without a server (cut L) the client answers everything: nothing is offloaded at any tau.
     """
@@ -136,4 +148,5 @@ def evaluation_report(
         sent_bytes=sent_bytes,
         label_counts=tuple(np.bincount(labels_B, minlength=n_classes).tolist()),
         confidence_counts=tuple(np.bincount(bins_B, minlength=CONFIDENCE_BINS).tolist()),
+        counts=counts or {},
     )

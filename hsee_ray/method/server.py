@@ -14,6 +14,7 @@ from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.config.schema import Config
 from hsee_ray.features.message import FeatureBatch, Packet, decode
 from hsee_ray.method.aggregation import mean_arrays
+from hsee_ray.method.figures import count, metrics_of
 from hsee_ray.method.predictions import ServerPredictions
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
 from hsee_ray.method.schedule import learning_rate
@@ -21,7 +22,7 @@ from hsee_ray.method.steps import NonFiniteStep, refuse_nonfinite, server_step, 
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.split import server_units
-from hsee_ray.models.state import Array, Arrays, named_tensors, statistics_names, to_array
+from hsee_ray.models.state import Arrays, named_tensors, statistics_names, to_array
 
 StatisticsSet = dict[str, torch.Tensor]
 """Norm statistics of one client by `<unit>.<name in the unit>`."""
@@ -77,15 +78,18 @@ class Server:
     def evaluate(self, client: int, packet: Packet) -> EvaluationReport:
         """The server's answers to a client's features, beside the client's own that travel with them."""
         (batch,) = packet
-        assert batch.confidence_B is not None and batch.prediction_B is not None
+        assert batch.confidence_B is not None and batch.prediction_B is not None and batch.counts is not None
+        logits_BK = self._infer(client, batch)
+        counted = count(metrics_of(self.config), logits_BK.cpu().numpy(), batch.labels_B)
         return evaluation_report(
             labels_B=batch.labels_B,
             n_classes=self.n_classes,
             client_prediction_B=batch.prediction_B,
             confidence_B=batch.confidence_B,
-            server_prediction_B=self._infer(client, batch),
+            server_prediction_B=logits_BK.argmax(dim=1).cpu().numpy(),
             taus=self.config.exits.taus,
             sent_bytes=batch.feature_bytes,
+            counts={"client": batch.counts, "server": counted},
         )
 
     @torch.no_grad()
@@ -93,18 +97,17 @@ class Server:
         """Answers to the samples of which a client was not sure."""
         begin = time.perf_counter()
         (batch,) = packet
-        prediction_B = self._infer(client, batch)
+        prediction_B = self._infer(client, batch).argmax(dim=1).cpu().numpy()
         return ServerPredictions(prediction_B, len(prediction_B), time.perf_counter() - begin)
 
-    def _infer(self, client: int, batch: FeatureBatch) -> Array:
-        """Predicted class (B,) of each sample, in the client's statistics."""
+    def _infer(self, client: int, batch: FeatureBatch) -> torch.Tensor:
+        """Logits (B, K), in the client's statistics."""
         if self.per_client_statistics:
             self._bind_statistics(self._statistics_of(client))
         self.model.eval_mode()
         h, _ = decode(batch, self.model.device)
-        logits_BK = self.model.network(h, self.specs[client].cut - self.first_cut)
-        prediction_B: Array = logits_BK.argmax(dim=1).cpu().numpy()
-        return prediction_B
+        logits_BK: torch.Tensor = self.model.network(h, self.specs[client].cut - self.first_cut)
+        return logits_BK
 
     def snapshot(self) -> Snapshot:
         """A copy of everything that decides this server's future."""

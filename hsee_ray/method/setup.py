@@ -26,6 +26,7 @@ from hsee_ray.data import (
 from hsee_ray.edge.codecs import feature_bytes
 from hsee_ray.errors import ConfigError
 from hsee_ray.method.client import Client, ClientData, Samples
+from hsee_ray.method.figures import check_metrics
 from hsee_ray.method.server import Server
 from hsee_ray.method.strategies import Strategy, build_fleet, strategy_of
 
@@ -80,6 +81,7 @@ def prepare_run(config: Config) -> Setup:
     backbone = build_network(config, files)
     train, test = open_images(files.train), open_images(files.test)
     n_classes = len(files.class_names)
+    check_metrics(config, n_classes)
     chosen = select(train.labels_N, config.data.train_samples, config.seed, "train")
     parts = partition(train.labels_N, chosen, config.n_clients, n_classes, config.data, config.seed)
     if strategy.on_server:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hsee_ray.config.fleet import ClientSpec, Fleet
+from hsee_ray.config.fleet import Fleet
 from hsee_ray.errors import DataError
-from hsee_ray.method.reports import EvaluationReport, RoundReport
+from hsee_ray.method.figures import Metric, client_figures, gate_figures
+from hsee_ray.method.reports import RoundReport
 from hsee_ray.storage import write_whole
 
 if TYPE_CHECKING:
@@ -47,13 +48,18 @@ class MetricRow(NamedTuple):
 
 
 def metric_rows(
-    report: RoundReport, fleet: Fleet, taus: Sequence[float], cost: RoundCost | None = None
+    report: RoundReport,
+    fleet: Fleet,
+    taus: Sequence[float],
+    cost: RoundCost | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> list[MetricRow]:
     """Rows of one round: the round's own first, then the tiers', then every client's in the order of the fleet.
 
     Losses are means over the round's steps in nats; accuracies, ratios and rates lie in [0, 1]. `taus` is the
-    grid in the order of the report's counts; `cost` is the round in simulated time, where devices are known. A metric
-    that does not exist for a client has no row: `server_accuracy` at cut L, or training in a round that it sat out.
+    grid in the order of the report's counts; `cost` is the round in simulated time, where devices are known;
+    `metrics` are those of `evaluation.figures`. A metric that does not exist for a client has no row:
+    `server_accuracy` at cut L, or training in a round that it sat out.
     """
     number = report.round_number
     rows = [
@@ -67,7 +73,9 @@ def metric_rows(
     if cost is not None:
         rows.extend(MetricRow(number, None, *simulated) for simulated in _simulated_metrics(cost))
     for client in fleet.clients:
-        for metric, tau, value in _client_metrics(report, client, taus):
+        evaluated = report.evaluation.get(client.client_id)
+        gates = () if evaluated is None else gate_figures(evaluated, taus)
+        for metric, tau, value in (*client_figures(report, client.client_id, metrics), *gates):
             rows.append(MetricRow(number, client.client_id, client.tier, metric, tau, float(value)))
     return rows
 
@@ -98,27 +106,6 @@ def read_metrics(path: Path) -> pa.Table:
         raise DataError(f"{path}: metrics cannot be read ({reason}); copy the run directory again") from None
 
 
-def _client_metrics(
-    report: RoundReport, client: ClientSpec, taus: Sequence[float]
-) -> Iterator[tuple[str, float | None, float]]:
-    """Name, tau and value of each metric that this client has in this round."""
-    trained = report.client_training.get(client.client_id)
-    if trained is not None:
-        yield "client_loss", None, trained.mean_loss
-        yield "train_samples", None, trained.samples
-        yield "train_sent_bytes", None, trained.sent_bytes
-        if trained.skipped:
-            yield "client_skipped_batches", None, trained.skipped
-    taught = report.server_training.get(client.client_id)
-    if taught is not None:
-        yield "server_loss", None, taught.mean_loss
-        if taught.skipped:
-            yield "server_skipped_batches", None, taught.skipped
-    evaluated = report.evaluation.get(client.client_id)
-    if evaluated is not None:
-        yield from _evaluation_metrics(evaluated, taus)
-
-
 def _simulated_metrics(cost: RoundCost) -> Iterator[tuple[str | None, str, None, float]]:
     """Tier, name, no tau and value of what a round took on the tiers' devices."""
     yield None, "simulated_s", None, cost.round_s
@@ -133,18 +120,3 @@ def _simulated_metrics(cost: RoundCost) -> Iterator[tuple[str | None, str, None,
     for tier, spent in cost.evaluated_tiers().items() if cost.evaluated else ():
         yield tier, "simulated_evaluation_joules", None, spent.joules
         yield tier, "simulated_evaluation_sent_bytes", None, float(spent.sent_bytes)
-
-
-def _evaluation_metrics(
-    evaluated: EvaluationReport, taus: Sequence[float]
-) -> Iterator[tuple[str, float | None, float]]:
-    samples = evaluated.samples
-    yield "client_accuracy", None, evaluated.client_correct / samples
-    if evaluated.server_correct is not None:
-        yield "server_accuracy", None, evaluated.server_correct / samples
-    for tau, correct in zip(taus, evaluated.gated_correct, strict=True):
-        yield "gated_accuracy", tau, correct / samples
-    for tau, offloaded in zip(taus, evaluated.offloaded, strict=True):
-        yield "offload_ratio", tau, offloaded / samples
-    yield "eval_sent_bytes", None, evaluated.sent_bytes
-    yield "majority_rate", None, max(evaluated.label_counts) / samples

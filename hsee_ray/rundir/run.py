@@ -106,6 +106,11 @@ def load_begun(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
     return load_config(run_dir / CONFIG_FILE, overrides)
 
 
+def side_figures(means: Mapping[str, Any]) -> list[str]:
+    """Names of the figures of either side in a part of a summary."""
+    return [name for name in means if name.startswith(("client_", "server_"))]
+
+
 def load_run(path: str | Path) -> Run:
     """Run in a directory that a finished training left behind.
 

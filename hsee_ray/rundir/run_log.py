@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hsee_ray.method.figures import metrics_of
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import Setup
 from hsee_ray.rundir.checkpoint import Progress, check_content, entry_of
@@ -59,7 +60,8 @@ class RunLog:
         """Writes down one whole round, and what it cost in simulated time where devices are known."""
         self.progress.totals.add(report, cost)
         self.board.round(report, cost, self.progress.totals.simulated)
-        self.rows.extend(metric_rows(report, self.setup.fleet, self.setup.config.exits.taus, cost))
+        config = self.setup.config
+        self.rows.extend(metric_rows(report, self.setup.fleet, config.exits.taus, cost, metrics_of(config)))
 
     def cut(self) -> None:
         """Notes in the progress what there is, for a checkpoint."""

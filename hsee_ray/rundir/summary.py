@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.schema import Config
+from hsee_ray.method.figures import evaluation_figures, gate_figures, metrics_of
 from hsee_ray.method.reports import EvaluationReport, RoundReport
 from hsee_ray.method.strategies import strategy_of
 from hsee_ray.process import processor
+from hsee_ray.rundir.run import side_figures
 from hsee_ray.storage import write_whole
 
 if TYPE_CHECKING:
@@ -29,15 +31,7 @@ if TYPE_CHECKING:
 CENTRAL = "central"
 """Identity of Centralized's only client, where others have their number."""
 
-_AVERAGED = (
-    "samples",
-    "client_accuracy",
-    "server_accuracy",
-    "majority_rate",
-    "train_sent_bytes",
-    "eval_samples",
-    "eval_sent_bytes",
-)
+_EVALUATED = ("client_accuracy", "server_accuracy", "majority_rate", "eval_samples", "eval_sent_bytes")
 
 
 @dataclass(frozen=True)
@@ -149,7 +143,7 @@ def build_summary(
     the run took on the tiers' devices, or is None.
     """
     clients = [
-        _client_summary(client, samples, totals, config.exits.taus)
+        _client_summary(client, samples, totals, config)
         for client, samples in zip(fleet.clients, local_samples, strict=True)
     ]
     return {
@@ -194,7 +188,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     write_whole(path, f"{text}\n".encode())
 
 
-def _client_summary(client: ClientSpec, samples: int, totals: RunTotals, taus: Sequence[float]) -> dict[str, Any]:
+def _client_summary(client: ClientSpec, samples: int, totals: RunTotals, config: Config) -> dict[str, Any]:
     return {
         "id": CENTRAL if client.label == CENTRAL else client.client_id,
         "tier": client.tier,
@@ -203,28 +197,23 @@ def _client_summary(client: ClientSpec, samples: int, totals: RunTotals, taus: S
         "samples": samples,
         "train_sent_bytes": totals.train_sent_bytes.get(client.client_id, 0),
         "missed_rounds": totals.missed_rounds.get(client.client_id, []),
-        **_evaluation_summary(totals.evaluation.get(client.client_id), taus),
+        **_evaluation_summary(totals.evaluation.get(client.client_id), config),
     }
 
 
-def _evaluation_summary(evaluated: EvaluationReport | None, taus: Sequence[float]) -> dict[str, Any]:
+def _evaluation_summary(evaluated: EvaluationReport | None, config: Config) -> dict[str, Any]:
     """What the last evaluation found; None in place of every figure of a client that was never there for one."""
-    if evaluated is None:
-        nothing = [{"tau": tau, "accuracy": None, "offload_ratio": None} for tau in taus]
-        names = ("client_accuracy", "server_accuracy", "majority_rate", "eval_samples", "eval_sent_bytes")
-        return {**dict.fromkeys(names), "gated": nothing}
-    samples, server_correct = evaluated.samples, evaluated.server_correct
-    gates = zip(taus, evaluated.gated_correct, evaluated.offloaded, strict=True)
-    return {
-        "client_accuracy": evaluated.client_correct / samples,
-        "server_accuracy": None if server_correct is None else server_correct / samples,
-        "majority_rate": max(evaluated.label_counts) / samples,
-        "eval_samples": samples,
-        "eval_sent_bytes": evaluated.sent_bytes,
-        "gated": [
-            {"tau": tau, "accuracy": correct / samples, "offload_ratio": sent / samples} for tau, correct, sent in gates
-        ],
-    }
+    found: dict[str, Any] = dict.fromkeys(_EVALUATED)
+    gated: dict[tuple[str, float | None], float] = {}
+    if evaluated is not None:
+        found["eval_samples"] = evaluated.samples
+        found |= {name: value for name, _, value in evaluation_figures(evaluated, metrics_of(config))}
+        gated = {(name, tau): value for name, tau, value in gate_figures(evaluated, config.exits.taus)}
+    found["gated"] = [
+        {"tau": tau, "accuracy": gated.get(("gated_accuracy", tau)), "offload_ratio": gated.get(("offload_ratio", tau))}
+        for tau in config.exits.taus
+    ]
+    return found
 
 
 def _simulation_summary(config: Config, fleet: Fleet, totals: SimulatedTotals | None) -> dict[str, Any] | None:
@@ -266,7 +255,8 @@ def _tier_summary(tier: str, clients: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _means(clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    means: dict[str, Any] = {name: _mean(client[name] for client in clients) for name in _AVERAGED}
+    names = ["samples", "train_sent_bytes", *_EVALUATED, *(name for client in clients for name in side_figures(client))]
+    means: dict[str, Any] = {name: _mean(client.get(name) for client in clients) for name in names}
     means["gated"] = [
         {
             "tau": gates[0]["tau"],

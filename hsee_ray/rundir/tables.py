@@ -10,30 +10,33 @@ from statistics import fmean
 from typing import Any
 
 from hsee_ray.errors import UserError
-from hsee_ray.rundir.run import Run
+from hsee_ray.rundir.run import Run, side_figures
 
 Rows = list[list[str]]
 """Cells of a table; the first row is the header."""
 
 NONE = "-"
+_ACCURACIES = ("client_accuracy", "server_accuracy")
 
 
 def tier_table(summary: Mapping[str, Any], tau: float | None = None) -> Rows:
     """One row per tier and one for all clients, gated at `tau` or at the middle of the run's grid.
 
     `bytes per sample` is what a client sends at this tau, spread over all samples that it is asked about:
-    eval_sent_bytes / eval_samples (one sample's features) times the offload ratio, averaged over clients.
+    eval_sent_bytes / eval_samples (one sample's features) times the offload ratio, averaged over clients. The metrics
+    of `evaluation.figures` follow the accuracies.
     Raises UserError when tau is not in the run's grid.
     """
     index = _tau_index(summary, tau)
     shown = f"at tau {summary['overall']['gated'][index]['tau']:g}"
-    header = ["tier", "cut", "clients", "client accuracy", "server accuracy"]
+    own = [name for name in side_figures(summary["overall"]) if name not in _ACCURACIES]
+    header = ["tier", "cut", "clients", *(name.replace("_", " ", 1) for name in (*_ACCURACIES, *own))]
     rows = [[*header, f"gated {shown}", f"offloaded {shown}", "bytes per sample"]]
     clients = summary["clients"]
     for tier in summary["tiers"]:
         members = [client for client in clients if client["tier"] == tier["name"]]
-        rows.append([tier["name"], tier["cut"], *_tier_cells(tier, members, index)])
-    rows.append(["overall", NONE, *_tier_cells(summary["overall"], clients, index)])
+        rows.append([tier["name"], tier["cut"], *_tier_cells(tier, members, own, index)])
+    rows.append(["overall", NONE, *_tier_cells(summary["overall"], clients, own, index)])
     return rows
 
 
@@ -125,7 +128,9 @@ def _tau_index(summary: Mapping[str, Any], tau: float | None) -> int:
     return grid.index(tau)
 
 
-def _tier_cells(means: Mapping[str, Any], clients: Sequence[Mapping[str, Any]], index: int) -> list[str]:
+def _tier_cells(
+    means: Mapping[str, Any], clients: Sequence[Mapping[str, Any]], own: Sequence[str], index: int
+) -> list[str]:
     gate = means["gated"][index]
     sent_bytes = [
         client["eval_sent_bytes"] / client["eval_samples"] * client["gated"][index]["offload_ratio"]
@@ -134,8 +139,8 @@ def _tier_cells(means: Mapping[str, Any], clients: Sequence[Mapping[str, Any]], 
     ]
     return [
         str(means["clients"]),
-        percent(means["client_accuracy"]),
-        percent(means["server_accuracy"]),
+        *(percent(means[name]) for name in _ACCURACIES),
+        *(decimal(means.get(name)) for name in own),
         percent(gate["accuracy"]),
         percent(gate["offload_ratio"]),
         f"{fmean(sent_bytes):,.0f}" if sent_bytes else NONE,

@@ -21,6 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import Config
+from hsee_ray.method.figures import metrics_of
 from hsee_ray.method.reports import CONFIDENCE_BINS, RoundReport
 from hsee_ray.rundir.metrics import MetricRow, metric_rows
 from hsee_ray.rundir.summary import SimulatedTotals
@@ -56,7 +57,7 @@ class RunBoard:
         `cost`: of the round in simulated time; `simulated`: what the devices have spent so far. Accuracies then stand
         against that as well.
         """
-        rows = metric_rows(report, self._fleet, self._config.exits.taus, cost)
+        rows = metric_rows(report, self._fleet, self._config.exits.taus, cost, metrics_of(self._config))
         for tag, value in self._scalars(rows):
             self._writer.add_scalar(tag, value, report.round_number)
             if simulated is not None and tag.startswith(AGAINST_SPENDING):

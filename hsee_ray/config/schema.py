@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from hsee_ray.config.plugins import PlugIn, StrategyPlugIn
+from hsee_ray.config.plugins import PlugIn, StagePlugIn, StrategyPlugIn
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = re.compile(rf"([a-z0-9.-]+/)?{_LABEL_WORD}")
@@ -125,6 +125,7 @@ class TierConfig(_Model):
     clients: int = Field(ge=1)
     cut: Annotated[str | int, Field(union_mode="left_to_right")]
     batch_size: int | None = Field(None, ge=2)
+    stages: tuple[StagePlugIn, ...] = ()
     codec: Literal["none", "fp16", "int8"] = "none"
     device: str | None = None
     slots: int | None = Field(None, ge=1)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from hsee_ray.backbones import Backbone
     from hsee_ray.config.fleet import ClientSpec, Fleet
-    from hsee_ray.edge.codecs import FeatureCodec
     from hsee_ray.evaluation.calibration import Calibration
+    from hsee_ray.features.path import FeaturePath
     from hsee_ray.models.split import ExitHead, UnitChain
 
     Network = TypeVar("Network", bound=nn.Module)
@@ -119,12 +119,11 @@ class Run:
 
         Raises UserError when there is no such client, or it holds the whole network and has no exit.
         """
-        from hsee_ray.backbones import feature_shapes
         from hsee_ray.config.fleet import EXIT
         from hsee_ray.models.split import build_exit
 
         spec = self._spec(client_id, needs_server=True)
-        shape = feature_shapes(self.backbone(), self._image_shape)[spec.cut - 1]
+        shape = self._feature_shapes[spec.cut - 1]
         head = build_exit(self.config, spec.cut_name, shape, len(self.summary["data"]["class_names"]))
         return _fill(head, {EXIT: head}, self._tensors(spec.client_file))
 
@@ -145,26 +144,22 @@ class Run:
         tensors.update({name.removeprefix(own): t for name, t in tensors.items() if name.startswith(own)})
         return _fill(chain, chain.units, tensors)
 
-    def codec(self, client_id: int) -> FeatureCodec | None:
+    def feature_path(self, client_id: int) -> FeaturePath | None:
         """How a client's features travel outside of training.
 
         None where it never trained: it has no model file, or has seen no range for int8. Raises UserError when there is
         no such client.
         """
-        from hsee_ray.config.fleet import CODEC
-        from hsee_ray.edge.codecs import ChannelRange, FeatureCodec
-        from hsee_ray.models.weights import read_model
+        from hsee_ray.features.path import FeaturePath
 
         spec = self._spec(client_id)
-        path = self.path / MODELS_DIR / f"{spec.client_file}.safetensors"
-        if not path.is_file():
+        if not (self.path / MODELS_DIR / f"{spec.client_file}.safetensors").is_file():
             return None
-        if spec.codec != "int8":
-            return FeatureCodec(spec.codec)
-        tensors = read_model(path)
-        if tensors[f"{CODEC}.batches"] == 0:
-            return None
-        return FeatureCodec(spec.codec, ChannelRange(tensors[f"{CODEC}.low_C"], tensors[f"{CODEC}.high_C"]))
+        found = FeaturePath(self.config, spec, self._feature_shapes[spec.cut - 1])
+        tensors = self._tensors(spec.client_file)
+        for name, stage in found.units.items():
+            _fill(stage, {name: stage}, tensors)
+        return found if found.ready else None
 
     def preprocess(self, images_NHWC: np.ndarray[Any, Any]) -> torch.Tensor:
         """Normalised float32 images (N, C, H, W) of uint8 images (N, H, W, C), as the run was trained on."""
@@ -179,6 +174,13 @@ class Run:
     def _image_shape(self) -> tuple[int, int, int]:
         height, width, channels = self.summary["data"]["image_shape"]
         return height, width, channels
+
+    @cached_property
+    def _feature_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one sample's features after each unit."""
+        from hsee_ray.backbones import feature_shapes
+
+        return feature_shapes(self.backbone(), self._image_shape)
 
     def _spec(self, client_id: int, needs_server: bool = False) -> ClientSpec:
         if not 0 <= client_id < len(self.fleet.clients):

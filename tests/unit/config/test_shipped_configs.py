@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from hsee_ray.config.files import load_config
+from hsee_ray.config.plugins import PlugIn
 from hsee_ray.config.schema import Config
 from hsee_ray.method.setup import prepare_run
 
@@ -27,7 +28,7 @@ shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return [] if annotation is PlugIn else [annotation]
     return [model for part in get_args(annotation) for model in models_of(part)]
 
 

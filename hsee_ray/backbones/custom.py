@@ -19,7 +19,11 @@ from hsee_ray.backbones.backbone import Backbone
 from hsee_ray.config.schema import ModelConfig
 from hsee_ray.errors import ConfigError
 
-RESERVED = {"exit": "the exit heads", "codec": "what the int8 codec knows of a client's features"}
+RESERVED = {
+    "exit": "the exit heads",
+    "codec": "what the int8 codec knows of a client's features",
+    "path": "what the stages before the codec know of them",
+}
 """Names of what a client has beside the units of the network."""
 _UNIT_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 

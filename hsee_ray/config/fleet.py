@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from hsee_ray.config.plugins import PlugIn
 from hsee_ray.config.schema import Config, ResourcesConfig
 from hsee_ray.edge.codecs import Codec
 from hsee_ray.errors import ConfigError
@@ -14,8 +15,8 @@ EXIT = "exit"
 """Name of the exit head among a client's units; no unit of a network may bear it."""
 AUTO = "auto"
 """A cut that the planner is to pick (docs/planning.md)."""
-CODEC = "codec"
-"""Name of what has seen the range of a client's features among its units; no unit of a network may bear it."""
+CODEC, PATH = "codec", "path"
+"""Names, among a client's units, of what its codec and the stages before it (`path.0`) know; no unit may bear them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class ClientSpec:
     resources: ResourcesConfig
     codec: Codec = "none"
     """How its features are sent; `none` where it has no server."""
+    stages: tuple[PlugIn, ...] = ()
+    """What its features pass before they are coded."""
 
     @property
     def client_file(self) -> str:
@@ -89,6 +92,7 @@ def fleet_of_tiers(config: Config, unit_names: Sequence[str]) -> Fleet:
                     batch_size=tier.batch_size or config.training.batch_size,
                     resources=tier.resources,
                     codec=tier.codec if cut < len(unit_names) else "none",
+                    stages=tier.stages if cut < len(unit_names) else (),
                 )
             )
     return Fleet(tuple(clients), tuple(unit_names))

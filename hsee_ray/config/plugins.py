@@ -21,6 +21,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         for name in ("averaging", "sequential", "distributed", "centralized")
     },
     "figure": {},
+    "stage": {"fp16": "hsee_ray.features.stages:Half", "int8": "hsee_ray.features.stages:Int8"},
 }
 """Where each kind's own parts are. A part of the project is registered here, and nowhere else."""
 
@@ -61,6 +62,7 @@ def known(kind: str) -> AfterValidator:
 
 StrategyPlugIn = Annotated[PlugIn, known("strategy")]
 FigurePlugIn = Annotated[PlugIn, known("figure")]
+StagePlugIn = Annotated[PlugIn, known("stage")]
 
 
 class Pluggable(ABC):  # noqa: B024 (each kind of part has its own abstract methods)
@@ -79,8 +81,8 @@ class Pluggable(ABC):  # noqa: B024 (each kind of part has its own abstract meth
 P = TypeVar("P", bound=Pluggable)
 
 
-def create(kind: str, key: str, plugin: PlugIn, base: type[P]) -> P:
-    """The part that a configuration names under `key`, an instance of `base`.
+def create(kind: str, key: str, plugin: PlugIn, base: type[P], *given: Any) -> P:
+    """The part that a configuration names under `key`, an instance of `base`, made of its options and what is given.
 
     Raises ConfigError, in one line, when it cannot be imported, is no such part, lacks a method, or refuses an option.
     """
@@ -97,7 +99,7 @@ def create(kind: str, key: str, plugin: PlugIn, base: type[P]) -> P:
         where = ".".join(map(str, (key, "options", *first["loc"])))
         known_here = ", ".join(found.Options.model_fields) or "none"
         raise ConfigError(f"{where}: {first['msg']} (options of {plugin.name}: {known_here})") from None
-    return found(options)
+    return found(options, *given)
 
 
 def imported(key: str, path: str) -> Callable[..., Any]:

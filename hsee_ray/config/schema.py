@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hsee_ray.config.plugins import FigurePlugIn, PlugIn, StrategyPlugIn
+from hsee_ray.config.plugins import FigurePlugIn, PlugIn, StagePlugIn, StrategyPlugIn
 from hsee_ray.config.problems import Strict as _Model
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -113,6 +113,7 @@ class TierConfig(_Model):
     clients: int = Field(ge=1)
     cut: Annotated[str | int, Field(union_mode="left_to_right")]
     batch_size: int | None = Field(None, ge=2)
+    stages: tuple[StagePlugIn, ...] = ()
     codec: Literal["none", "fp16", "int8"] = "none"
     device: str | None = None
     slots: int | None = Field(None, ge=1)

@@ -22,11 +22,12 @@ from hsee_ray.backbones import published_state_dict
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.deploy.graphs import DeviceNetwork, Graph, chain_names, inline_tensors, tensors_in, trace
 from hsee_ray.edge.bundle import CLIENT_MODEL, Bundle, ServerPart, write_bundle
-from hsee_ray.edge.codecs import FeatureCodec
 from hsee_ray.edge.gate import NEVER_SENDS, Gate
 from hsee_ray.edge.protocol import MOST_DIMENSIONS
 from hsee_ray.errors import RunError, UserError
 from hsee_ray.evaluation.calibration import calibration_of
+from hsee_ray.features.message import decode, encode
+from hsee_ray.features.path import FeaturePath
 from hsee_ray.models.split import UnitChain
 from hsee_ray.models.state import to_array
 from hsee_ray.models.weights import write_model
@@ -71,13 +72,13 @@ def export(run: Run, out: Path, tau: float | None = None) -> Export:
     """Writes the bundles of a run's clients into a new or empty directory.
 
     tau is the calibrated one unless given. Raises UserError when there is neither, for a directory that holds
-    something, and for a network that cannot be traced; RunError when a graph answers otherwise than its module.
-    Then the directory is removed.
+    something, and for a network that cannot be traced or a stage that no device can apply; RunError when a graph
+    answers otherwise than its module. Then the directory is removed.
     """
     run.models.check()
-    found = {spec.client_id: run.models.codec(spec.client_id) for spec in run.fleet.clients}
-    codecs = {client_id: codec for client_id, codec in found.items() if codec is not None}
-    trained = [spec for spec in run.fleet.clients if spec.client_id in codecs]
+    found = {spec.client_id: run.models.feature_path(spec.client_id) for spec in run.fleet.clients}
+    paths = {client_id: path for client_id, path in found.items() if path is not None}
+    trained = [spec for spec in run.fleet.clients if spec.client_id in paths]
     if not trained:
         raise UserError(f"{run.path}: has no trained clients in {MODELS_DIR}; copy the run directory again")
     gates = choose_gates(run, trained, tau)
@@ -85,7 +86,7 @@ def export(run: Run, out: Path, tau: float | None = None) -> Export:
         raise UserError(f"--out {out}: is not empty; give a new directory")
     out.mkdir(parents=True, exist_ok=True)
     try:
-        clients = _Exporter(run, out, gates, codecs).write(trained)
+        clients = _Exporter(run, out, gates, paths).write(trained)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
@@ -160,12 +161,13 @@ class _Exporter:
         run: Run,
         out: Path,
         gates: Mapping[int, tuple[Gate, str | None]],
-        codecs: Mapping[int, FeatureCodec],
+        paths: Mapping[int, FeaturePath],
     ) -> None:
         self.run = run
         self.out = out
         self.gates = gates
-        self.codecs = codecs
+        self.paths = paths
+        self.stages = {client_id: path.on_device() for client_id, path in paths.items()}
         self.data = run.summary["data"]
         self.backbone = run.models.backbone()
         self.shared = SharedTensors()
@@ -212,12 +214,22 @@ class _Exporter:
             raise UserError(
                 f"features at the cut {spec.cut_name} have {h.dim() - 1} dimensions; a device sends up to 4"
             )
+        self._check_stages(spec, h)
         if spec.cut not in self.server_graphs:
             self.server_graphs[spec.cut] = trace(server, chain_names(server), h[0], "features", ["logits"])
             (self.out / SERVER_DIR).mkdir(exist_ok=True)
             self.server_graphs[spec.cut].save_program(self.out / SERVER_DIR / f"{spec.cut_name}.pt2")
         stored = self.shared.add(spec.client_file, _arrays(server, chain_names(server)))
         return _Written(spec, stored, h, server(h))
+
+    def _check_stages(self, spec: ClientSpec, h: Tensor) -> None:
+        """Raises RunError when the device's stages and codec give other features than the client's."""
+        path = self.paths[spec.client_id]
+        features: Array = to_array(h)
+        for stage in self.stages[spec.client_id]:
+            features = stage.load()(features)
+        sent, _ = decode(path.for_inference(encode(h, torch.zeros(0))), h.device)
+        _compare(Path(spec.client_file), [path.codec.decode(path.codec.encode(features))], [sent])
 
     def _write_server_graph(self, client: _Written, stored: Mapping[str, str]) -> None:
         directory = self.out / SERVER_DIR
@@ -274,7 +286,8 @@ class _Exporter:
             server=server,
             network_file=network_file,
             files={name: self._digest((directory / name).resolve()) for name in named},
-            codec=self.codecs[spec.client_id],
+            codec=self.paths[spec.client_id].codec,
+            stages=self.stages[spec.client_id],
         )
         write_bundle(directory, bundle)
         graph_bytes = None if server is None else (directory / server.onnx).stat().st_size

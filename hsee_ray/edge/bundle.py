@@ -10,7 +10,8 @@ An export has a directory for each client, which is what its device needs, and t
     networks/client-003.safetensors     state dict of the client's whole network, from image to server's answer
 
 A client that holds the whole network (cut L) has no features and no server part. Features travel as `codec` says: as
-float32, float16, or one byte each, within a range of each channel that was fixed in training. Needs no torch.
+float32, float16, or one byte each, within a range of each channel that was fixed in training; before that the device
+puts them through `stages`, where there are any. Needs no torch.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from hsee_ray.edge.codecs import UNCODED, ChannelRange, FeatureCodec
+from hsee_ray.edge.codecs import UNCODED, ChannelRange, FeatureCodec, channel_axis
 from hsee_ray.edge.gate import Gate
+from hsee_ray.edge.stages import NamedStage
 from hsee_ray.errors import DataError
 
 BUNDLE_FILE = "bundle.json"
@@ -72,6 +74,8 @@ class Bundle:
     """SHA-256 of each file, by its path relative to the client's directory."""
     codec: FeatureCodec = UNCODED
     """How the features travel."""
+    stages: tuple[NamedStage, ...] = ()
+    """What the device does to the features before."""
 
 
 def write_bundle(directory: Path, bundle: Bundle) -> None:
@@ -79,11 +83,12 @@ def write_bundle(directory: Path, bundle: Bundle) -> None:
     server = None if bundle.server is None else vars(bundle.server)
     content = {
         "format_version": FORMAT_VERSION,
-        **{name: value for name, value in vars(bundle).items() if name not in ("gate", "server", "codec")},
+        **{name: value for name, value in vars(bundle).items() if name not in ("gate", "server", "codec", "stages")},
         "input_type": "uint8",
         "gate": vars(bundle.gate),
         "codec": _codec_json(bundle.codec),
         "server": server,
+        **({"stages": [vars(stage) for stage in bundle.stages]} if bundle.stages else {}),
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     (directory / BUNDLE_FILE).write_text(f"{text}\n", encoding="utf-8")
@@ -131,9 +136,9 @@ def _codec(content: Mapping[str, Any], feature_shape: list[int] | None) -> Featu
     bounds = None
     if "low" in content:
         bounds = ChannelRange(np.array(content["low"], np.float32), np.array(content["high"], np.float32))
-        if feature_shape is None or len(bounds.low_C) != feature_shape[0]:
+        if feature_shape is None or len(bounds.low_C) != feature_shape[channel_axis(len(feature_shape) + 1) - 1]:
             raise ValueError("the codec's range is not that of the features' channels")
-    return FeatureCodec(content["name"], bounds)
+    return FeatureCodec(content["name"], bounds).checked()
 
 
 def _from_json(content: Mapping[str, Any]) -> Bundle:
@@ -166,4 +171,5 @@ def _from_json(content: Mapping[str, Any]) -> Bundle:
         network_file=str(content["network_file"]),
         files=dict(content["files"]),
         codec=_codec(content["codec"], shape),
+        stages=tuple(NamedStage(str(stage["name"]), dict(stage["options"])) for stage in content.get("stages", ())),
     )

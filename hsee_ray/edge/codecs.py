@@ -1,9 +1,9 @@
 """How features travel: as they are, in half precision, or in a byte each. Needs numpy only: a device has no torch.
 
-Legend: B samples, C channels, x a value, q its code, x' what is decoded of it. Features are (B, C, H, W) or (B, C, ...)
-with `axis` 1, or (B, H, W, C) with the last axis. All arithmetic is by element and in float32, in single operations
-that IEEE 754 rounds in one way only: a code depends on its value and its channel's range, on nothing else in the
-batch, and not on the order in memory.
+Legend: B samples, C channels, x a value, q its code, x' what is decoded of it. Features are (B, C, H, W), channels-last
+(B, H, W, C), tokens (B, T, C), or (B, C); `channel_axis` tells which axis has the channels. All arithmetic is by
+element and in float32, in single operations that IEEE 754 rounds in one way only: a code depends on its value and its
+channel's range, on nothing else in the batch, and not on the order in memory.
 
     none   x' = x
     fp16   q = float16(clip(x, -65504, 65504));  |x - x'| <= max(2**-11 |x|, 2**-25) for |x| <= 65504
@@ -37,6 +37,8 @@ CODE_TYPES: dict[Codec, np.dtype[Any]] = {
 LARGEST_HALF = 65504.0
 _LARGEST_CODE = 255
 _SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
+ALIGNMENT_BYTES = 64
+"""Of decoded features: torch's linear layers give other bits for data that is aligned to less than 16."""
 _BLOCK = 1 << 16
 """Elements that are worked on together: what lies between the steps stays in a core's cache."""
 
@@ -67,14 +69,14 @@ class ChannelRange:
 
 @dataclass(frozen=True)
 class FeatureCodec:
-    """How the features of one client travel in inference: what its device and its server agree on."""
+    """How features travel: what both ends of a link agree on."""
 
     name: Codec = "none"
     bounds: ChannelRange | None = None
     """Of int8 only."""
 
-    def __post_init__(self) -> None:
-        """Raises ValueError for what no codec can be."""
+    def checked(self) -> FeatureCodec:
+        """The codec itself, which comes from outside. Raises ValueError for what no codec can be."""
         if self.name not in get_args(Codec):
             raise ValueError(f"there is no codec {self.name!r}")
         if (self.name == "int8") != (self.bounds is not None):
@@ -85,21 +87,32 @@ class FeatureCodec:
                 raise ValueError("a channel's range has no two ends")
             if not np.isfinite([low_C, high_C]).all():
                 raise ValueError("a channel's range is infinite")
+        return self
 
     @property
     def dtype(self) -> np.dtype[Any]:
         return CODE_TYPES[self.name]
 
-    def encode(self, features: Array, axis: int = 1) -> Array:
-        """Codes of float32 features with the channels in `axis`, in their shape."""
-        return encode(self.name, features, self.bounds, axis)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what codes are decoded with."""
+        return 0 if self.bounds is None else self.bounds.nbytes
 
-    def decode(self, codes: Array, axis: int = 1) -> Array:
+    def encode(self, features: Array, axis: int | None = None) -> Array:
+        """Codes of float32 features in their shape; without `axis` their layout is not channels-last."""
+        return encode(self.name, features, self.bounds, channel_axis(features.ndim) if axis is None else axis)
+
+    def decode(self, codes: Array, axis: int | None = None) -> Array:
         """float32 features of codes."""
-        return decode(codes, self.bounds, axis)
+        return decode(self.name, codes, self.bounds, channel_axis(codes.ndim) if axis is None else axis)
 
 
 UNCODED = FeatureCodec()
+
+
+def channel_axis(dimensions: int, channels_last: bool = False) -> int:
+    """Axis of the channels in a batch of so many dimensions: 1 for images (B, C, H, W), else the last."""
+    return dimensions - 1 if channels_last or dimensions <= 3 else 1
 
 
 def channel_range(features: Array, axis: int) -> ChannelRange:
@@ -140,14 +153,15 @@ def encode(codec: Codec, features: Array, bounds: ChannelRange | None, axis: int
     return codes
 
 
-def decode(codes: Array, bounds: ChannelRange | None, axis: int, out: Array | None = None) -> Array:
-    """float32 features of codes, whose type tells the codec; written to `out` where it is given."""
-    if codes.dtype == np.float32 and out is None:
+def decode(codec: Codec, codes: Array, bounds: ChannelRange | None, axis: int) -> Array:
+    """float32 features of codes, aligned to 64 bytes where they are not the codes themselves."""
+    if codec == "none":
         return codes
-    features = np.empty(codes.shape, np.float32) if out is None else out
-    if bounds is None:
+    features = _aligned(codes.shape)
+    if codec == "fp16":
         features[...] = codes
         return features
+    assert bounds is not None
     low, scale = _of_sample(bounds.low_C, codes, axis), _of_sample(bounds.scale_C, codes, axis)
     for coded, values, _ in _blocks(codes, features):
         np.multiply(coded, scale, out=values)
@@ -157,8 +171,16 @@ def decode(codes: Array, bounds: ChannelRange | None, axis: int, out: Array | No
 
 def feature_bytes(codec: Codec, sample_shape: Sequence[int], samples: int) -> int:
     """Bytes of a batch in training: a code for each value, and with int8 the range of each channel (no labels)."""
-    constants = 2 * 4 * sample_shape[0] if codec == "int8" else 0
+    channels = sample_shape[channel_axis(len(sample_shape) + 1) - 1]
+    constants = 2 * 4 * channels if codec == "int8" else 0
     return samples * math.prod(sample_shape) * CODE_TYPES[codec].itemsize + constants
+
+
+def _aligned(shape: tuple[int, ...]) -> Array:
+    """A new float32 array at an address that `ALIGNMENT_BYTES` divides, as numpy's own are not."""
+    memory = np.empty(4 * math.prod(shape) + ALIGNMENT_BYTES, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT_BYTES
+    return memory[first : first + 4 * math.prod(shape)].view(np.float32).reshape(shape)
 
 
 def _of_sample(values_C: Array, features: Array, axis: int) -> Array:

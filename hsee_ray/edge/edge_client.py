@@ -76,10 +76,12 @@ class EdgeClient:
 
         A request is tried 1 + `retries` times, each until nothing has come for `timeout_s`; `on_unreachable` says what
         follows when all fail. `threads` are those of one inference, by default as many as there are cores. Raises
-        DataError for a bundle that is missing or damaged, UserError for a URL that is none.
+        DataError for a bundle that is missing or damaged or whose stages this device lacks, UserError for a URL that is
+        none.
         """
         directory = Path(bundle)
         self.bundle = load_bundle(directory)
+        self._stages = [stage.load() for stage in self.bundle.stages]
         self._on_unreachable = on_unreachable
         self._url = None if server_url is None else _answer_url(server_url)
         self._session = _session(checked_file(directory, self.bundle, CLIENT_MODEL), threads)
@@ -168,6 +170,8 @@ class EdgeClient:
             return None
 
     def _answer(self, url: str, features: Array) -> Array:
+        for stage in self._stages:
+            features = stage(features)
         body = encode(self.bundle.client, self.bundle.network, self.bundle.codec.encode(features))
         try:
             response = self._http.urlopen("POST", url, body=body, headers=self._http.headers, redirect=False)

@@ -10,19 +10,27 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from hsee_ray.edge import codecs
-from hsee_ray.edge.codecs import ChannelRange, Codec
+from hsee_ray.edge.codecs import ALIGNMENT_BYTES, channel_axis
 from hsee_ray.models.torch_device import to_device
-
-ALIGNMENT_BYTES = 64
 
 # Features arrive in shared memory that is mapped read-only; no unit writes to its input (checked at load).
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+class Decoder(Protocol):
+    """What a server makes features of codes with. It travels with them, its class by name."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it holds: they are counted as sent in training, and are the server's own later."""
+
+    def decode(self, codes: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
+        """What was coded, with the channels in `axis` of the codes."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class FeatureBatch:
     """Features of one batch at the cut, with what the server needs beside them."""
 
     features: np.ndarray[Any, Any]
-    """Contiguous: (B, H, W, C) if `channels_last`, else in the tensor's own order. float32 or codes (`codecs.py`)."""
+    """Contiguous: (B, H, W, C) if `channels_last`, else in the tensor's own order. float32, or codes of `decoders`."""
     channels_last: bool
     labels_B: np.ndarray[Any, Any]
     """int64 class of every sample."""
@@ -40,10 +48,10 @@ class FeatureBatch:
     """The exit's answer; in evaluation only."""
     step: int = 0
     """The batch's number in its round, from 0; in training only."""
-    bounds: ChannelRange | None = None
-    """What int8 codes are decoded with: of this batch in training, else what the client's bundle holds."""
     counts: Mapping[str, float] | None = None
     """Of the exit's logits, by the metrics of `evaluation.figures`; in evaluation only."""
+    decoders: tuple[Decoder, ...] = ()
+    """Of the stages that coded the features, in their order; int8's has the range of this batch in training."""
 
     def rows(self, indices: np.ndarray[Any, Any]) -> FeatureBatch:
         """The features of some of the samples, as a smaller batch in the same memory format; all of them, uncopied."""
@@ -51,23 +59,16 @@ class FeatureBatch:
             return self
         return dataclasses.replace(self, features=self.features[indices])
 
-    def coded(self, codec: Codec, bounds: ChannelRange | None = None) -> FeatureBatch:
-        """The message with its float32 features coded; int8 codes them within `bounds`, or in their own range."""
-        if codec == "none":
-            return self
-        if codec == "int8" and bounds is None:
-            bounds = codecs.channel_range(self.features, self._axis)
-        codes = codecs.encode(codec, self.features, bounds, self._axis)
-        return dataclasses.replace(self, features=codes, bounds=bounds)
-
     def decoded(self) -> torch.Tensor:
         """float32 features, in the order of the message and aligned."""
-        if self.features.dtype == np.float32:
-            return aligned_tensor(self.features)
-        # torch aligns what it allocates to 64 bytes, numpy does not.
-        h = torch.empty(self.features.shape)
-        codecs.decode(self.features, self.bounds, self._axis, out=h.numpy())
-        return h
+        return aligned_tensor(self.decoded_array())
+
+    def decoded_array(self) -> np.ndarray[Any, Any]:
+        """The features that all decoders have been at."""
+        features = self.features
+        for decoder in reversed(self.decoders):
+            features = decoder.decode(features, self.axis)
+        return features
 
     @property
     def feature_bytes(self) -> int:
@@ -77,13 +78,13 @@ class FeatureBatch:
     @property
     def sent_bytes(self) -> int:
         """Bytes of features, of what they are decoded with, and of labels: what a training step sends."""
-        constants = 0 if self.bounds is None else self.bounds.nbytes
+        constants = sum(decoder.nbytes for decoder in self.decoders)
         return self.feature_bytes + constants + int(self.labels_B.nbytes)
 
     @property
-    def _axis(self) -> int:
+    def axis(self) -> int:
         """Where the channels are."""
-        return self.features.ndim - 1 if self.channels_last else 1
+        return channel_axis(self.features.ndim, self.channels_last)
 
 
 Packet = tuple[FeatureBatch, ...]
@@ -93,7 +94,7 @@ Packet = tuple[FeatureBatch, ...]
 def encode(h: torch.Tensor, y_B: torch.Tensor, step: int = 0) -> FeatureBatch:
     """Message of detached features h, (B, C, H, W) or any other shape, and labels. Copies nothing on the CPU.
 
-    float32 still: `coded` makes it smaller.
+    float32 still: a FeaturePath makes it smaller.
     """
     channels_last = h.dim() == 4 and h.is_contiguous(memory_format=torch.channels_last)
     laid_out = h.permute(0, 2, 3, 1) if channels_last else h.contiguous()

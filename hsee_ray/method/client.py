@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -16,10 +17,9 @@ from hsee_ray.backbones import Backbone
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.config.schema import Config
 from hsee_ray.data.batches import augment, normalise
-from hsee_ray.edge.codecs import ChannelRange
 from hsee_ray.edge.gate import Gate, confidence
 from hsee_ray.features.message import FeatureBatch, Packet, encode
-from hsee_ray.features.ranges import RangeObserver
+from hsee_ray.features.path import FeaturePath
 from hsee_ray.method.figures import count, metrics_of
 from hsee_ray.method.predictions import ExitPredictions, Part
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
@@ -77,8 +77,9 @@ class Client:
         self.config = config
         self.spec = spec
         self.data = data
-        self.observer = RangeObserver(feature_shape[0]) if spec.codec == "int8" else None
-        self.model = Model(client_units(backbone.units, spec.cut), exit_head, config.training, device, self.observer)
+        self.path = FeaturePath(config, spec, feature_shape)
+        units = client_units(backbone.units, spec.cut)
+        self.model = Model(units, exit_head, config.training, device, self.path.units)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self.pending: dict[int, Any] = {}
         """What a strategy's legs keep of a batch until something comes back for it, by step; no part of a snapshot."""
@@ -103,7 +104,7 @@ class Client:
                 continue
             losses.append(loss)
             if self.spec.has_server:
-                packet.append(self._observed(encode(h, y_B, step).coded(self.spec.codec)))
+                packet.append(self.path.for_training(encode(h, y_B, step), round_number))
         sent_bytes = sum(message.sent_bytes for message in packet)
         return tuple(packet), TrainReport(samples, tuple(losses), sent_bytes, skipped)
 
@@ -129,10 +130,10 @@ class Client:
         prediction_B = logits_BK.argmax(axis=1)
         counts = count(metrics_of(self.config), logits_BK, self.data.test.labels_N[rows])
         if self.spec.has_server:
-            sent = encode(h, y_B).coded(self.spec.codec, self._bounds())
-            return (
-                dataclasses.replace(sent, confidence_B=confidence_B, prediction_B=prediction_B, counts=counts),
-            ), None
+            sent = dataclasses.replace(
+                self._sent(encode(h, y_B)), confidence_B=confidence_B, prediction_B=prediction_B, counts=counts
+            )
+            return (sent,), None
         return (), evaluation_report(
             labels_B=y_B.cpu().numpy(),
             n_classes=len(self.data.class_names),
@@ -162,7 +163,7 @@ class Client:
             exited_B = gate.exits_B(logits_BK)
             unsure = np.flatnonzero(~exited_B)
             if len(unsure):
-                packet = (encode(h, y_B[:0]).rows(unsure).coded(self.spec.codec, self._bounds()),)
+                packet = (self._sent(encode(h, y_B[:0]).rows(unsure)),)
         sent_bytes = sum(message.feature_bytes for message in packet)
         seconds = time.perf_counter() - begin
         return packet, ExitPredictions(y_B.cpu().numpy(), logits_BK, exited_B, sent_bytes, seconds)
@@ -189,25 +190,18 @@ class Client:
         logits_BK = h if self.model.exit_head is None else self.model.exit_head(h)
         return h, logits_BK.cpu().numpy()
 
-    def _observed(self, message: FeatureBatch) -> FeatureBatch:
-        """The message of a training step, whose range has been taken in."""
-        if self.observer is not None and message.bounds is not None:
-            self.observer.observe(message.bounds)
-        return message
+    def _sent(self, message: FeatureBatch) -> FeatureBatch:
+        """The message as it is sent outside of training, so that no sample depends on those beside it.
 
-    def _bounds(self) -> ChannelRange | None:
-        """What int8 codes are made with outside of training, so that no sample depends on those beside it.
-
-        A client that has not trained yet takes the range of its first training images, and keeps nothing of it.
+        A client that has not trained yet shows its stages its first training images, and keeps nothing of it.
         """
-        if self.observer is None:
-            return None
-        seen = self.observer.bounds
-        if seen is not None:
-            return seen
-        rows = self.data.train.indices[: self.spec.batch_size]
-        x_BCHW, y_B = self._tensors(self.data.train.images_NHWC[rows], self.data.train.labels_N[rows])
-        return encode(self.model.network(x_BCHW), y_B).coded("int8").bounds
+        path = self.path
+        if not path.ready:
+            path = copy.deepcopy(path)
+            rows = self.data.train.indices[: self.spec.batch_size]
+            x_BCHW, y_B = self._tensors(self.data.train.images_NHWC[rows], self.data.train.labels_N[rows])
+            path.for_training(encode(self.model.network(x_BCHW), y_B), 0)
+        return path.for_inference(message)
 
     def _step(self, x_BCHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, float]:
         model = self.model

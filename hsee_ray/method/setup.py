@@ -23,8 +23,8 @@ from hsee_ray.data import (
     prepare,
     select,
 )
-from hsee_ray.edge.codecs import feature_bytes
 from hsee_ray.errors import ConfigError
+from hsee_ray.features.path import check_stages, feature_bytes
 from hsee_ray.method.client import Client, ClientData, Samples
 from hsee_ray.method.figures import check_metrics
 from hsee_ray.method.server import Server
@@ -65,7 +65,7 @@ class Setup:
 
     def feature_bytes(self, spec: ClientSpec, samples: int) -> int:
         """Bytes of so many samples' features as the client sends them."""
-        return feature_bytes(spec.codec, self.feature_shapes[spec.cut - 1], samples)
+        return feature_bytes(self.config, spec, self.feature_shapes[spec.cut - 1], samples)
 
 
 def prepare_run(config: Config) -> Setup:
@@ -86,16 +86,18 @@ def prepare_run(config: Config) -> Setup:
     parts = partition(train.labels_N, chosen, config.n_clients, n_classes, config.data, config.seed)
     if strategy.on_server:
         parts = (_union(parts),)
+    fleet, shapes = build_fleet(config, tuple(backbone.units)), feature_shapes(backbone, files.image_shape)
+    check_stages(config, fleet, shapes)
     mean_C, std_C = channel_statistics(train.images_NHWC, np.concatenate([part.train for part in parts]))
     return Setup(
         config=config,
         files=files,
-        fleet=build_fleet(config, tuple(backbone.units)),
+        fleet=fleet,
         parts=parts,
         test_indices=select(test.labels_N, config.data.test_samples, config.seed, "test"),
         mean_C=mean_C,
         std_C=std_C,
-        feature_shapes=feature_shapes(backbone, files.image_shape),
+        feature_shapes=shapes,
         class_counts=class_counts(train.labels_N, [part.train for part in parts], n_classes),
     )
 

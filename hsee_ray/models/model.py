@@ -1,4 +1,4 @@
-"""One trainable model: a chain of units, on a client its exit head and what its codec knows, and their optimiser."""
+"""One trainable model: a chain of units, on a client its exit head and stages, and their optimiser."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from hsee_ray.config.fleet import CODEC, EXIT
+from hsee_ray.config.fleet import EXIT
 from hsee_ray.config.schema import TrainingConfig
 from hsee_ray.errors import DataError
 from hsee_ray.models.optimizer import build_optimizer, set_learning_rate
@@ -26,7 +26,7 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 
 
 class Model:
-    """Units, exit head, observer and optimiser of one side of the cut, on one device."""
+    """Units, exit head, stages and optimiser of one side of the cut, on one device."""
 
     def __init__(
         self,
@@ -34,23 +34,23 @@ class Model:
         exit_head: nn.Module | None,
         training: TrainingConfig,
         device: torch.device,
-        observer: nn.Module | None = None,
+        stages: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.training = training
         self.device = device
         self.memory_format = MEMORY_FORMATS[training.memory_format]
         self.network = UnitChain(units).to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.exit_head = None if exit_head is None else exit_head.to(device)
-        self.observer = observer
-        """Of a client whose codec is int8. It stays in the CPU's memory, where features are coded."""
+        self.stages = stages or {}
+        """Of a client's feature path, those with a state. They stay in the CPU's memory, where features are coded."""
         both = nn.ModuleList([self.network] if self.exit_head is None else [self.network, self.exit_head])
         self.optimizer = build_optimizer(both, training.optimizer)
 
     @property
     def units(self) -> dict[str, nn.Module]:
-        """Units by name; behind them the exit head, as `exit`, and the observer, as `codec`."""
-        beside: dict[str, nn.Module | None] = {EXIT: self.exit_head, CODEC: self.observer}
-        return {**self.network.units, **{name: unit for name, unit in beside.items() if unit is not None}}
+        """Units by name; behind them the exit head, as `exit`, and the stages, as `path.0` and `codec`."""
+        head = {} if self.exit_head is None else {EXIT: self.exit_head}
+        return {**self.network.units, **head, **self.stages}
 
     def train_mode(self, learning_rate: float) -> None:
         """Ready for the steps of a round: batch statistics in use, the round's learning rate set."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +13,11 @@ import torch
 from torch import nn
 
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
-from hsee_ray.config.fleet import CODEC, EXIT, ClientSpec, Fleet, ModelId
+from hsee_ray.config.fleet import EXIT, ClientSpec, Fleet, ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.data.batches import normalise
-from hsee_ray.edge.codecs import ChannelRange, FeatureCodec
 from hsee_ray.errors import DataError, UserError
+from hsee_ray.features.path import FeaturePath
 from hsee_ray.method.strategies import strategy_of
 from hsee_ray.models.split import ExitHead, UnitChain, build_exit, client_units, server_units
 from hsee_ray.models.weights import digest_lines, read_model, weights_sha256
@@ -64,7 +65,7 @@ class TrainedModels:
         Raises UserError when it holds the whole network and has no exit.
         """
         spec = self._spec(client_id, needs_server=True)
-        shape = feature_shapes(self.backbone(), self._image_shape)[spec.cut - 1]
+        shape = self._feature_shapes[spec.cut - 1]
         head = build_exit(self.config, spec.cut_name, shape, self._n_classes)
         return _fill(head, {EXIT: head}, self._tensors(spec.client_file))
 
@@ -83,21 +84,19 @@ class TrainedModels:
         tensors.update({name.removeprefix(own): t for name, t in tensors.items() if name.startswith(own)})
         return _fill(chain, chain.units, tensors)
 
-    def codec(self, client_id: int) -> FeatureCodec | None:
+    def feature_path(self, client_id: int) -> FeaturePath | None:
         """How a client's features travel outside of training.
 
         None where it never trained: it has no model file, or has seen no range for int8.
         """
         spec = self._spec(client_id)
-        path = self.directory / f"{spec.client_file}.safetensors"
-        if not path.is_file():
+        if not (self.directory / f"{spec.client_file}.safetensors").is_file():
             return None
-        if spec.codec != "int8":
-            return FeatureCodec(spec.codec)
-        tensors = read_model(path)
-        if tensors[f"{CODEC}.batches"] == 0:
-            return None
-        return FeatureCodec(spec.codec, ChannelRange(tensors[f"{CODEC}.low_C"], tensors[f"{CODEC}.high_C"]))
+        found = FeaturePath(self.config, spec, self._feature_shapes[spec.cut - 1])
+        tensors = self._tensors(spec.client_file)
+        for name, stage in found.units.items():
+            _fill(stage, {name: stage}, tensors)
+        return found if found.ready else None
 
     def preprocess(self, images_NHWC: np.ndarray[Any, Any]) -> torch.Tensor:
         """Normalised float32 images (N, C, H, W) of uint8 images (N, H, W, C), as the run was trained on."""
@@ -108,6 +107,11 @@ class TrainedModels:
     def _image_shape(self) -> tuple[int, int, int]:
         height, width, channels = self.summary["data"]["image_shape"]
         return height, width, channels
+
+    @cached_property
+    def _feature_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one sample's features after each unit."""
+        return feature_shapes(self.backbone(), self._image_shape)
 
     @property
     def _n_classes(self) -> int:

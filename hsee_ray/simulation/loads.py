@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from hsee_ray.config.fleet import EXIT, ClientSpec
 from hsee_ray.config.schema import Config
+from hsee_ray.devices.cost import LABEL_BYTES, CostTable
 from hsee_ray.devices.profiles import DeviceProfile, load_profiles, profile_of, seconds
-from hsee_ray.edge.codecs import feature_bytes
+from hsee_ray.features.path import feature_bytes
 from hsee_ray.method.reports import EvaluationReport, TrainReport
 from hsee_ray.method.schedule import round_batches
 from hsee_ray.method.strategies import strategy_of
 from hsee_ray.simulation.model import Batch, ClientLoad
-
-if TYPE_CHECKING:
-    from hsee_ray.devices.cost import CostTable
 
 FLOAT_BYTES = 4
 
@@ -41,7 +39,7 @@ class Loads:
 
     def training(self, spec: ClientSpec, samples: int) -> ClientLoad:
         """A client's steps in a round, each sent by itself; without dropout and exchange."""
-        key = ("train", self._device_name(spec), spec.cut, spec.codec, spec.batch_size, samples)
+        key = ("train", self._device_name(spec), spec.cut, spec.codec, repr(spec.stages), spec.batch_size, samples)
         if key not in self._known:
             steps = round_batches(self.config.training, samples, spec.batch_size)
             sizes = [step.stop - step.start for step in steps]
@@ -51,7 +49,7 @@ class Loads:
     def evaluation(self, spec: ClientSpec, n_test: int) -> ClientLoad:
         """A client's answers to the test images, to all of which the server answers too."""
         most = min(self.config.evaluation.batch_size, n_test)
-        key = ("infer", self._device_name(spec), spec.cut, spec.codec, most, n_test)
+        key = ("infer", self._device_name(spec), spec.cut, spec.codec, repr(spec.stages), most, n_test)
         if key not in self._known:
             sizes = [min(most, n_test - first) for first in range(0, n_test, most)]
             self._known[key] = tuple(self._batch("infer", spec, size, most) for size in sizes)
@@ -70,7 +68,7 @@ class Loads:
 
     def feature_bytes(self, spec: ClientSpec, samples: int) -> int:
         """Of a batch without labels: what windows are reckoned by."""
-        return feature_bytes(spec.codec, self.costs.units[spec.cut - 1].feature_shape, samples)
+        return feature_bytes(self.config, spec, self.costs.units[spec.cut - 1].feature_shape, samples)
 
     def unit_bytes(self, spec: ClientSpec, units: Iterable[str]) -> int:
         """Bytes of what is averaged of a client's units: parameters, and the optimiser's state where that is too."""
@@ -96,6 +94,8 @@ class Loads:
         if not spec.has_server:
             return Batch(compute_s)
         sent_bytes = self.costs.feature_bytes(spec.cut, spec.codec, samples)
+        if spec.stages:
+            sent_bytes = self.feature_bytes(spec, samples) + LABEL_BYTES * samples
         return Batch(compute_s, sent_bytes, self._seconds("server", step, spec, samples, batch_size))
 
     def _seconds(self, side: Side, step: Step, spec: ClientSpec, samples: int, batch_size: int) -> float:

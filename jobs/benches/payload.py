@@ -122,12 +122,12 @@ def _of_client(
     """By payload: bytes of a sample, and the accuracy of the server's answers."""
     import torch
 
-    from hsee_ray.edge.codecs import Codec, FeatureCodec, channel_range
+    from hsee_ray.edge.codecs import Codec, FeatureCodec, channel_axis, channel_range
 
     client, server = run.client(client_id), run.server(client_id)
     with torch.no_grad():
         h_BCHW = _features(run, client, images.test_NHWC)
-        bounds = channel_range(_features(run, client, images.aside_NHWC[client_id]), axis=1)
+        bounds = channel_range(_features(run, client, images.aside_NHWC[client_id]), channel_axis(h_BCHW.ndim))
         for name in get_args(Codec):
             codec = FeatureCodec(name, bounds if name == "int8" else None)
             codes = codec.encode(h_BCHW)

@@ -149,7 +149,17 @@ def test_an_aggregator_and_a_wrong_key_do_not_wait_for_torch(module: str) -> Non
 
 @pytest.mark.parametrize(
     "module",
-    ["edge", "edge.bundle", "edge.codecs", "edge.edge_client", "edge.gate", "edge.images", "edge.protocol", "errors"],
+    [
+        "edge",
+        "edge.bundle",
+        "edge.codecs",
+        "edge.edge_client",
+        "edge.gate",
+        "edge.images",
+        "edge.protocol",
+        "edge.stages",
+        "errors",
+    ],
 )
 def test_what_a_device_runs_needs_only_what_a_device_has(module: str) -> None:
     script = (

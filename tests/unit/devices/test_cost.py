@@ -22,6 +22,7 @@ from hsee_ray.features.message import encode
 from hsee_ray.method.steps import client_step, server_step
 from hsee_ray.models.model import Model
 from hsee_ray.models.split import build_exit, client_units, server_units
+from tests.coded import coded
 
 SHAPE = (32, 32, 3)
 CLASSES = 10
@@ -210,7 +211,8 @@ def test_one_sample_is_answered_and_never_trained() -> None:
 @pytest.mark.parametrize("codec", ["none", "fp16", "int8"])
 def test_bytes_of_a_batch_are_those_of_the_message(codec: str) -> None:
     table = table_of("resnet18", 8)
-    message = encode(torch.rand(6, *table.units[2].feature_shape), torch.zeros(6, dtype=torch.int64)).coded(codec)
+    h, y_B = torch.rand(6, *table.units[2].feature_shape), torch.zeros(6, dtype=torch.int64)
+    message = coded(encode(h, y_B), codec)
     assert table.feature_bytes(3, codec, 6) == message.sent_bytes
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hsee_ray.edge.codecs import ChannelRange, Codec
-from hsee_ray.features.message import ALIGNMENT_BYTES, FeatureBatch, aligned_tensor, decode, encode
+from hsee_ray.edge.codecs import ALIGNMENT_BYTES, ChannelRange, Codec
+from hsee_ray.features.message import FeatureBatch, aligned_tensor, decode, encode
+from tests.coded import coded, range_of
 
 CPU = torch.device("cpu")
 LABELS = torch.tensor([3, 1])
@@ -101,7 +102,7 @@ def test_coded_features_arrive_rounded_and_aligned(
     codec: Codec, width: int, memory_format: torch.memory_format
 ) -> None:
     h = torch.randn((2, 3, 4, 5), generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
-    batch = encode(h, LABELS).coded(codec)
+    batch = coded(encode(h, LABELS), codec)
     assert batch.feature_bytes == width * h.numel()
     # The range of each of the 3 channels, and 2 labels.
     assert batch.sent_bytes == batch.feature_bytes + (3 * 8 if codec == "int8" else 0) + 2 * 8
@@ -109,23 +110,29 @@ def test_coded_features_arrive_rounded_and_aligned(
     assert received.stride() == h.stride()
     assert received.dtype == torch.float32
     assert received.data_ptr() % ALIGNMENT_BYTES == 0
-    contiguous, _ = decode(encode(h.contiguous(), LABELS).coded(codec), CPU)
+    contiguous, _ = decode(coded(encode(h.contiguous(), LABELS), codec), CPU)
     assert torch.equal(received, contiguous)
     assert 0 < (received - h).abs().max() < 0.02
     assert torch.equal(labels_B, LABELS)
 
 
-@pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4)])
-def test_channels_come_after_the_batch_in_features_of_other_shapes(shape: tuple[int, ...]) -> None:
-    batch = encode(features(shape, torch.contiguous_format), LABELS).coded("int8")
-    assert batch.bounds is not None and batch.bounds.low_C.shape == shape[1:2]
+@pytest.mark.parametrize(("shape", "channels"), [((2, 6), 6), ((2, 3, 4), 4), ((2, 3, 4, 5), 3), ((2, 3, 1, 4, 5), 3)])
+def test_tokens_have_their_channels_last_and_images_first(shape: tuple[int, ...], channels: int) -> None:
+    h = features(shape, torch.contiguous_format)
+    batch = coded(encode(h, LABELS), "int8")
+    bounds = range_of(batch)
+    assert bounds is not None and bounds.low_C.shape == (channels,)
+    others = [axis for axis in range(len(shape)) if axis != batch.axis]
+    assert bounds.high_C.tolist() == h.amax(dim=others).tolist()
+    received, _ = decode(batch, CPU)
+    assert (received - h).abs().max() <= 0.51 * bounds.scale_C.max()
 
 
 def test_what_is_decoded_depends_on_no_other_sample_where_the_range_is_given() -> None:
     h = features((2, 3, 4, 5), torch.channels_last)
     bounds = ChannelRange(np.float32([0, 0, 0]), np.float32([100, 200, 300]))
-    together = encode(h, LABELS).coded("int8", bounds)
-    alone = encode(h, LABELS).rows(np.array([1])).coded("int8", bounds)
+    together = coded(encode(h, LABELS), "int8", bounds)
+    alone = coded(encode(h, LABELS).rows(np.array([1])), "int8", bounds)
     assert torch.equal(decode(together, CPU)[0][1:], decode(alone, CPU)[0])
 
 

@@ -15,13 +15,14 @@ from hsee_ray.config.fleet import CODEC, ModelId
 from hsee_ray.edge.codecs import ChannelRange, Codec, channel_range
 from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Gate
 from hsee_ray.features.message import decode
-from hsee_ray.features.ranges import RangeObserver
+from hsee_ray.features.stages import Int8
 from hsee_ray.method.client import Client
 from hsee_ray.method.server import Server
 from hsee_ray.method.setup import Setup, build_client, build_server, mapped_client_data, prepare_run
 from hsee_ray.method.strategies import strategy_of
 from hsee_ray.models.state import named_tensors
 from hsee_ray.reference import Reference
+from tests.coded import range_of
 
 CPU = torch.device("cpu")
 SEND_ALL = Gate("entropy", SENDS_ALL)
@@ -60,30 +61,31 @@ def server_of(setup: Setup) -> Server:
     return build_server(setup, [0], CPU)
 
 
-def observer_of(client: Client) -> RangeObserver:
-    assert client.observer is not None
-    return client.observer
+def observer_of(client: Client) -> Int8:
+    observer = client.path.stages[CODEC]
+    assert isinstance(observer, Int8)
+    return observer
 
 
 # The observer
 
 
 def test_ranges_are_averaged_by_hand() -> None:
-    observer = RangeObserver(2)
-    assert observer.bounds is None
+    observer = Int8({}, (2,))
+    assert not observer.ready
     for low, high in (([-1, 0], [1, 2]), ([-2, 0], [3, 12])):
         observer.observe(ChannelRange(np.float32(low), np.float32(high)))
     assert observer.batches == 2
-    bounds = observer.bounds
+    bounds = observer.codec.bounds
     assert bounds is not None
     np.testing.assert_allclose(bounds.low_C, [-1.1, 0], rtol=1e-6)
     np.testing.assert_allclose(bounds.high_C, [1.2, 3], rtol=1e-6)
 
 
 def test_the_first_batch_sets_the_range_bit_by_bit() -> None:
-    observer, first = RangeObserver(1), ChannelRange(np.float32([-1 / 3]), np.float32([1e-30]))
+    observer, first = Int8({}, (1,)), ChannelRange(np.float32([-1 / 3]), np.float32([1e-30]))
     observer.observe(first)
-    assert observer.bounds == first
+    assert observer.codec.bounds == first
 
 
 @pytest.mark.parametrize("codec", ["none", "fp16", "int8"])
@@ -107,14 +109,14 @@ def test_a_training_message_has_the_range_of_its_batch_and_the_observer_sees_it(
     plain = client_of(prepared(tmp_path, "none"))
     packet, report = client.train(1, 0, 2)
     exact, _ = plain.train(1, 0, 2)
-    expected = RangeObserver(4)
+    expected = Int8({}, (4, 1, 1))
     for message, uncoded in zip(packet, exact, strict=True):
         bounds = channel_range(uncoded.features, 3)
-        assert message.bounds == bounds
+        assert range_of(message) == bounds
         h, _ = decode(message, CPU)
         assert (np.abs(h.numpy() - decode(uncoded, CPU)[0].numpy()) <= 0.51 * bounds.scale_C.reshape(-1, 1, 1)).all()
         expected.observe(bounds)
-    assert observer_of(client).bounds == expected.bounds
+    assert observer_of(client).codec.bounds == expected.codec.bounds
     # 8 samples of 4 x 4 x 4 codes and 8 bytes of label; two float32 for each of 4 channels.
     assert report.sent_bytes == 2 * (8 * (64 + 8) + 4 * 8)
     assert plain.train(1, 2, 3)[1].sent_bytes == 8 * (4 * 64 + 8)
@@ -129,7 +131,7 @@ def test_a_skipped_batch_does_not_reach_the_observer(batch: int, tmp_path: Path)
     assert report.skipped == 1
     (message,) = packet
     assert observer_of(client).batches == 1
-    assert observer_of(client).bounds == message.bounds
+    assert observer_of(client).codec.bounds == range_of(message)
 
 
 def poison(client: Client, batch: int) -> None:
@@ -165,7 +167,7 @@ def test_a_sample_has_one_code_whatever_is_beside_it(sensor: tuple[Client, Serve
     # The features of one image differ in their last bits from those in a batch; hardly ever does a code.
     codes = np.concatenate([message.features for message in alone]).astype(int)
     assert (abs(codes - together.features) <= 1).all() and (codes != together.features).mean() < 0.01
-    assert all(message.bounds == together.bounds for message in alone)
+    assert all(range_of(message) == range_of(together) for message in alone)
     assert [int(server.answer(0, (message,)).prediction_B[0]) for message in alone] == labels.tolist()
     ((tested,), _) = client.evaluate(0, 24)
     np.testing.assert_array_equal(tested.features, together.features)
@@ -192,11 +194,11 @@ def test_the_range_is_the_observers_or_before_training_that_of_the_first_images(
         first = plain.data.train.indices[:8]
         x_BCHW, _ = plain._tensors(plain.data.train.images_NHWC[first], plain.data.train.labels_N[first])
         h_BCHW = plain.model.network(x_BCHW).numpy()
-    assert message.bounds == channel_range(h_BCHW, 1)
-    assert observer_of(client).bounds is None, "nothing of it is kept"
+    assert range_of(message) == channel_range(h_BCHW, 1)
+    assert not observer_of(client).ready, "nothing of it is kept"
     client.train(1, 0, 3)
     (message,), _ = client.evaluate(0, 3)
-    assert message.bounds == observer_of(client).bounds
+    assert range_of(message) == observer_of(client).codec.bounds
 
 
 def assert_same(client: Client, before: Any) -> None:
@@ -216,7 +218,7 @@ def test_the_observer_is_in_the_files_and_taken_from_them(tmp_path: Path) -> Non
     assert tensors["codec.batches"] == 10 and tensors["codec.low_C"].shape == (4,)
     again = client_of(setup)
     again.take_tensors(tensors)
-    assert observer_of(again).bounds == observer_of(reference.clients[0]).bounds
+    assert observer_of(again).codec.bounds == observer_of(reference.clients[0]).codec.bounds
 
 
 def test_codecs_change_what_a_server_learns_and_nothing_below_the_cut(tmp_path: Path) -> None:

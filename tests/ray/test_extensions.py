@@ -15,7 +15,12 @@ from hsee_ray.config.files import load_config
 from hsee_ray.errors import Interrupted
 from tests.ray.test_recovery import kills, reference_digest
 
+NOISE = "tiers.0.stages=[{name: 'tests.extensions.noise:Noise', options: {share: 0.1}}]"
+TOP2 = "evaluation.figures=[{name: 'tests.extensions.top5:TopK', options: {k: 2}}]"
 EXTENSIONS = {
+    "noise": [NOISE, "tiers.0.codec=int8"],
+    "noise_at_a_shared_server": [NOISE, "training.strategy=sequential", "training.interleave=batch"],
+    "metric": [TOP2],
     "splitfed": ["training.strategy=tests.extensions.splitfed:SplitFed"],
     "splitfed_shared": ["training.strategy=tests.extensions.splitfed:SplitFedShared"],
     "splitfed_by_batch": ["training.strategy=tests.extensions.splitfed:SplitFedShared", "training.interleave=batch"],
@@ -44,6 +49,8 @@ def test_an_extension_survives_kills_and_a_resume(
     finished = resume(tmp_path / "run", create=warm_actors)
     assert finished.summary["weights_sha256"] == reference_digest(config)
     assert finished.summary["strategy"] == config.training.strategy.name
+    found = {row["metric"] for row in finished.metrics.to_pylist()}
+    assert ({"client_top2", "server_top2"} <= found) == (name == "metric")
 
 
 @pytest.mark.parametrize("name", ["splitfed", "splitfed_by_batch"])

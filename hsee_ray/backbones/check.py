@@ -51,7 +51,7 @@ def check_backbone(backbone: Backbone, image_shape: tuple[int, int, int], n_clas
 
 
 def feature_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> tuple[tuple[int, ...], ...]:
-    """Shape of one sample after each unit, for images of shape (H, W, C); feature maps are (C, H, W).
+    """Shape of one sample after each unit, for images of shape (H, W, C); feature maps are (C, H, W), tokens (T, D).
 
     Raises ConfigError when a unit cannot take the output of the one before it.
     """
@@ -66,11 +66,14 @@ def feature_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> tup
 
 def _check_no_dropout(name: str, unit: nn.Module) -> None:
     for path, module in unit.named_modules():
-        if isinstance(module, _DROPOUT) and module.p > 0:
+        p = module.p if isinstance(module, _DROPOUT) else 0
+        if isinstance(module, nn.MultiheadAttention):
+            p = module.dropout
+        if p > 0:
             where = f"{name}.{path}" if path else name
             raise ConfigError(
-                f"the unit {name} has dropout ({where}, p={module.p}), so a step that is repeated after a "
-                "failure would not give the same bits: set p=0"
+                f"the unit {name} has dropout ({where}, p={p}), so a step that is repeated after a "
+                "failure would not give the same bits: set it to 0"
             )
 
 

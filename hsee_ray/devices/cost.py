@@ -80,7 +80,7 @@ class UnitCost:
     activation_bytes: int
     """Kept for the backward pass that no unit before it keeps; without parameters and the image itself."""
     feature_shape: tuple[int, ...]
-    """Of its output: (C, H, W) or any other."""
+    """Of its output: (C, H, W), (T, D) or any other."""
 
 
 class CostTable:

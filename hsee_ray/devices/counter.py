@@ -14,6 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+_ATEN = torch.ops.aten
+_FLOPS = {
+    **flop_registry,
+    # Torch's own counter leaves out the CPU's fused attention (2.14).
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
+
 
 @dataclass(frozen=True)
 class OpCounts:
@@ -103,7 +113,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tally = self._tallies[self._part]
         tally.operators += 1
         tally.traffic_bytes += sum(map(_touched_bytes, inputs)) + sum(map(_touched_bytes, outputs))
-        flops: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
+        flops: Callable[..., int] | None = _FLOPS.get(func._overloadpacket)
         if flops is not None:
             tally.flops += flops(*args, **(kwargs or {}), out_val=result)
         for tensor in outputs:

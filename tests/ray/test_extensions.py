@@ -24,6 +24,8 @@ EXTENSIONS = {
     "splitfed": ["training.strategy=tests.extensions.splitfed:SplitFed"],
     "splitfed_shared": ["training.strategy=tests.extensions.splitfed:SplitFedShared"],
     "splitfed_by_batch": ["training.strategy=tests.extensions.splitfed:SplitFedShared", "training.interleave=batch"],
+    "top5": ["evaluation.figures=[tests.extensions.top5:TopK]"],
+    "tiny_vit": ["model.name=tests.extensions.tiny_vit:units", "tiers.0.cut=patches", "tiers.1.cut=block0"],
 }
 
 

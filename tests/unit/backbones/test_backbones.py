@@ -501,7 +501,7 @@ def chain(*units: nn.Module) -> Backbone:
     [
         (lambda: nn.ReLU(inplace=True), "the unit unit0 changes its input in place"),
         (SilentWrite, "the unit unit0 changes its input in place"),
-        (lambda: nn.Dropout(0.3), r"unit0 has dropout \(unit0, p=0\.3\).*set p=0"),
+        (lambda: nn.Dropout(0.3), r"unit0 has dropout \(unit0, p=0\.3\).*set it to 0"),
         (lambda: nn.Sequential(nn.Identity(), nn.AlphaDropout(0.1)), r"dropout \(unit0\.1, p=0\.1\)"),
         (lambda: nn.Linear(5, 4), r"unit0 cannot take features of shape \(4,\)"),
         (Pair, "unit0 returns tuple for 2 samples"),

@@ -61,14 +61,10 @@ class FeatureBatch:
 
     def decoded(self) -> torch.Tensor:
         """float32 features, in the order of the message and aligned."""
-        return aligned_tensor(self.decoded_array())
-
-    def decoded_array(self) -> np.ndarray[Any, Any]:
-        """The features that all decoders have been at."""
         features = self.features
         for decoder in reversed(self.decoders):
             features = decoder.decode(features, self.axis)
-        return features
+        return aligned_tensor(features)
 
     @property
     def feature_bytes(self) -> int:

@@ -76,11 +76,11 @@ def check_stages(config: Config, fleet: Fleet, feature_shapes: Sequence[tuple[in
     for spec in {spec.tier: spec for spec in fleet.clients if spec.stages}.values():
         shape = feature_shapes[spec.cut - 1]
         sent = encode(torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64))
-        features = FeaturePath(config, spec, shape).for_training(sent, 0).decoded_array()
-        if features.dtype != np.float32 or features.shape != sent.features.shape:
+        arrived = FeaturePath(config, spec, shape).for_training(sent, 0).decoded().numpy()
+        if arrived.dtype != np.float32 or arrived.shape != sent.features.shape:
             raise ConfigError(
-                f"{_key(config, spec)}.stages: {features.dtype} features of shape {features.shape} arrive where "
-                f"float32 ones of {sent.features.shape} were sent; give what a stage gets, or Coded with its decoder"
+                f"{_key(config, spec)}.stages: {arrived.dtype} features of shape {arrived.shape} arrive where float32 "
+                f"ones of {sent.features.shape} were sent; give what a stage gets, or Coded with its decoder"
             )
 
 

@@ -22,6 +22,7 @@ from hsee_ray.edge.bundle import (
 )
 from hsee_ray.edge.codecs import UNCODED, ChannelRange, FeatureCodec
 from hsee_ray.edge.gate import NEVER_SENDS, Gate
+from hsee_ray.edge.stages import NamedStage
 from hsee_ray.errors import DataError
 
 BUNDLE = Bundle(
@@ -47,14 +48,16 @@ WHOLE = dataclasses.replace(
     BUNDLE, gate=Gate("entropy", NEVER_SENDS), calibrated_for=None, feature_shape=None, server=None, codec=UNCODED
 )
 HALF = dataclasses.replace(BUNDLE, codec=FeatureCodec("fp16"))
+STAGED = dataclasses.replace(BUNDLE, stages=(NamedStage("package.module:Name", {"high": 0.5}), NamedStage("a:b")))
 
 
-@pytest.mark.parametrize("bundle", [BUNDLE, WHOLE, HALF])
+@pytest.mark.parametrize("bundle", [BUNDLE, WHOLE, HALF, STAGED])
 def test_read_back(bundle: Bundle, tmp_path: Path) -> None:
     write_bundle(tmp_path, bundle)
     assert load_bundle(tmp_path) == bundle
     content = json.loads((tmp_path / BUNDLE_FILE).read_text(encoding="utf-8"))
     assert (content["format_version"], content["input_type"]) == (2, "uint8")
+    assert ("stages" in content) == bool(bundle.stages), "a bundle without stages reads as those of before"
 
 
 def test_the_order_of_the_tensors_is_kept(tmp_path: Path) -> None:
@@ -108,6 +111,7 @@ WRONG = [
     *DAMAGE.items(),
     *[("gate", vars(BUNDLE.gate) | gate) for gate in GATES],
     *[("codec", codec) for codec in CODECS],
+    *[("stages", stages) for stages in (None, 3, ["a:b"], [{"name": "a:b"}], [{"name": "a:b", "options": 1}])],
 ]
 
 

@@ -21,6 +21,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         for name in ("averaging", "sequential", "distributed", "centralized")
     },
     "figure": {},
+    "exit": {"pool": "hsee_ray.models.exits:Pool"},
     "stage": {"fp16": "hsee_ray.features.stages:Half", "int8": "hsee_ray.features.stages:Int8"},
 }
 """Where each kind's own parts are. A part of the project is registered here, and nowhere else."""
@@ -62,6 +63,7 @@ def known(kind: str) -> AfterValidator:
 
 StrategyPlugIn = Annotated[PlugIn, known("strategy")]
 FigurePlugIn = Annotated[PlugIn, known("figure")]
+ExitPlugIn = Annotated[PlugIn, known("exit")]
 StagePlugIn = Annotated[PlugIn, known("stage")]
 
 

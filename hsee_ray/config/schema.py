@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hsee_ray.config.plugins import FigurePlugIn, PlugIn, StagePlugIn, StrategyPlugIn
+from hsee_ray.config.plugins import ExitPlugIn, FigurePlugIn, PlugIn, StagePlugIn, StrategyPlugIn
 from hsee_ray.config.problems import Strict as _Model
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -192,6 +192,7 @@ Tau = Annotated[float, Field(ge=0, le=1)]
 class ExitsConfig(_Model):
     """The exit head of every client, and the gate that decides who answers."""
 
+    head: ExitPlugIn = PlugIn(name="pool")
     hidden: int | None = Field(None, ge=1)
     confidence: Literal["entropy", "max_prob", "margin"] = "entropy"
     taus: Annotated[tuple[Tau, ...], Field(min_length=1), AfterValidator(_ascending)] = (

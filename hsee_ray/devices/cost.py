@@ -19,8 +19,9 @@ from hsee_ray.config.schema import Config
 from hsee_ray.devices.counter import Counter, OpCounts
 from hsee_ray.edge.codecs import Codec, feature_bytes
 from hsee_ray.method.steps import client_step, server_step
+from hsee_ray.models.exits import build_exit
 from hsee_ray.models.model import MEMORY_FORMATS, Model
-from hsee_ray.models.split import UnitChain, build_exit
+from hsee_ray.models.split import UnitChain
 
 __all__ = ["CostTable", "Memory", "OpCounts", "SideCost", "UnitCost"]
 

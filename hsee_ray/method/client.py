@@ -25,9 +25,10 @@ from hsee_ray.method.predictions import ExitPredictions, Part
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
 from hsee_ray.method.schedule import BatchSlice, learning_rate, round_batches
 from hsee_ray.method.steps import NonFiniteStep, client_step, refuse_nonfinite, undone_if_nonfinite
+from hsee_ray.models.exits import build_exit
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
-from hsee_ray.models.split import build_exit, client_units
+from hsee_ray.models.split import client_units
 from hsee_ray.models.state import Arrays, named_tensors
 from hsee_ray.models.torch_device import to_device
 from hsee_ray.rng import generator

@@ -29,6 +29,7 @@ from hsee_ray.method.client import Client, ClientData, Samples
 from hsee_ray.method.figures import check_metrics
 from hsee_ray.method.server import Server
 from hsee_ray.method.strategies import Strategy, build_fleet, strategy_of
+from hsee_ray.models.exits import check_exits
 
 Array = np.ndarray[Any, Any]
 
@@ -88,6 +89,7 @@ def prepare_run(config: Config) -> Setup:
         parts = (_union(parts),)
     fleet, shapes = build_fleet(config, tuple(backbone.units)), feature_shapes(backbone, files.image_shape)
     check_stages(config, fleet, shapes)
+    check_exits(config, fleet, shapes, n_classes)
     mean_C, std_C = channel_statistics(train.images_NHWC, np.concatenate([part.train for part in parts]))
     return Setup(
         config=config,

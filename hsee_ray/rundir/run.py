@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from torch import nn
 
     from hsee_ray.config.fleet import Fleet
-    from hsee_ray.models.split import ExitHead, UnitChain
+    from hsee_ray.models.split import UnitChain
     from hsee_ray.rundir.trained import TrainedModels
 
 CONFIG_FILE = "config.yaml"
@@ -79,7 +80,7 @@ class Run:
         """f^c of a client, trained: as `TrainedModels.client`."""
         return self.models.client(client_id)
 
-    def exit(self, client_id: int) -> ExitHead:
+    def exit(self, client_id: int) -> nn.Module:
         """f^o of a client, trained: as `TrainedModels.exit`."""
         return self.models.exit(client_id)
 

@@ -19,7 +19,8 @@ from hsee_ray.data.batches import normalise
 from hsee_ray.errors import DataError, UserError
 from hsee_ray.features.path import FeaturePath
 from hsee_ray.method.strategies import strategy_of
-from hsee_ray.models.split import ExitHead, UnitChain, build_exit, client_units, server_units
+from hsee_ray.models.exits import build_exit
+from hsee_ray.models.split import UnitChain, client_units, server_units
 from hsee_ray.models.weights import digest_lines, read_model, weights_sha256
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -59,7 +60,7 @@ class TrainedModels:
         chain = UnitChain(client_units(self.backbone().units, spec.cut))
         return _fill(chain, chain.units, self._tensors(spec.client_file))
 
-    def exit(self, client_id: int) -> ExitHead:
+    def exit(self, client_id: int) -> nn.Module:
         """f^o of a client in evaluation mode: features (B, C, H, W) -> logits (B, K).
 
         Raises UserError when it holds the whole network and has no exit.

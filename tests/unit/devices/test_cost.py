@@ -20,8 +20,9 @@ from hsee_ray.devices.cost import CostTable, Memory, UnitCost
 from hsee_ray.devices.counter import Counter, OpCounts
 from hsee_ray.features.message import encode
 from hsee_ray.method.steps import client_step, server_step
+from hsee_ray.models.exits import build_exit
 from hsee_ray.models.model import Model
-from hsee_ray.models.split import build_exit, client_units, server_units
+from hsee_ray.models.split import client_units, server_units
 from tests.coded import coded
 
 SHAPE = (32, 32, 3)

@@ -15,6 +15,8 @@ EXIT = "exit"
 """Name of the exit head among a client's units; no unit of a network may bear it."""
 AUTO = "auto"
 """A cut that the planner is to pick (docs/planning.md)."""
+OBJECTIVE = "objective"
+"""Name of what an objective remembers among a model's units; no unit of a network may bear it."""
 CODEC, PATH = "codec", "path"
 """Names, among a client's units, of what its codec and the stages before it (`path.0`) know; no unit may bear them."""
 

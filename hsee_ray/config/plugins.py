@@ -20,6 +20,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         name: f"hsee_ray.method.strategies:{name.capitalize()}"
         for name in ("averaging", "sequential", "distributed", "centralized")
     },
+    "objective": {"cross_entropy": "hsee_ray.method.objective:CrossEntropy"},
     "figure": {},
     "exit": {"pool": "hsee_ray.models.exits:Pool"},
     "stage": {"fp16": "hsee_ray.features.stages:Half", "int8": "hsee_ray.features.stages:Int8"},
@@ -63,6 +64,7 @@ def known(kind: str) -> AfterValidator:
 
 StrategyPlugIn = Annotated[PlugIn, known("strategy")]
 FigurePlugIn = Annotated[PlugIn, known("figure")]
+ObjectivePlugIn = Annotated[PlugIn, known("objective")]
 ExitPlugIn = Annotated[PlugIn, known("exit")]
 StagePlugIn = Annotated[PlugIn, known("stage")]
 

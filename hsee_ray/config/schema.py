@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hsee_ray.config.plugins import ExitPlugIn, FigurePlugIn, PlugIn, StagePlugIn, StrategyPlugIn
+from hsee_ray.config.plugins import ExitPlugIn, FigurePlugIn, ObjectivePlugIn, PlugIn, StagePlugIn, StrategyPlugIn
 from hsee_ray.config.problems import Strict as _Model
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -155,6 +155,7 @@ class TrainingConfig(_Model):
     """The method and its options (docs/method.md)."""
 
     strategy: StrategyPlugIn = PlugIn(name="averaging")
+    objective: ObjectivePlugIn = PlugIn(name="cross_entropy")
     rounds: int = Field(10, ge=1)
     local_epochs: int = Field(1, ge=1)
     local_steps: int | None = Field(None, ge=1)

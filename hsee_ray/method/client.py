@@ -21,6 +21,7 @@ from hsee_ray.edge.gate import Gate, confidence
 from hsee_ray.features.message import FeatureBatch, Packet, encode
 from hsee_ray.features.path import FeaturePath
 from hsee_ray.method.figures import count, metrics_of
+from hsee_ray.method.objective import build_objective
 from hsee_ray.method.predictions import ExitPredictions, Part
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
 from hsee_ray.method.schedule import BatchSlice, learning_rate, round_batches
@@ -81,6 +82,7 @@ class Client:
         self.path = FeaturePath(config, spec, feature_shape)
         units = client_units(backbone.units, spec.cut)
         self.model = Model(units, exit_head, config.training, device, self.path.units)
+        self.objective = build_objective(config, "client", self.model)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self.pending: dict[int, Any] = {}
         """What a strategy's legs keep of a batch until something comes back for it, by step; no part of a snapshot."""
@@ -114,6 +116,7 @@ class Client:
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Steps first..last-1 of a round with their images (B, C, H, W) and labels (B,); the model is in train mode."""
         self.model.train_mode(learning_rate(self.config.training, round_number))
+        self.objective.begin_round(round_number)
         for batch in round_batches(self.config.training, len(self.data.train), self.spec.batch_size)[first:last]:
             yield batch.step, *self._training_batch(round_number, batch)
 
@@ -208,7 +211,13 @@ class Client:
         model = self.model
         with undone_if_nonfinite(model.network) if self.skips else nullcontext():
             return client_step(
-                model.network, model.exit_head, model.optimizer, x_BCHW, y_B, self.config.training.autocast
+                model.network,
+                model.exit_head,
+                model.optimizer,
+                x_BCHW,
+                y_B,
+                self.config.training.autocast,
+                self.objective,
             )
 
     def _training_batch(self, round_number: int, batch: BatchSlice) -> tuple[torch.Tensor, torch.Tensor]:

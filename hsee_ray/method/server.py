@@ -15,6 +15,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.features.message import FeatureBatch, Packet, decode
 from hsee_ray.method.aggregation import mean_arrays
 from hsee_ray.method.figures import count, metrics_of
+from hsee_ray.method.objective import build_objective
 from hsee_ray.method.predictions import ServerPredictions
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
 from hsee_ray.method.schedule import learning_rate
@@ -45,6 +46,7 @@ class Server:
         self.first_cut = min(spec.cut for spec in served)
         self.model = Model(server_units(backbone.units, self.first_cut), None, config.training, device)
         self.per_client_statistics = len(served) > 1 and config.training.norm_statistics == "per_client"
+        self.objective = build_objective(config, "server", self.model)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self._initial_statistics = self._read_statistics()
         self._statistics: dict[int, StatisticsSet] = {}
@@ -60,7 +62,7 @@ class Server:
             try:
                 with undone_if_nonfinite(self.model.network) if self.skips else nullcontext():
                     autocast = self.config.training.autocast
-                    losses.append(server_step(network, self.model.optimizer, h, y_B, autocast))
+                    losses.append(server_step(network, self.model.optimizer, h, y_B, autocast, self.objective))
             except NonFiniteStep as error:
                 who = self.specs[client].client_file
                 refuse_nonfinite(self.config, who, round_number, batch.step, error)
@@ -72,6 +74,7 @@ class Server:
         if self.per_client_statistics:
             self._bind_statistics(self._statistics.setdefault(client, self._statistics_of(client)))
         self.model.train_mode(learning_rate(self.config.training, round_number))
+        self.objective.begin_round(round_number)
         return partial(self.model.network, entry=self.specs[client].cut - self.first_cut)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from hsee_ray.errors import ConfigError
 from hsee_ray.features.path import check_stages, feature_bytes
 from hsee_ray.method.client import Client, ClientData, Samples
 from hsee_ray.method.figures import check_metrics
+from hsee_ray.method.objective import check_objective
 from hsee_ray.method.server import Server
 from hsee_ray.method.strategies import Strategy, build_fleet, strategy_of
 from hsee_ray.models.exits import check_exits
@@ -83,6 +84,7 @@ def prepare_run(config: Config) -> Setup:
     train, test = open_images(files.train), open_images(files.test)
     n_classes = len(files.class_names)
     check_metrics(config, n_classes)
+    check_objective(config, backbone.units, n_classes)
     chosen = select(train.labels_N, config.data.train_samples, config.seed, "train")
     parts = partition(train.labels_N, chosen, config.n_clients, n_classes, config.data, config.seed)
     if strategy.on_server:

@@ -18,6 +18,9 @@ from hsee_ray.config.schema import Config
 from hsee_ray.errors import NonFiniteError
 from hsee_ray.models.torch_device import mixed_precision
 
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Scalar loss of float32 logits (B, K) and labels (B,)."""
+
 
 class NonFiniteStep(ArithmeticError):
     """The loss of a batch, or its features, are infinite or no numbers; no parameter has been changed."""
@@ -33,8 +36,11 @@ def client_step(
     x_BCHW: torch.Tensor,
     y_B: torch.Tensor,
     autocast: str | None = None,
+    objective: Loss = functional.cross_entropy,
 ) -> tuple[torch.Tensor, float]:
-    """One step on f^c and f^o: loss = CE(f^o(f^c(x)), y). Returns (h, loss in nats), h detached, from before the step.
+    """One step on f^c and f^o: loss = CE(f^o(f^c(x)), y), or another objective.
+
+    Returns (h, loss in nats), h detached, from before the step.
 
     Without an exit head (cut L) the network's own output is the logits. h is float32, also from a forward pass in
     the lower precision `autocast`; so are the logits that the loss is of. Raises NonFiniteStep.
@@ -42,7 +48,7 @@ def client_step(
     with mixed_precision(autocast, x_BCHW.device):
         h = network(x_BCHW)
         logits_BK = h if exit_head is None else exit_head(h)
-    loss = functional.cross_entropy(logits_BK.float(), y_B)
+    loss = objective(logits_BK.float(), y_B)
     h = h.float()
     # One sum over h tells: it is finite if all of h is.
     _check_finite("the sum of the features", h.detach().sum().item())
@@ -55,11 +61,15 @@ def server_step(
     h: torch.Tensor,
     y_B: torch.Tensor,
     autocast: str | None = None,
+    objective: Loss = functional.cross_entropy,
 ) -> float:
-    """One step on f^s: loss = CE(f^s(h), y) in nats, returned. Its gradient stops at h. Raises NonFiniteStep."""
+    """One step on f^s: loss = CE(f^s(h), y) in nats, or another objective, returned. Its gradient stops at h.
+
+    Raises NonFiniteStep.
+    """
     with mixed_precision(autocast, h.device):
         logits_BK = network(h)
-    return _descend(optimizer, functional.cross_entropy(logits_BK.float(), y_B), "the server loss")
+    return _descend(optimizer, objective(logits_BK.float(), y_B), "the server loss")
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from hsee_ray.config.fleet import EXIT
+from hsee_ray.config.fleet import EXIT, OBJECTIVE
 from hsee_ray.config.schema import TrainingConfig
 from hsee_ray.errors import DataError
 from hsee_ray.models.optimizer import build_optimizer, set_learning_rate
@@ -41,16 +41,21 @@ class Model:
         self.memory_format = MEMORY_FORMATS[training.memory_format]
         self.network = UnitChain(units).to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.exit_head = None if exit_head is None else exit_head.to(device)
-        self.stages = stages or {}
+        self.beside = dict(stages or {})
         """Of a client's feature path, those with a state. They stay in the CPU's memory, where features are coded."""
         both = nn.ModuleList([self.network] if self.exit_head is None else [self.network, self.exit_head])
         self.optimizer = build_optimizer(both, training.optimizer)
 
+    def remembers(self, objective: nn.Module) -> None:
+        """What an objective remembers belongs to the model's state from now on, as `objective`."""
+        if objective.state_dict():
+            self.beside[OBJECTIVE] = objective
+
     @property
     def units(self) -> dict[str, nn.Module]:
-        """Units by name; behind them the exit head, as `exit`, and the stages, as `path.0` and `codec`."""
+        """Units by name; behind them the exit head, as `exit`, stages, as `path.0` and `codec`, and `objective`."""
         head = {} if self.exit_head is None else {EXIT: self.exit_head}
-        return {**self.network.units, **head, **self.stages}
+        return {**self.network.units, **head, **self.beside}
 
     def train_mode(self, learning_rate: float) -> None:
         """Ready for the steps of a round: batch statistics in use, the round's learning rate set."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hsee_ray.config.fleet import OBJECTIVE
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -94,10 +96,11 @@ def reset_optimizer(unit: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def named_tensors(state: Mapping[str, UnitState]) -> Arrays:
-    """Parameters and buffers as `<unit>.<name in the unit>`."""
+    """Parameters and buffers as `<unit>.<name in the unit>`: a model file, without what an objective keeps."""
     return {
         f"{unit}.{name}": array
         for unit, unit_state in state.items()
+        if unit != OBJECTIVE
         for arrays in (unit_state.parameters, unit_state.buffers, unit_state.statistics)
         for name, array in arrays.items()
     }

@@ -21,10 +21,11 @@ EXTENSIONS = {
     "noise": [NOISE, "tiers.0.codec=int8"],
     "noise_at_a_shared_server": [NOISE, "training.strategy=sequential", "training.interleave=batch"],
     "metric": [TOP2],
+    "conv_exit": ["exits.head=tests.extensions.conv_exit:ConvExit", "model.options={width: 4}"],
+    "proximal": ["training.objective={name: 'tests.extensions.proximal:Proximal', options: {mu: 0.1}}"],
     "splitfed": ["training.strategy=tests.extensions.splitfed:SplitFed"],
     "splitfed_shared": ["training.strategy=tests.extensions.splitfed:SplitFedShared"],
     "splitfed_by_batch": ["training.strategy=tests.extensions.splitfed:SplitFedShared", "training.interleave=batch"],
-    "top5": ["evaluation.figures=[tests.extensions.top5:TopK]"],
     "tiny_vit": ["model.name=tests.extensions.tiny_vit:units", "tiers.0.cut=patches", "tiers.1.cut=block0"],
 }
 

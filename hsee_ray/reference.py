@@ -27,22 +27,23 @@ from hsee_ray.models.model import Model
 from hsee_ray.models.state import Arrays, UnitState
 from hsee_ray.models.weights import digest_lines, weights_sha256
 
+CPU = torch.device("cpu")
+
 
 class Reference:
     """All clients and servers of a run, side by side in this process."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, device: torch.device = CPU) -> None:
         torch.set_num_threads(setup.config.training.threads)
-        cpu = torch.device("cpu")
         self.setup = setup
         self.config = setup.config
         self.clients = [
-            build_client(setup, spec.client_id, mapped_client_data(setup, spec.client_id), cpu)
+            build_client(setup, spec.client_id, mapped_client_data(setup, spec.client_id), device)
             for spec in setup.fleet.clients
         ]
         self.strategy = setup.strategy
         self.servers = {
-            server: build_server(setup, served, cpu) for server, served in self.strategy.served(setup.fleet).items()
+            server: build_server(setup, served, device) for server, served in self.strategy.served(setup.fleet).items()
         }
         self.ledger = Ledger()
         self.averages: dict[str, UnitState] = {}

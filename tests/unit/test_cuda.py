@@ -104,8 +104,7 @@ def test_samples_per_second_of_one_process(tmp_path: Path, capsys: pytest.Captur
     for report in reference.run():
         torch.cuda.synchronize()
         if report.round_number == 2:
+            speed = report.samples / (time.perf_counter() - begin)
             with capsys.disabled():
-                print(
-                    f"\n{report.samples / (time.perf_counter() - begin):.0f} samples/s on {torch.cuda.get_device_name()}"
-                )
+                print(f"\n{speed:.0f} samples/s on {torch.cuda.get_device_name()}")
         begin = time.perf_counter()

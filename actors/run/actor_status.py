@@ -63,14 +63,14 @@ class ActorStatus:
             member for member in self.team.members() if member not in self.present and not self.team.is_left_out(member)
         ]
 
-    @property
-    def leaving(self) -> set[Member]:
-        """Actors on nodes that are about to go."""
-        return {
-            member
-            for member, location in self.present.items()
-            if location.node_id in self._leaving and self._asked[member] is self.team.locations.get(member)
-        }
+    def is_leaving(self, member: Member) -> bool:
+        """Whether an actor is on a node that is about to go."""
+        location = self.present.get(member)
+        return (
+            location is not None
+            and location.node_id in self._leaving
+            and self._asked[member] is self.team.locations.get(member)
+        )
 
     def has_place(self, member: Member) -> bool:
         """Whether an actor has a node, also while it starts there."""

@@ -30,6 +30,8 @@ from hsee_ray.rundir.failures import Failure, Kind
 TICK_S = 1.0
 """At most so long passes before a request to stop, or an actor that hangs, is noticed."""
 
+LEAVING: tuple[Kind, str] = "drained", "its node is about to go"
+
 Worked = Callable[[Member, str, int, float, float], None]
 """Told of every call that has been answered: who, stage, round, and from when to when, in `time.monotonic` seconds."""
 
@@ -71,8 +73,11 @@ class Calls:
 
     async def result(self, member: Member, ref: ObjectRef[Any]) -> Any:
         """What a reference stands for, of a call that `member` answers. Raises CallFailed."""
-        waiting, slot = _delivery(ref), self.team.slot_of(member)
+        slot = self.team.slot_of(member)
         actor = self.team.actors[slot]
+        if self.status.is_leaving(slot):
+            raise CallFailed(member, self._failure(member, *LEAVING), actor)
+        waiting = _delivery(ref)
         self._owed.setdefault(member, set()).add(waiting)
         self._since.setdefault(member, time.monotonic())
         try:
@@ -101,11 +106,10 @@ class Calls:
             stop.check()
             if nodes := self.status.look(self.round_number):
                 leaving(set(nodes))
-            going = self.status.leaving
             now = time.monotonic()
             for member in list(self._since):
-                if going and self.team.slot_of(member) in going:
-                    self._fail(member, "drained", "its node is about to go")
+                if self.status.is_leaving(self.team.slot_of(member)):
+                    self._fail(member, *LEAVING)
                 elif now >= self._since[member] + self._patience_s(member):
                     self._out_of_patience(member)
             deadlines = (since + self._patience_s(member) - now for member, since in self._since.items())

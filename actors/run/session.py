@@ -119,10 +119,11 @@ class Session:
 
         `anew`: the models have left their first state.
         """
+        if anew:
+            # Reading a checkpoint must not depend on states that are lost.
+            self.rounds.go_to(RunState())
         if found is not None:
             self.rounds.go_to(load_state(self.rounds, self.uri, *found))
-        elif anew:
-            self.rounds.go_to(RunState())
         remove_newer(self.storage, self.progress.round_number)
 
     def _rounds(self) -> None:

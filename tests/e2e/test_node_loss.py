@@ -50,12 +50,12 @@ def test_a_lost_node_changes_no_bit(
 @pytest.mark.parametrize("placement", ["pack", "colocate"])
 def test_a_node_that_is_taken_back_with_notice_is_left_in_time(placement: str, start: Start, tmp_path: Path) -> None:
     goes = {"num_cpus": 0.5, "custom": {"goes": 1}}
-    exits_B = {"num_cpus": 0.5, "custom": {"stays": 1}}
+    stays = {"num_cpus": 0.5, "custom": {"stays": 1}}
     config = {
         **CONFIG,
         "tiers": [
             {"name": "sensor", "clients": 1, "cut": "stem", "resources": goes},
-            {"name": "hub", "clients": 1, "cut": "body.1", "resources": goes if placement == "colocate" else exits_B},
+            {"name": "hub", "clients": 1, "cut": "body.1", "resources": goes if placement == "colocate" else stays},
         ],
         "server": {"resources": goes},
         "training": {"strategy": "distributed", "rounds": 8, "batch_size": 8},

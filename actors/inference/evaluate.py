@@ -9,7 +9,8 @@ from actors.inference.trained import ask, samples_of
 from actors.run.rounds import Rounds
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.devices.cost import CostTable
-from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Confidence, Gate
+from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Gate
+from hsee_ray.edge.task import Confidence
 from hsee_ray.errors import ConfigError, RunError, UserError
 from hsee_ray.evaluation.calibration import (
     Calibration,
@@ -70,8 +71,8 @@ def calibrate(rounds: Rounds, run: Run, target: Target, kind: Confidence) -> Cal
     picked: dict[str, TierCalibration] = {}
     missed: list[str] = []
     for tier, together in by_tier.items():
-        temperature = fit_temperature(together.logits_NK, together.labels_N)
-        confidence_N = Gate(kind, SENDS_ALL, temperature).confidence(together.logits_NK)
+        temperature = fit_temperature(together)
+        confidence_N = Gate(kind, SENDS_ALL, temperature).confidence(together.logits_NK, together.task)
         curve = gate_curve(confidence_N, together.client_right_N, together.server_right_N)
         index = pick(curve, target)
         if index is None:
@@ -164,7 +165,7 @@ def _temperatures(rounds: Rounds, plan: Plan) -> dict[str, float]:
     if plan.calibration is not None:
         return {name: tier.temperature for name, tier in plan.calibration.tiers.items()}
     answers = ask(rounds, "calibration", _same_gate(rounds, Gate(plan.confidence, NEVER_SENDS)))
-    return {tier: fit_temperature(of.logits_NK, of.labels_N) for tier, of in _by_tier(rounds, answers).items()}
+    return {tier: fit_temperature(of) for tier, of in _by_tier(rounds, answers).items()}
 
 
 def _distances(calibration: Calibration, rows: Sequence[GateRow]) -> list[TargetDeviation]:

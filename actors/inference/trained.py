@@ -32,6 +32,7 @@ from hsee_ray.errors import ConfigError, DataError, RunError
 from hsee_ray.method.legs import answering
 from hsee_ray.method.predictions import Answers, ExitPredictions, Part, ServerPredictions, join
 from hsee_ray.method.setup import Setup, prepare_run
+from hsee_ray.method.task import task_of
 from hsee_ray.rundir.checkpoint import changed_keys
 from hsee_ray.rundir.failures import History
 from hsee_ray.rundir.run import CONFIG_FILE, MODELS_DIR, Run, without_training
@@ -55,10 +56,11 @@ def ask(rounds: Rounds, part: Part, gates: Gates, most: int | None = None) -> di
     }
     stage = Stage(rounds.team, rounds.recovery, rounds.state, lambda client: answering(part, gates[client]))
     units = rounds.sample_units(n_samples, round_number)
+    task = task_of(setup.config)
     pieces: dict[int, list[tuple[ExitPredictions, ServerPredictions | None]]] = {}
     for piece, reports in rounds.run_stage(stage, units, round_number, "answer", rounds.evaluation_window):
         pieces.setdefault(piece.work.client_id, []).append((reports["client"], reports.get("server")))
-    answers = {client_id: join(pieces[client_id]) for client_id in sorted(pieces.keys() - rounds.team.left_out)}
+    answers = {client_id: join(task, pieces[client_id]) for client_id in sorted(pieces.keys() - rounds.team.left_out)}
     for client_id, own in answers.items():
         if not np.isfinite(own.logits_NK).all():
             who = rounds.team.label(ModelId("client", client_id))

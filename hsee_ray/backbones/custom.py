@@ -7,15 +7,14 @@ parameters from torch's global generator, which is seeded for it.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from torch import nn
 
 from hsee_ray.backbones.backbone import Backbone
+from hsee_ray.config.plugins import imported
 from hsee_ray.config.schema import ModelConfig
 from hsee_ray.errors import ConfigError
 
@@ -35,7 +34,7 @@ def build_custom(config: ModelConfig, image_shape: tuple[int, int, int], n_class
     Raises ConfigError when the function cannot be imported or called with the options, or returns no named
     units.
     """
-    function = _imported(config.name)
+    function = imported("model.name", config.name)
     given = {"image_shape": image_shape, "n_classes": n_classes}
     taken = sorted(given.keys() & config.options.keys())
     if taken:
@@ -50,23 +49,6 @@ def build_custom(config: ModelConfig, image_shape: tuple[int, int, int], n_class
     units = _named_units(function(**given, **config.options), config.name)
     _check_unit_names([name for name, _ in units])
     return Backbone(dict(units), published_prefix=None)
-
-
-def _imported(name: str) -> Callable[..., Any]:
-    module_name, _, function_name = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
-        raise ConfigError(f"model.name is {name!r}: write package.module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as e:
-        raise ConfigError(
-            f"model.name is {name!r}: the module {module_name} cannot be imported: {e}; install it on every "
-            "node, or send it along with the job's working directory"
-        ) from e
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ConfigError(f"model.name is {name!r}: the module {module_name} has no function {function_name}")
-    return function  # type: ignore[no-any-return]
 
 
 def _named_units(returned: object, name: str) -> list[tuple[str, nn.Module]]:

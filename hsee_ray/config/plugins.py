@@ -11,8 +11,9 @@ from abc import ABC
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_serializer, model_validator
 
+from hsee_ray.config.problems import in_one_line
 from hsee_ray.errors import ConfigError
 
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
@@ -20,6 +21,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         name: f"hsee_ray.method.strategies:{name.capitalize()}"
         for name in ("averaging", "sequential", "distributed", "centralized")
     },
+    "task": {"classification": "hsee_ray.edge.task:Classification"},
     "objective": {"cross_entropy": "hsee_ray.method.objective:CrossEntropy"},
     "figure": {},
     "exit": {"pool": "hsee_ray.models.exits:Pool"},
@@ -62,6 +64,7 @@ def known(kind: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+TaskPlugIn = Annotated[PlugIn, known("task")]
 StrategyPlugIn = Annotated[PlugIn, known("strategy")]
 FigurePlugIn = Annotated[PlugIn, known("figure")]
 ObjectivePlugIn = Annotated[PlugIn, known("objective")]
@@ -96,13 +99,9 @@ def create(kind: str, key: str, plugin: PlugIn, base: type[P], *given: Any) -> P
         raise ConfigError(f"{key} is {plugin.name!r}: that is no subclass of {wanted}; derive the class from it")
     if missing := sorted(found.__abstractmethods__):
         raise ConfigError(f"{key} is {plugin.name!r}: the class has no {', '.join(missing)}; {wanted} says what it is")
-    try:
+    known_here = ", ".join(found.Options.model_fields) or "none"
+    with in_one_line(found.Options, f"{key}.options.", f"options of {plugin.name}: {known_here}"):
         options = found.Options.model_validate(plugin.options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, (key, "options", *first["loc"])))
-        known_here = ", ".join(found.Options.model_fields) or "none"
-        raise ConfigError(f"{where}: {first['msg']} (options of {plugin.name}: {known_here})") from None
     return found(options, *given)
 
 

@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hsee_ray.config.plugins import ExitPlugIn, FigurePlugIn, ObjectivePlugIn, PlugIn, StagePlugIn, StrategyPlugIn
+from hsee_ray.config.plugins import (
+    ExitPlugIn,
+    FigurePlugIn,
+    ObjectivePlugIn,
+    PlugIn,
+    StagePlugIn,
+    StrategyPlugIn,
+    TaskPlugIn,
+)
 from hsee_ray.config.problems import Strict as _Model
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -155,7 +163,7 @@ class TrainingConfig(_Model):
     """The method and its options (docs/method.md)."""
 
     strategy: StrategyPlugIn = PlugIn(name="averaging")
-    objective: ObjectivePlugIn = PlugIn(name="cross_entropy")
+    objective: ObjectivePlugIn | None = None
     rounds: int = Field(10, ge=1)
     local_epochs: int = Field(1, ge=1)
     local_steps: int | None = Field(None, ge=1)
@@ -261,6 +269,7 @@ class Config(_Model):
     """Everything that decides a run."""
 
     seed: int = Field(0, ge=0)
+    task: TaskPlugIn = PlugIn(name="classification")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1)]

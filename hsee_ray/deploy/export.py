@@ -24,10 +24,12 @@ from hsee_ray.deploy.graphs import DeviceNetwork, Graph, chain_names, inline_ten
 from hsee_ray.edge.bundle import CLIENT_MODEL, Bundle, ServerPart, write_bundle
 from hsee_ray.edge.gate import NEVER_SENDS, Gate
 from hsee_ray.edge.protocol import MOST_DIMENSIONS
+from hsee_ray.edge.stages import DeviceStage
 from hsee_ray.errors import RunError, UserError
 from hsee_ray.evaluation.calibration import calibration_of
 from hsee_ray.features.message import decode, encode
 from hsee_ray.features.path import FeaturePath
+from hsee_ray.method.task import named_task
 from hsee_ray.models.split import UnitChain
 from hsee_ray.models.state import to_array
 from hsee_ray.models.weights import write_model
@@ -227,7 +229,7 @@ class _Exporter:
         path = self.paths[spec.client_id]
         features: Array = to_array(h)
         for stage in self.stages[spec.client_id]:
-            features = stage.load()(features)
+            features = stage.load(DeviceStage)(features)
         sent, _ = decode(path.for_inference(encode(h, torch.zeros(0))), h.device)
         _compare(Path(spec.client_file), [path.codec.decode(path.codec.encode(features))], [sent])
 
@@ -288,6 +290,7 @@ class _Exporter:
             files={name: self._digest((directory / name).resolve()) for name in named},
             codec=self.paths[spec.client_id].codec,
             stages=self.stages[spec.client_id],
+            task=named_task(self.run.config),
         )
         write_bundle(directory, bundle)
         graph_bytes = None if server is None else (directory / server.onnx).stat().st_size

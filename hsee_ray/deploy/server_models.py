@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from hsee_ray.edge.bundle import BUNDLE_FILE, Bundle, checked_file, load_bundle
 from hsee_ray.edge.codecs import FeatureCodec
 from hsee_ray.edge.protocol import BadRequest, Offload, SentFeatures
+from hsee_ray.edge.task import Task
 from hsee_ray.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +65,7 @@ class ServerModels:
     def __init__(self, bundles: Bundles, device: torch.device) -> None:
         """Raises DataError when a file is missing or is not what its bundle says."""
         self.device = device
-        self._parts: dict[int, tuple[Program, Tensors, FeatureCodec]] = {}
+        self._parts: dict[int, tuple[Program, Tensors, FeatureCodec, Task]] = {}
         files = _Files()
         programs: dict[Path, Program] = {}
         weights: dict[Path, dict[str, torch.Tensor]] = {}
@@ -76,7 +77,7 @@ class ServerModels:
             if weights_file not in weights:
                 weights[weights_file] = load_file(weights_file, str(device))
             tensors = {name: weights[weights_file][stored] for name, stored in bundle.server.tensors.items()}
-            self._parts[bundle.client] = programs[program_file], tensors, bundle.codec
+            self._parts[bundle.client] = programs[program_file], tensors, bundle.codec, bundle.task.load(Task)
             # The first pass through a program takes longer than the others: no request has to wait for it.
             self.answer(bundle.client, np.zeros((1, *bundle.feature_shape), bundle.codec.dtype))
 
@@ -89,7 +90,7 @@ class ServerModels:
 
         Raises BadRequest when the network makes no finite numbers of them.
         """
-        return _labels(self._logits(client, features))
+        return self._labels(client, self._logits(client, features))
 
     def answer_all(self, requests: Sequence[Offload]) -> list[Array | Exception]:
         """Labels (B,) of each request, or why it has none. Those of one client go through its network together."""
@@ -108,7 +109,7 @@ class ServerModels:
         answers: list[Array | Exception] = []
         for own_BK in torch.split(logits_BK, [len(part) for part in features]):
             try:
-                answers.append(_labels(own_BK))
+                answers.append(self._labels(client, own_BK))
             except BadRequest as error:
                 answers.append(error)
         return answers
@@ -116,17 +117,15 @@ class ServerModels:
     @torch.inference_mode()
     def _logits(self, client: int, features: Array) -> torch.Tensor:
         """Logits (B, K) in the CPU's memory."""
-        program, tensors, codec = self._parts[client]
+        program, tensors, codec, _ = self._parts[client]
         # torch wants an array that it could write to.
         h = torch.from_numpy(np.require(codec.decode(features), np.float32, ["C", "W"]))
         return torch.cat([program(part.to(self.device), tensors).cpu() for part in torch.split(h, PASS_SAMPLES)])
 
-
-def _labels(logits_BK: torch.Tensor) -> Array:
-    if not bool(torch.isfinite(logits_BK).all()):
-        raise BadRequest(422, "the features are so large that the network makes no finite numbers of them")
-    labels_B: Array = logits_BK.argmax(dim=1).numpy()
-    return labels_B
+    def _labels(self, client: int, logits_BK: torch.Tensor) -> Array:
+        if not bool(torch.isfinite(logits_BK).all()):
+            raise BadRequest(422, "the features are so large that the network makes no finite numbers of them")
+        return self._parts[client][3].predict(logits_BK.numpy())
 
 
 class _Files:

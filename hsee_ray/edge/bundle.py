@@ -27,12 +27,15 @@ import numpy as np
 
 from hsee_ray.edge.codecs import UNCODED, ChannelRange, FeatureCodec, channel_axis
 from hsee_ray.edge.gate import Gate
-from hsee_ray.edge.stages import NamedStage
+from hsee_ray.edge.named import NamedPart
 from hsee_ray.errors import DataError
 
 BUNDLE_FILE = "bundle.json"
 CLIENT_MODEL = "client.onnx"
 FORMAT_VERSION = 2
+CLASSIFICATION = NamedPart("hsee_ray.edge.task:Classification")
+_NESTED = ("gate", "server", "codec", "stages", "task")
+"""Fields that JSON does not hold as they are."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,10 @@ class Bundle:
     """SHA-256 of each file, by its path relative to the client's directory."""
     codec: FeatureCodec = UNCODED
     """How the features travel."""
-    stages: tuple[NamedStage, ...] = ()
+    stages: tuple[NamedPart, ...] = ()
     """What the device does to the features before."""
+    task: NamedPart = CLASSIFICATION
+    """How logits are read: a Task."""
 
 
 def write_bundle(directory: Path, bundle: Bundle) -> None:
@@ -83,9 +88,14 @@ def write_bundle(directory: Path, bundle: Bundle) -> None:
     server = None if bundle.server is None else vars(bundle.server)
     content = {
         "format_version": FORMAT_VERSION,
-        **{name: value for name, value in vars(bundle).items() if name not in ("gate", "server", "codec", "stages")},
+        **{
+            name: value
+            for name, value in vars(bundle).items()
+            if name not in ("gate", "server", "codec", "stages", "task")
+        },
         "input_type": "uint8",
         "gate": vars(bundle.gate),
+        "task": vars(bundle.task),
         "codec": _codec_json(bundle.codec),
         "server": server,
         **({"stages": [vars(stage) for stage in bundle.stages]} if bundle.stages else {}),
@@ -141,6 +151,10 @@ def _codec(content: Mapping[str, Any], feature_shape: list[int] | None) -> Featu
     return FeatureCodec(content["name"], bounds).checked()
 
 
+def _part(content: Mapping[str, Any]) -> NamedPart:
+    return NamedPart(str(content["name"]), dict(content["options"]))
+
+
 def _from_json(content: Mapping[str, Any]) -> Bundle:
     """Raises KeyError, TypeError or ValueError for what no export writes."""
     height, width, channels = (int(size) for size in content["image_shape"])
@@ -171,5 +185,6 @@ def _from_json(content: Mapping[str, Any]) -> Bundle:
         network_file=str(content["network_file"]),
         files=dict(content["files"]),
         codec=_codec(content["codec"], shape),
-        stages=tuple(NamedStage(str(stage["name"]), dict(stage["options"])) for stage in content.get("stages", ())),
+        stages=tuple(_part(stage) for stage in content.get("stages", ())),
+        task=_part(content["task"]) if "task" in content else CLASSIFICATION,
     )

@@ -20,6 +20,8 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 
 from hsee_ray.edge.bundle import CLIENT_MODEL, checked_file, load_bundle
 from hsee_ray.edge.protocol import MEDIA_TYPE, PATH, decode_answer, encode, error_of
+from hsee_ray.edge.stages import DeviceStage
+from hsee_ray.edge.task import Task
 from hsee_ray.errors import RunError, UserError
 
 Array = np.ndarray[Any, Any]
@@ -76,12 +78,13 @@ class EdgeClient:
 
         A request is tried 1 + `retries` times, each until nothing has come for `timeout_s`; `on_unreachable` says what
         follows when all fail. `threads` are those of one inference, by default as many as there are cores. Raises
-        DataError for a bundle that is missing or damaged or whose stages this device lacks, UserError for a URL that is
-        none.
+        DataError for a bundle that is missing or damaged or names parts that this device lacks, UserError for a URL
+        that is none.
         """
         directory = Path(bundle)
         self.bundle = load_bundle(directory)
-        self._stages = [stage.load() for stage in self.bundle.stages]
+        self._stages: list[DeviceStage] = [stage.load(DeviceStage) for stage in self.bundle.stages]
+        self._task: Task = self.bundle.task.load(Task)
         self._on_unreachable = on_unreachable
         self._url = None if server_url is None else _answer_url(server_url)
         self._session = _session(checked_file(directory, self.bundle, CLIENT_MODEL), threads)
@@ -116,8 +119,8 @@ class EdgeClient:
         if len(images_BHWC) == 0:
             return []
         logits_BK, *features = self._session.run(None, {"images": images_BHWC})
-        label_B = logits_BK.argmax(axis=1)
-        confidence_B = self.bundle.gate.confidence(logits_BK)
+        label_B = self._task.predict(logits_BK)
+        confidence_B = self.bundle.gate.confidence(logits_BK, self._task)
         exited_B = confidence_B > self.bundle.gate.tau
         latency_ms_B = np.full(len(images_BHWC), _ms_since(begin))
         degraded_B = np.zeros(len(images_BHWC), bool)

@@ -18,7 +18,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from hsee_ray.config.problems import read_stored
-from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Confidence, Gate, log_softmax
+from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Gate
+from hsee_ray.edge.task import Confidence
 from hsee_ray.errors import ConfigError
 from hsee_ray.method.predictions import Answers
 from hsee_ray.rundir.run import Run
@@ -120,39 +121,37 @@ def pick(curve: Curve, target: Target) -> int | None:
     return int(allowed[0]) if len(allowed) else None
 
 
-def fit_temperature(logits_NK: Array, labels_N: Array) -> float:
-    """T that minimises the mean cross-entropy of softmax(logits / T) (Guo et al. 2017, arXiv:1706.04599)."""
+def fit_temperature(answers: Answers) -> float:
+    """T at which logits / T make the labels most likely (Guo et al. 2017, arXiv:1706.04599)."""
 
-    def cross_entropy_nats(log_temperature: float) -> float:
-        log_p_NK = log_softmax(logits_NK, math.exp(log_temperature))
-        return float(-log_p_NK[np.arange(len(labels_N)), labels_N].mean())
+    def loss_nats(log_temperature: float) -> float:
+        temperature = math.exp(log_temperature)
+        return float(-answers.task.log_likelihood(answers.logits_NK, answers.labels_N, temperature).mean())
 
     low, high = map(math.log, TEMPERATURES)
-    found = minimize_scalar(cross_entropy_nats, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(loss_nats, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     return math.exp(float(found.x))
 
 
-def reliability(logits_NK: Array, labels_N: Array, temperature: float) -> tuple[Array, Array, Array]:
+def reliability(answers: Answers, temperature: float) -> tuple[Array, Array, Array]:
     """Samples, mean largest probability and accuracy in each of ECE_BINS equal bins of the largest probability.
 
     Empty bins have 0 in all three.
     """
-    p_NK = np.exp(log_softmax(logits_NK, temperature))
-    largest_N = p_NK.max(axis=1)
-    right_N = p_NK.argmax(axis=1) == labels_N
+    largest_N = answers.task.confidence(answers.logits_NK, "max_prob", temperature)
     bin_N = np.minimum((largest_N * ECE_BINS).astype(np.int64), ECE_BINS - 1)
     counts = np.bincount(bin_N, minlength=ECE_BINS)
     divisors = np.maximum(counts, 1)
     return (
         counts,
         np.bincount(bin_N, largest_N, ECE_BINS) / divisors,
-        np.bincount(bin_N, right_N, ECE_BINS) / divisors,
+        np.bincount(bin_N, answers.client_right_N, ECE_BINS) / divisors,
     )
 
 
-def calibration_error(logits_NK: Array, labels_N: Array, temperature: float) -> float:
+def calibration_error(answers: Answers, temperature: float) -> float:
     """Expected calibration error: the mean over samples of |accuracy - mean largest probability| of their bin."""
-    counts, means, accuracies = reliability(logits_NK, labels_N, temperature)
+    counts, means, accuracies = reliability(answers, temperature)
     return float((counts * np.abs(accuracies - means)).sum() / counts.sum())
 
 
@@ -181,7 +180,7 @@ class TierCalibration:
 
 def tier_calibration(gate: Gate, curve: Curve, answers: Answers) -> TierCalibration:
     """What a gate does, beside the ends of its curve; in the answers everything was sent."""
-    stays_N = gate.exits_B(answers.logits_NK)
+    stays_N = gate.exits_B(answers.logits_NK, answers.task)
     lost_N = np.where(stays_N, answers.server_right_N.astype(np.int64) - answers.client_right_N, 0)
     sent = float((~stays_N).mean())
     return TierCalibration(

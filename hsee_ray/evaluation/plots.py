@@ -54,7 +54,7 @@ def _accuracy_offload(evaluation: Evaluation, answers: Mapping[str, Answers]) ->
     figure, panels = _panels(answers, evaluation, "what a gate trades")
     for tier, axes in panels.items():
         own, gate = answers[tier], _gate(evaluation, tier)
-        curve = gate_curve(gate.confidence(own.logits_NK), own.client_right_N, own.server_right_N)
+        curve = gate_curve(gate.confidence(own.logits_NK, own.task), own.client_right_N, own.server_right_N)
         axes.plot(100 * curve.offload_M, 100 * curve.accuracy_M, color=CLIENT, label=f"{gate.kind} gate")
         ends = 100 * curve.accuracy_M[[0, -1]]
         axes.plot([0, 100], ends, color=RANDOM, linestyle="--", label="same share at random")
@@ -84,7 +84,7 @@ def _confidence(evaluation: Evaluation, answers: Mapping[str, Answers]) -> Figur
     calibrated = {row.name: row.tau for row in evaluation.of("tier", "calibrated")}
     for tier, axes in panels.items():
         own = answers[tier]
-        confidence_N = _gate(evaluation, tier).confidence(own.logits_NK)
+        confidence_N = _gate(evaluation, tier).confidence(own.logits_NK, own.task)
         right_N = own.client_right_N
         parts = [confidence_N[right_N], confidence_N[~right_N]]
         axes.hist(parts, edges, stacked=True, color=[RIGHT, WRONG], label=["right", "wrong"])  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def _reliability(evaluation: Evaluation, answers: Mapping[str, Answers]) -> Figu
         if temperature is not None:
             shown.append((f"temperature {temperature:.2f}", temperature, RIGHT))
         for label, divisor, color in shown:
-            counts, means, accuracies = reliability(own.logits_NK, own.labels_N, divisor)
+            counts, means, accuracies = reliability(own, divisor)
             there = counts > 0
             axes.plot(means[there], accuracies[there], color=color, label=label)
             axes.scatter(means[there], accuracies[there], s=4 + 80 * counts[there] / counts.max(), color=color)

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.problems import read_stored
-from hsee_ray.edge.gate import Confidence, Gate
+from hsee_ray.edge.gate import Gate
+from hsee_ray.edge.task import Confidence
 from hsee_ray.errors import UserError
 from hsee_ray.evaluation.calibration import TOLERANCE, Target, calibration_error
 from hsee_ray.method.predictions import Answers, pooled
@@ -195,15 +196,14 @@ def exit_rows(answers: Mapping[int, Answers], temperatures: Mapping[str, float],
 
 
 def _exit_row(scope: Scope, name: str, answers: Answers, temperature: float | None) -> ExitRow:
-    logits_NK, labels_N = answers.logits_NK, answers.labels_N
     return ExitRow(
         scope=scope,
         name=name,
         samples=answers.samples,
         accuracy=float(answers.client_right_N.mean()),
         temperature=temperature,
-        calibration_error=calibration_error(logits_NK, labels_N, 1.0),
-        scaled_calibration_error=None if temperature is None else calibration_error(logits_NK, labels_N, temperature),
+        calibration_error=calibration_error(answers, 1.0),
+        scaled_calibration_error=None if temperature is None else calibration_error(answers, temperature),
     )
 
 

@@ -14,7 +14,7 @@ from hsee_ray.config.plugins import PlugIn, create
 from hsee_ray.config.schema import Config
 from hsee_ray.edge import codecs
 from hsee_ray.edge.codecs import UNCODED, FeatureCodec
-from hsee_ray.edge.stages import NamedStage
+from hsee_ray.edge.named import NamedPart
 from hsee_ray.errors import ConfigError
 from hsee_ray.features.message import FeatureBatch, encode
 from hsee_ray.features.stages import Array, Coded, Half, Int8, Stage
@@ -65,7 +65,7 @@ class FeaturePath:
             message = _passed(message, stage.for_inference(message.features, message.axis))
         return message
 
-    def on_device(self) -> tuple[NamedStage, ...]:
+    def on_device(self) -> tuple[NamedPart, ...]:
         """What a device does before it codes features. Raises UserError when it cannot."""
         found = [stage.on_device() for name, stage in self.stages.items() if name != CODEC]
         return tuple(stage for stage in found if stage is not None)

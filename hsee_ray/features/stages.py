@@ -16,7 +16,7 @@ from torch import nn
 
 from hsee_ray.config.plugins import Pluggable
 from hsee_ray.edge.codecs import ChannelRange, FeatureCodec, channel_axis, channel_range
-from hsee_ray.edge.stages import NamedStage
+from hsee_ray.edge.named import NamedPart
 from hsee_ray.errors import UserError
 from hsee_ray.features.message import Decoder
 
@@ -60,7 +60,7 @@ class Stage(Pluggable, nn.Module):
         """False while `for_inference` needs a training batch first; it is then shown one, and nothing of it is kept."""
         return True
 
-    def on_device(self) -> NamedStage | None:
+    def on_device(self) -> NamedPart | None:
         """What does `for_inference` on a device, for the bundle; None where there is nothing to do.
 
         Raises UserError when a device cannot apply the stage: that is so unless this is overridden with it.

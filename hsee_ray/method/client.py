@@ -17,7 +17,7 @@ from hsee_ray.backbones import Backbone
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.config.schema import Config
 from hsee_ray.data.batches import augment, normalise
-from hsee_ray.edge.gate import Gate, confidence
+from hsee_ray.edge.gate import Gate
 from hsee_ray.features.message import FeatureBatch, Packet, encode
 from hsee_ray.features.path import FeaturePath
 from hsee_ray.method.figures import count, metrics_of
@@ -26,6 +26,7 @@ from hsee_ray.method.predictions import ExitPredictions, Part
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
 from hsee_ray.method.schedule import BatchSlice, learning_rate, round_batches
 from hsee_ray.method.steps import NonFiniteStep, client_step, refuse_nonfinite, undone_if_nonfinite
+from hsee_ray.method.task import task_of
 from hsee_ray.models.exits import build_exit
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
@@ -83,6 +84,7 @@ class Client:
         units = client_units(backbone.units, spec.cut)
         self.model = Model(units, exit_head, config.training, device, self.path.units)
         self.objective = build_objective(config, "client", self.model)
+        self.task = task_of(config)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self.pending: dict[int, Any] = {}
         """What a strategy's legs keep of a batch until something comes back for it, by step; no part of a snapshot."""
@@ -130,8 +132,8 @@ class Client:
         rows = self.data.test.indices[first:last]
         x_BCHW, y_B = self._tensors(self.data.test.images_NHWC[rows], self.data.test.labels_N[rows])
         h, logits_BK = self._infer(x_BCHW)
-        confidence_B = confidence(logits_BK, self.config.exits.confidence)
-        prediction_B = logits_BK.argmax(axis=1)
+        confidence_B = self.task.confidence(logits_BK, self.config.exits.confidence)
+        prediction_B = self.task.predict(logits_BK)
         counts = count(metrics_of(self.config), logits_BK, self.data.test.labels_N[rows])
         if self.spec.has_server:
             sent = dataclasses.replace(
@@ -141,9 +143,9 @@ class Client:
         return (), evaluation_report(
             labels_B=y_B.cpu().numpy(),
             n_classes=len(self.data.class_names),
-            client_prediction_B=prediction_B,
+            client_right_B=self.task.right(prediction_B, self.data.test.labels_N[rows]),
             confidence_B=confidence_B,
-            server_prediction_B=None,
+            server_right_B=None,
             taus=self.config.exits.taus,
             sent_bytes=0,
             counts={"client": counts},
@@ -164,7 +166,7 @@ class Client:
         exited_B = np.ones(len(rows), bool)
         packet: Packet = ()
         if self.spec.has_server:
-            exited_B = gate.exits_B(logits_BK)
+            exited_B = gate.exits_B(logits_BK, self.task)
             unsure = np.flatnonzero(~exited_B)
             if len(unsure):
                 packet = (self._sent(encode(h, y_B[:0]).rows(unsure)),)

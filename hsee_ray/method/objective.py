@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hsee_ray.config.plugins import Pluggable, create
+from hsee_ray.config.plugins import Pluggable, PlugIn, create
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
 from hsee_ray.method.legs import Side
+from hsee_ray.method.task import task_of
 from hsee_ray.models.model import Model
 
 
@@ -67,12 +68,17 @@ def check_objective(config: Config, units: Mapping[str, nn.Module], n_classes: i
         logits_BK = torch.linspace(-1, 1, 2 * n_classes).reshape(2, n_classes).requires_grad_()
         loss = objective(logits_BK, torch.zeros(2, dtype=torch.int64))
         if loss.ndim or not loss.isfinite() or not loss.requires_grad:
-            name, wanted = config.training.objective.name, "it must give one finite loss with a gradient"
+            name, wanted = _named(config).name, "it must give one finite loss with a gradient"
             raise ConfigError(f"training.objective is {name!r}: it gives {loss}, {wanted}")
+
+
+def _named(config: Config) -> PlugIn:
+    """The objective of the configuration, else the task's own."""
+    return config.training.objective or PlugIn(name=task_of(config).objective)
 
 
 def _made(config: Config, side: Side, units: Mapping[str, nn.Module]) -> Objective:
     parameters = {f"{name}.{of}": each for name, unit in units.items() for of, each in unit.named_parameters()}
     base: Any = Objective  # mypy takes no abstract class for a type[Objective]
-    objective: Objective = create("objective", "training.objective", config.training.objective, base, side, parameters)
+    objective: Objective = create("objective", "training.objective", _named(config), base, side, parameters)
     return objective

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hsee_ray.edge.task import Task
+
 Array = np.ndarray[Any, Any]
 Part = Literal["test", "calibration"]
 """Which of its samples a client is asked about: the test images, or those it has set aside."""
@@ -44,6 +46,7 @@ class ServerPredictions:
 class Answers:
     """All answers of one client and its server over a set of samples, at one gate."""
 
+    task: Task
     labels_N: Array
     logits_NK: Array
     """Of the exit."""
@@ -62,8 +65,7 @@ class Answers:
 
     @property
     def client_right_N(self) -> Array:
-        right_N: Array = self.logits_NK.argmax(axis=1) == self.labels_N
-        return right_N
+        return self.task.right(self.task.predict(self.logits_NK), self.labels_N)
 
     @property
     def right_N(self) -> Array:
@@ -74,20 +76,20 @@ class Answers:
     @property
     def server_right_N(self) -> Array:
         """False where the server was not asked."""
-        right_N: Array = self.server_prediction_N == self.labels_N
-        return right_N
+        return self.task.right(self.server_prediction_N, self.labels_N)
 
 
-def join(pieces: Sequence[tuple[ExitPredictions, ServerPredictions | None]]) -> Answers:
+def join(task: Task, pieces: Sequence[tuple[ExitPredictions, ServerPredictions | None]]) -> Answers:
     """The answers to consecutive messages; there is no server's where nothing was sent."""
-    return pooled([_answers(exits, server) for exits, server in pieces])
+    return pooled([_answers(task, exits, server) for exits, server in pieces])
 
 
-def _answers(exits: ExitPredictions, server: ServerPredictions | None) -> Answers:
+def _answers(task: Task, exits: ExitPredictions, server: ServerPredictions | None) -> Answers:
     prediction_B = np.full(len(exits.labels_B), -1, np.int64)
     if server is not None:
         prediction_B[~exits.exited_B] = server.prediction_B
     return Answers(
+        task=task,
         labels_N=exits.labels_B,
         logits_NK=exits.logits_BK,
         stays_N=exits.exited_B,
@@ -102,6 +104,7 @@ def _answers(exits: ExitPredictions, server: ServerPredictions | None) -> Answer
 def pooled(answers: Sequence[Answers]) -> Answers:
     """Answers to several sets of samples together, in their order."""
     return Answers(
+        task=answers[0].task,
         labels_N=np.concatenate([each.labels_N for each in answers]),
         logits_NK=np.concatenate([each.logits_NK for each in answers]),
         stays_N=np.concatenate([each.stays_N for each in answers]),

@@ -118,9 +118,9 @@ class RoundReport:
 def evaluation_report(
     labels_B: Array,
     n_classes: int,
-    client_prediction_B: Array,
+    client_right_B: Array,
     confidence_B: Array,
-    server_prediction_B: Array | None,
+    server_right_B: Array | None,
     taus: Sequence[float],
     sent_bytes: int,
     counts: Mapping[Side, Mapping[str, float]] | None = None,
@@ -129,12 +129,10 @@ def evaluation_report(
 
     Without a server (cut L) the client answers everything: nothing is offloaded at any tau.
     """
-    client_right_B = client_prediction_B == labels_B
-    if server_prediction_B is None:
+    if server_right_B is None:
         gated = tuple(int(client_right_B.sum()) for _ in taus)
         offloaded = tuple(0 for _ in taus)
     else:
-        server_right_B = server_prediction_B == labels_B
         exited_TB = [confidence_B > tau for tau in taus]
         gated = tuple(int(np.where(exited_B, client_right_B, server_right_B).sum()) for exited_B in exited_TB)
         offloaded = tuple(int((~exited_B).sum()) for exited_B in exited_TB)
@@ -142,7 +140,7 @@ def evaluation_report(
     return EvaluationReport(
         samples=len(labels_B),
         client_correct=int(client_right_B.sum()),
-        server_correct=None if server_prediction_B is None else int((server_prediction_B == labels_B).sum()),
+        server_correct=None if server_right_B is None else int(server_right_B.sum()),
         gated_correct=gated,
         offloaded=offloaded,
         sent_bytes=sent_bytes,

@@ -17,9 +17,10 @@ from hsee_ray.method.aggregation import mean_arrays
 from hsee_ray.method.figures import count, metrics_of
 from hsee_ray.method.objective import build_objective
 from hsee_ray.method.predictions import ServerPredictions
-from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
+from hsee_ray.method.reports import Array, EvaluationReport, TrainReport, evaluation_report
 from hsee_ray.method.schedule import learning_rate
 from hsee_ray.method.steps import NonFiniteStep, refuse_nonfinite, server_step, undone_if_nonfinite
+from hsee_ray.method.task import task_of
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.split import server_units
@@ -47,6 +48,7 @@ class Server:
         self.model = Model(server_units(backbone.units, self.first_cut), None, config.training, device)
         self.per_client_statistics = len(served) > 1 and config.training.norm_statistics == "per_client"
         self.objective = build_objective(config, "server", self.model)
+        self.task = task_of(config)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self._initial_statistics = self._read_statistics()
         self._statistics: dict[int, StatisticsSet] = {}
@@ -83,13 +85,13 @@ class Server:
         (batch,) = packet
         assert batch.confidence_B is not None and batch.prediction_B is not None and batch.counts is not None
         logits_BK = self._infer(client, batch)
-        counted = count(metrics_of(self.config), logits_BK.cpu().numpy(), batch.labels_B)
+        counted = count(metrics_of(self.config), logits_BK, batch.labels_B)
         return evaluation_report(
             labels_B=batch.labels_B,
             n_classes=self.n_classes,
-            client_prediction_B=batch.prediction_B,
+            client_right_B=self.task.right(batch.prediction_B, batch.labels_B),
             confidence_B=batch.confidence_B,
-            server_prediction_B=logits_BK.argmax(dim=1).cpu().numpy(),
+            server_right_B=self.task.right(self.task.predict(logits_BK), batch.labels_B),
             taus=self.config.exits.taus,
             sent_bytes=batch.feature_bytes,
             counts={"client": batch.counts, "server": counted},
@@ -100,16 +102,16 @@ class Server:
         """Answers to the samples of which a client was not sure."""
         begin = time.perf_counter()
         (batch,) = packet
-        prediction_B = self._infer(client, batch).argmax(dim=1).cpu().numpy()
+        prediction_B = self.task.predict(self._infer(client, batch))
         return ServerPredictions(prediction_B, len(prediction_B), time.perf_counter() - begin)
 
-    def _infer(self, client: int, batch: FeatureBatch) -> torch.Tensor:
+    def _infer(self, client: int, batch: FeatureBatch) -> Array:
         """Logits (B, K), in the client's statistics."""
         if self.per_client_statistics:
             self._bind_statistics(self._statistics_of(client))
         self.model.eval_mode()
         h, _ = decode(batch, self.model.device)
-        logits_BK: torch.Tensor = self.model.network(h, self.specs[client].cut - self.first_cut)
+        logits_BK: Array = self.model.network(h, self.specs[client].cut - self.first_cut).cpu().numpy()
         return logits_BK
 
     def snapshot(self) -> Snapshot:

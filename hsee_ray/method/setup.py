@@ -30,6 +30,7 @@ from hsee_ray.method.figures import check_metrics
 from hsee_ray.method.objective import check_objective
 from hsee_ray.method.server import Server
 from hsee_ray.method.strategies import Strategy, build_fleet, strategy_of
+from hsee_ray.method.task import check_task
 from hsee_ray.models.exits import check_exits
 
 Array = np.ndarray[Any, Any]
@@ -83,6 +84,7 @@ def prepare_run(config: Config) -> Setup:
     backbone = build_network(config, files)
     train, test = open_images(files.train), open_images(files.test)
     n_classes = len(files.class_names)
+    check_task(config, n_classes)
     check_metrics(config, n_classes)
     check_objective(config, backbone.units, n_classes)
     chosen = select(train.labels_N, config.data.train_samples, config.seed, "train")

@@ -28,7 +28,10 @@ def test_trains_prints_and_leaves_no_process(start: Start, tmp_path: Path) -> No
 
     assert command.process.returncode == 0, err
     lines = out.splitlines()
-    assert [line.split("]")[0] for line in lines if line.startswith("[round") and "/2]" in line] == ["[round 1/2", "[round 2/2"]
+    assert [line.split("]")[0] for line in lines if line.startswith("[round") and "/2]" in line] == [
+        "[round 1/2",
+        "[round 2/2",
+    ]
     assert all("samples/s" in line for line in lines if "/2]" in line)
     assert any(line.startswith("sensor") and "stem" in line for line in lines)
     assert "tensorboard --logdir" in lines[-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hsee_ray.edge.stages import NamedStage
+from hsee_ray.edge.named import NamedPart
 from hsee_ray.features.stages import Array, Stage
 
 
@@ -24,5 +24,5 @@ class Limit(Stage):
     def for_inference(self, features: Array, axis: int) -> Array:
         return np.minimum(features, np.float32(self.options.high))
 
-    def on_device(self) -> NamedStage:
-        return NamedStage("tests.extensions.limit_on_device:Limit", {"high": self.options.high})
+    def on_device(self) -> NamedPart:
+        return NamedPart("tests.extensions.limit_on_device:Limit", {"high": self.options.high})

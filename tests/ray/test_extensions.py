@@ -21,6 +21,7 @@ EXTENSIONS = {
     "noise": [NOISE, "tiers.0.codec=int8"],
     "noise_at_a_shared_server": [NOISE, "training.strategy=sequential", "training.interleave=batch"],
     "metric": [TOP2],
+    "task": ["task={name: 'tests.extensions.grades:Grades', options: {within: 1}}"],
     "conv_exit": ["exits.head=tests.extensions.conv_exit:ConvExit", "model.options={width: 4}"],
     "proximal": ["training.objective={name: 'tests.extensions.proximal:Proximal', options: {mu: 0.1}}"],
     "splitfed": ["training.strategy=tests.extensions.splitfed:SplitFed"],

@@ -26,8 +26,9 @@ from hsee_ray.deploy.export import export
 from hsee_ray.deploy.server_models import ServerModels, find_bundles, sent_features
 from hsee_ray.edge.codecs import Codec, FeatureCodec
 from hsee_ray.edge.edge_client import EdgeClient
-from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Confidence, Gate
+from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Gate
 from hsee_ray.edge.protocol import decode, encode
+from hsee_ray.edge.task import Classification, Confidence
 from hsee_ray.errors import ConfigError, DataError, UserError
 from hsee_ray.evaluation.calibration import (
     Calibration,
@@ -74,7 +75,7 @@ def unexpected(event: Event) -> None:
 
 def between(answers: Answers, kind: Confidence = "entropy", temperature: float = 1.0) -> float:
     """A tau that parts these samples."""
-    confidence_N = np.sort(Gate(kind, 1.0, temperature).confidence(answers.logits_NK))
+    confidence_N = np.sort(Gate(kind, 1.0, temperature).confidence(answers.logits_NK, answers.task))
     middle = len(confidence_N) // 2
     return float(confidence_N[middle - 1 : middle + 1].mean())
 
@@ -114,7 +115,7 @@ def test_servers_compute_only_what_was_unsure(run: Run, warm_actors: ActorFactor
 
     for number in (SENSOR, HUB):
         own = some[number]
-        stays_N = Gate("entropy", tau).confidence(sent[number].logits_NK) > tau
+        stays_N = Gate("entropy", tau).confidence(sent[number].logits_NK, sent[number].task) > tau
         np.testing.assert_array_equal(own.stays_N, stays_N)
         assert own.server_samples == int((~stays_N).sum())
         assert own.sent_bytes == sent[number].sent_bytes * own.server_samples // 40
@@ -178,7 +179,7 @@ def test_calibration_sees_only_what_was_set_aside(run: Run, warm_actors: ActorFa
         own = found.tiers[tier]
         assert own.samples == len(labels) > 0
         assert own.temperature == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
-        sends = Gate("margin", own.tau, own.temperature).confidence(logits) <= own.tau
+        sends = Gate("margin", own.tau, own.temperature).confidence(logits, Classification()) <= own.tau
         assert sends.mean() == own.offload_ratio <= 0.5
         assert own.server_accuracy == server_right
 
@@ -263,7 +264,7 @@ def near_ties(
     with torch.no_grad():
         h = run.client(number)(run.preprocess(images)).numpy()
         server_logits = run.server(number)(torch.from_numpy(codec.decode(codec.encode(h)))).numpy()
-    at_tau = np.abs(gate.confidence(answers.logits_NK) - gate.tau) < 1e-5
+    at_tau = np.abs(gate.confidence(answers.logits_NK, answers.task) - gate.tau) < 1e-5
     # A value between two codes may take either: some of them, and an answer moves by more than float32's rounding.
     tie = 2e-4 if codec.name == "none" else 2e-2
     return at_tau | (gap_N(answers.logits_NK) < 2e-4) | (~answers.stays_N & (gap_N(server_logits) < tie))

@@ -414,8 +414,8 @@ def test_custom_network_starts_from_the_seed(custom_module: str) -> None:
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
-        ("absent", {}, "has no function absent"),
-        ("not_a_function", {}, "has no function not_a_function"),
+        ("absent", {}, "has no function or class absent"),
+        ("not_a_function", {}, "has no function or class not_a_function"),
         ("small", {"depth": 3}, "unexpected keyword argument 'depth'"),
         ("small", {"n_classes": 3}, r"model\.options\.n_classes"),
         ("returns_module", {}, "returned Linear; return a mapping"),
@@ -447,7 +447,7 @@ def test_custom_modules_that_cannot_be_imported(custom_module: str) -> None:
     with pytest.raises(ConfigError, match=r"hsee_test_broken cannot be imported.*a_module_that_is_not_there"):
         build("hsee_test_broken:build")
     for name in ("package.module:", ":function", "a b:c", "a:b:c"):
-        with pytest.raises(ConfigError, match=r"write package\.module:function"):
+        with pytest.raises(ConfigError, match=r"write package\.module:name"):
             build(name)
 
 

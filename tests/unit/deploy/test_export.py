@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from hsee_ray.deploy.export import SharedTensors, choose_gates, export
 from hsee_ray.edge.bundle import BUNDLE_FILE, Bundle, checked_file, load_bundle
 from hsee_ray.edge.gate import NEVER_SENDS, Gate
+from hsee_ray.edge.task import Classification
 from hsee_ray.errors import RunError, UserError
 from hsee_ray.evaluation.calibration import Calibration, TierCalibration, save_calibration
 from hsee_ray.rundir.run import MODELS_DIR, Run, load_run
@@ -138,14 +139,14 @@ def test_device_and_server_decide_as_the_trained_modules(averaging: Exported) ->
     run, images_NHWC = averaging.run, images_of(averaging.run, 1000)
     for client in (0, 1, 2):
         exit_BK, _, server_BK = trained(run, client, images_NHWC)
-        gate = Gate("entropy", 0.0)
-        gate = Gate("entropy", float(np.median(gate.confidence(exit_BK))))  # half of them are sent
+        task = Classification()
+        gate = Gate("entropy", float(np.median(task.confidence(exit_BK, "entropy"))))  # half of them are sent
         device, server = averaging.onnx(client)
         assert server is not None
         found_exit_BK, h = device.run(None, {"images": images_NHWC})
         (found_server_BK,) = server.run(None, {"features": h})
 
-        confidence_B, found_confidence_B = gate.confidence(exit_BK), gate.confidence(found_exit_BK)
+        confidence_B, found_confidence_B = gate.confidence(exit_BK, task), gate.confidence(found_exit_BK, task)
         sent_B, found_sent_B = confidence_B <= gate.tau, found_confidence_B <= gate.tau
         assert 400 < sent_B.sum() < 600
         answered_BK = np.where(sent_B[:, None], server_BK, exit_BK)

@@ -22,7 +22,7 @@ from hsee_ray.edge.bundle import (
 )
 from hsee_ray.edge.codecs import UNCODED, ChannelRange, FeatureCodec
 from hsee_ray.edge.gate import NEVER_SENDS, Gate
-from hsee_ray.edge.stages import NamedStage
+from hsee_ray.edge.named import NamedPart
 from hsee_ray.errors import DataError
 
 BUNDLE = Bundle(
@@ -48,7 +48,7 @@ WHOLE = dataclasses.replace(
     BUNDLE, gate=Gate("entropy", NEVER_SENDS), calibrated_for=None, feature_shape=None, server=None, codec=UNCODED
 )
 HALF = dataclasses.replace(BUNDLE, codec=FeatureCodec("fp16"))
-STAGED = dataclasses.replace(BUNDLE, stages=(NamedStage("package.module:Name", {"high": 0.5}), NamedStage("a:b")))
+STAGED = dataclasses.replace(BUNDLE, stages=(NamedPart("package.module:Name", {"high": 0.5}), NamedPart("a:b")))
 
 
 @pytest.mark.parametrize("bundle", [BUNDLE, WHOLE, HALF, STAGED])
@@ -128,7 +128,7 @@ def test_a_key_is_missing(tmp_path: Path) -> None:
     write_bundle(tmp_path, BUNDLE)
     path = tmp_path / BUNDLE_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
-    for key in content.keys() - {"input_type"}:
+    for key in content.keys() - {"input_type", "task"}:  # bundles of 0.1 name no task
         path.write_text(json.dumps({name: value for name, value in content.items() if name != key}))
         assert_damaged(tmp_path)
 

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hsee_ray.edge.gate import Confidence, Gate, confidence
+from hsee_ray.edge.gate import Gate
+from hsee_ray.edge.task import Classification, Confidence
 from hsee_ray.method.reports import CONFIDENCE_BINS, EvaluationReport, evaluation_report
 
+TASK = Classification()
 KINDS: tuple[Confidence, ...] = ("entropy", "max_prob", "margin")
 
 
 def of(logits: list[float], kind: Confidence) -> float:
-    (value,) = confidence(np.array([logits], np.float32), kind).tolist()
+    (value,) = TASK.confidence(np.array([logits], np.float32), kind).tolist()
     return float(value)
 
 
@@ -53,7 +55,7 @@ def test_always_between_zero_and_one(kind: Confidence) -> None:
     scales = np.repeat(np.array([0.0, 1e-30, 1e-8, 1.0, 30.0, 700.0, 1e30, 3e38], np.float32), 50)
     drawn_BK = np.random.default_rng(0).standard_normal((400, 7)).astype(np.float32)
     logits_BK = drawn_BK.clip(-1, 1) * scales[:, None]
-    value_B = confidence(logits_BK, kind)
+    value_B = TASK.confidence(logits_BK, kind)
     assert value_B.shape == (400,)
     assert value_B.dtype == np.float64
     assert bool(((value_B >= 0) & (value_B <= 1)).all())
@@ -62,9 +64,9 @@ def test_always_between_zero_and_one(kind: Confidence) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("odd", [math.nan, math.inf])
 def test_what_is_no_number_is_never_sure(kind: Confidence, odd: float) -> None:
-    value_B = confidence(np.array([[odd, 0.0, 1.0], [0.0, 0.0, 99.0]], np.float32), kind)
+    value_B = TASK.confidence(np.array([[odd, 0.0, 1.0], [0.0, 0.0, 99.0]], np.float32), kind)
     assert value_B.tolist() == [0.0, pytest.approx(1.0)]
-    assert Gate(kind, 0.5).exits_B(np.array([[odd, 0.0, 1.0]], np.float32)).tolist() == [False]
+    assert Gate(kind, 0.5).exits_B(np.array([[odd, 0.0, 1.0]], np.float32), TASK).tolist() == [False]
 
 
 @pytest.mark.parametrize("wrong", [{"kind": "hope"}, {"tau": 1.1}, {"tau": math.nan}, {"temperature": 0.0}])
@@ -75,13 +77,13 @@ def test_no_such_gate(wrong: dict[str, Any]) -> None:
 
 def test_each_sample_is_its_own() -> None:
     logits_BK = np.array([[0.0, 0.0], [0.0, 900.0]])
-    assert confidence(logits_BK, "entropy").tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
+    assert TASK.confidence(logits_BK, "entropy").tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
 
 
 # The gate: labels 0 1 2 1; the client is right on samples 0 and 1, the server on 1, 2 and 3.
 LABELS = np.array([0, 1, 2, 1])
-CLIENT = np.array([0, 1, 0, 0])
-SERVER = np.array([2, 1, 2, 1])
+CLIENT = np.array([0, 1, 0, 0]) == LABELS
+SERVER = np.array([2, 1, 2, 1]) == LABELS
 CONFIDENCE = np.array([0.9, 0.5, 0.25, 1.0])
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsee_ray.edge.gate import Confidence, Gate, log_softmax
+from hsee_ray.edge.gate import Gate
+from hsee_ray.edge.task import Classification, Confidence, log_softmax
 from hsee_ray.errors import ConfigError, DataError
 from hsee_ray.evaluation.calibration import (
     CALIBRATION_FILE,
@@ -132,15 +133,20 @@ def test_confidences_that_rounding_cannot_tell_apart_go_together(values: list[fl
             assert ((confidence + nudge).clip(0, 1) <= tau).mean() == offload
 
 
+def answers_of(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Answers:
+    """Everything sent to a server that is always right."""
+    return Answers(Classification(), labels, logits, np.zeros(len(labels), bool), labels, len(labels), 0, 0.1, 0.1)
+
+
 def test_an_exit_that_is_always_sure_sends_no_more_than_was_promised() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 200)
     logits = (np.eye(4)[labels] * rng.uniform(2, 9, (200, 1))).astype(np.float32)
-    answers = Answers(labels, logits, np.zeros(200, bool), labels, 200, 0, 0.1, 0.1)
-    temperature = fit_temperature(logits, labels)
+    answers = answers_of(logits, labels)
+    temperature = fit_temperature(answers)
     for kind in get_args(Confidence):
         gate = Gate(kind, 1.0, temperature)
-        curve = gate_curve(gate.confidence(logits), answers.client_right_N, answers.server_right_N)
+        curve = gate_curve(gate.confidence(logits, answers.task), answers.client_right_N, answers.server_right_N)
         index = pick(curve, parse_target("offload<=0.3"))
         assert index is not None
         found = tier_calibration(Gate(kind, float(curve.tau_M[index]), temperature), curve, answers)
@@ -153,23 +159,25 @@ def test_temperature_undoes_a_factor() -> None:
     p = np.exp(log_softmax(honest))
     labels = (p.cumsum(axis=1) < rng.random((20_000, 1))).sum(axis=1)
     for factor in (0.3, 1.0, 4.0):
-        assert fit_temperature((factor * honest).astype(np.float32), labels) == pytest.approx(factor, rel=0.04)
+        assert fit_temperature(answers_of((factor * honest).astype(np.float32), labels)) == pytest.approx(
+            factor, rel=0.04
+        )
 
 
 def test_temperature_of_an_exit_that_is_always_right_stays_finite() -> None:
     logits, labels = np.array([[2.0, 0.0], [0.0, 2.0]], np.float32), np.array([0, 1])
-    assert 0.05 <= fit_temperature(logits, labels) < 0.06
+    assert 0.05 <= fit_temperature(answers_of(logits, labels)) < 0.06
 
 
 def test_calibration_error_by_hand() -> None:
     # p = 3/4 for class 0, four times.
     logits = np.tile(np.array([math.log(3.0), 0.0]), (4, 1))
-    assert calibration_error(logits, np.array([0, 0, 0, 1]), 1.0) == pytest.approx(0.0, abs=1e-12)
-    assert calibration_error(logits, np.array([0, 0, 0, 0]), 1.0) == pytest.approx(0.25)
-    assert calibration_error(logits, np.array([1, 1, 1, 1]), 1.0) == pytest.approx(0.75)
+    assert calibration_error(answers_of(logits, np.array([0, 0, 0, 1])), 1.0) == pytest.approx(0.0, abs=1e-12)
+    assert calibration_error(answers_of(logits, np.array([0, 0, 0, 0])), 1.0) == pytest.approx(0.25)
+    assert calibration_error(answers_of(logits, np.array([1, 1, 1, 1])), 1.0) == pytest.approx(0.75)
     # At half the temperature p is 9/10.
-    assert calibration_error(logits, np.array([0, 0, 0, 0]), 0.5) == pytest.approx(0.1)
-    counts, means, accuracies = reliability(logits, np.array([0, 0, 1, 1]), 1.0)
+    assert calibration_error(answers_of(logits, np.array([0, 0, 0, 0])), 0.5) == pytest.approx(0.1)
+    counts, means, accuracies = reliability(answers_of(logits, np.array([0, 0, 1, 1])), 1.0)
     assert counts.tolist() == [0] * 11 + [4] + [0] * 3
     assert (means[11], accuracies[11]) == (pytest.approx(0.75), 0.5)
 
@@ -177,9 +185,9 @@ def test_calibration_error_by_hand() -> None:
 def test_tier_calibration_counts_what_its_gate_does() -> None:
     logits = np.array([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.0, 9.0]], np.float32)
     labels, server = np.array([0, 0, 0, 1]), np.array([0, 1, 0, 1])
-    answers = Answers(labels, logits, np.zeros(4, bool), server, 4, 400, 0.1, 0.1)
+    answers = Answers(Classification(), labels, logits, np.zeros(4, bool), server, 4, 400, 0.1, 0.1)
     kind = "max_prob"
-    curve = gate_curve(Gate(kind, 1.0).confidence(logits), answers.client_right_N, answers.server_right_N)
+    curve = gate_curve(Gate(kind, 1.0).confidence(logits, answers.task), answers.client_right_N, answers.server_right_N)
     found = tier_calibration(Gate(kind, float(curve.tau_M[1])), curve, answers)
     # Only the first sample is unsure. The client then is right on all but the third, the server on all but the second.
     assert (found.samples, found.offload_ratio, found.accuracy, found.server_accuracy) == (4, 0.25, 0.75, 0.75)

@@ -13,6 +13,7 @@ import pytest
 from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.schema import ResourcesConfig
 from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Gate
+from hsee_ray.edge.task import Classification
 from hsee_ray.evaluation.calibration import parse_target
 from hsee_ray.evaluation.plots import draw, save_figures
 from hsee_ray.evaluation.report import (
@@ -46,6 +47,7 @@ COSTS = {0: Costs(100, 1000), 1: Costs(1100, 0)}
 def answers(exits_B: list[bool]) -> Answers:
     stays_N = np.array(exits_B)
     return Answers(
+        Classification(),
         LABELS, LOGITS, stays_N, np.where(stays_N, -1, SERVER), int((~stays_N).sum()), 64 * int((~stays_N).sum()),
         client_s=0.004, server_s=0.002 * float((~stays_N).mean()),
     )  # fmt: skip
@@ -114,7 +116,7 @@ def test_pieces_are_joined_in_order() -> None:
     exits_B = np.array([True, False])
     first = ExitPredictions(LABELS[:2], LOGITS[:2], exits_B, 64, 0.5), ServerPredictions(np.array([7]), 1, 0.25)
     second = ExitPredictions(LABELS[2:], LOGITS[2:], np.array([True, True]), 0, 0.5), None
-    whole = join([first, second])
+    whole = join(Classification(), [first, second])
     assert whole.server_prediction_N.tolist() == [-1, 7, -1, -1]
     assert (whole.server_samples, whole.sent_bytes, whole.client_s, whole.server_s) == (1, 64, 1.0, 0.25)
     assert pooled([whole, whole]).samples == 8

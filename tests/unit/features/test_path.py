@@ -21,7 +21,7 @@ from hsee_ray.edge import EdgeClient
 from hsee_ray.edge.bundle import BUNDLE_FILE, load_bundle, write_bundle
 from hsee_ray.edge.codecs import ChannelRange, FeatureCodec
 from hsee_ray.edge.gate import SENDS_ALL, Gate
-from hsee_ray.edge.stages import NamedStage
+from hsee_ray.edge.named import NamedPart
 from hsee_ray.errors import ConfigError, DataError, UserError
 from hsee_ray.features.message import FeatureBatch
 from hsee_ray.features.stages import Array, Coded, Int8, Stage
@@ -203,7 +203,10 @@ class Nothing(Stage):
         ("no.such:Noise", "tiers.0.stages.0 is 'no.such:Noise': the module no.such cannot be imported"),
         (f"{HERE}:content", "that is no subclass of hsee_ray.features.stages:Stage"),
         (f"{HERE}:Nothing", "the class has no for_training"),
-        ({**NOISE, "options": {"share": -1}}, "tiers.0.stages.0.options.share: Input should be greater than or equal"),
+        (
+            {**NOISE, "options": {"share": -1}},
+            "tiers.0.stages.0.options.share is -1: should be greater than or equal to 0",
+        ),
         (f"{HERE}:Doubles", "tiers.0.stages: float64 features of shape (2, 4, 4, 4) arrive where float32 ones"),
         (
             f"{HERE}:Halves",
@@ -226,7 +229,7 @@ def test_an_export_names_what_a_device_applies(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out" / "client-000" / BUNDLE_FILE).read_text(encoding="utf-8"))
     assert written["stages"] == [{"name": "tests.extensions.limit_on_device:Limit", "options": {"high": 0.25}}]
     bundle = load_bundle(tmp_path / "out" / "client-000")
-    assert bundle.stages == (NamedStage("tests.extensions.limit_on_device:Limit", {"high": 0.25}),)
+    assert bundle.stages == (NamedPart("tests.extensions.limit_on_device:Limit", {"high": 0.25}),)
     saved = read_model(run.path / "final" / "client-000.safetensors")
     assert bundle.codec.bounds == ChannelRange(saved["codec.low_C"], saved["codec.high_C"])
     assert bundle.codec.bounds.high_C.max() <= np.float32(0.25) < saved["path.0.spread"] * 2
@@ -249,7 +252,7 @@ def test_a_device_puts_features_through_the_stages_of_its_bundle(tmp_path: Path)
     """The server answers a pixel of the features: 2, or with the limit 1."""
     directory = write_client(tmp_path / "client")
     bundle = load_bundle(directory)
-    limit = NamedStage("tests.extensions.limit_on_device:Limit", {"high": 1.0})
+    limit = NamedPart("tests.extensions.limit_on_device:Limit", {"high": 1.0})
     with running_server() as server:
         for stages, label in (((), 2), ((limit,), 1)):
             write_bundle(directory, dataclasses.replace(bundle, stages=stages))
@@ -260,14 +263,14 @@ def test_a_device_puts_features_through_the_stages_of_its_bundle(tmp_path: Path)
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        (NamedStage("not_installed:Limit"), "the bundle needs the stage not_installed:Limit (No module named"),
-        (NamedStage("tests.extensions.limit_on_device:Other"), "has no attribute 'Other'); install it on this device"),
-        (NamedStage("os:system", {"command": "true"}), "the bundle names os:system, which is no DeviceStage"),
-        (NamedStage("tests.extensions.limit_on_device:Limit", {"low": 1}), "refuses the bundle's options"),
-        (NamedStage("nothing"), "the bundle needs the stage nothing ("),
+        (NamedPart("not_installed:Limit"), "not_installed:Limit cannot be loaded (No module named"),
+        (NamedPart("tests.extensions.limit_on_device:Other"), "has no attribute 'Other'); install it on this machine"),
+        (NamedPart("os:system", {"command": "true"}), "os:system is no subclass of hsee_ray.edge.stages:DeviceStage"),
+        (NamedPart("tests.extensions.limit_on_device:Limit", {"low": 1}), "cannot be made with its options"),
+        (NamedPart("nothing"), "nothing cannot be loaded ("),
     ],
 )
-def test_a_stage_that_a_device_lacks_is_one_line(stage: NamedStage, message: str, tmp_path: Path) -> None:
+def test_a_stage_that_a_device_lacks_is_one_line(stage: NamedPart, message: str, tmp_path: Path) -> None:
     directory = write_client(tmp_path / "client")
     write_bundle(directory, dataclasses.replace(load_bundle(directory), stages=(stage,)))
     with pytest.raises(DataError, match=re.escape(message)) as raised:

@@ -14,6 +14,7 @@ from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import CODEC, ModelId
 from hsee_ray.edge.codecs import ChannelRange, Codec, channel_range
 from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Gate
+from hsee_ray.edge.task import Classification
 from hsee_ray.features.message import decode
 from hsee_ray.features.stages import Int8
 from hsee_ray.method.client import Client
@@ -179,7 +180,7 @@ def test_only_unsure_samples_are_coded_and_no_constants_are_counted(sensor: tupl
     client, _ = sensor
     (everything,), sent = client.answer("test", 0, 24, SEND_ALL)
     assert sent.sent_bytes == everything.features.nbytes == 24 * 64
-    tau = float(np.median(SEND_ALL.confidence(sent.logits_BK)))
+    tau = float(np.median(SEND_ALL.confidence(sent.logits_BK, Classification())))
     (some,), answers = client.answer("test", 0, 24, Gate("entropy", tau))
     np.testing.assert_array_equal(some.features, everything.features[~answers.exited_B])
     assert client.answer("test", 0, 24, Gate("entropy", NEVER_SENDS))[0] == ()

@@ -94,7 +94,7 @@ class NoLoss(Objective):
     ("objective", "told"),
     [
         ("hinge", "there is no objective 'hinge'; use cross_entropy, or package.module:name for your own"),
-        (proximal(0), r"training.objective.options.mu: "),
+        (proximal(0), r"training.objective.options.mu is 0: should be greater than 0"),
         ("tests.networks:conv_units", "that is no subclass of hsee_ray.method.objective:Objective"),
         (f"{__name__}:NoLoss", "gives .*, it must give one finite loss with a gradient"),
     ],

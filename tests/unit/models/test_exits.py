@@ -81,8 +81,14 @@ class Abstract(ExitPart):
         ("tests.no_such:Head", r"exits.head is 'tests.no_such:Head': the module tests.no_such cannot be imported"),
         ("tests.networks:conv_units", r"exits.head is .*: that is no subclass of hsee_ray.models.exits:ExitPart"),
         (f"{__name__}:Abstract", r"exits.head is .*: the class has no build"),
-        ({"name": "tests.extensions.conv_exit:ConvExit", "options": {"factor": 0}}, r"exits.head.options.factor: "),
-        ({"name": "tests.extensions.conv_exit:ConvExit", "options": {"widht": 2}}, r"exits.head.options.widht: "),
+        (
+            {"name": "tests.extensions.conv_exit:ConvExit", "options": {"factor": 0}},
+            r"exits.head.options.factor is 0: should be",
+        ),
+        (
+            {"name": "tests.extensions.conv_exit:ConvExit", "options": {"widht": 2}},
+            r"exits.head.options.widht: unknown key",
+        ),
         (f"{__name__}:Flat", r"on features \(4, 8, 8\) at body.0 it gives \(2, 4, 8, 8\) for 2 samples"),
         (f"{__name__}:InPlace", r"it changes its input in place"),
         (f"{__name__}:Wide", r"at body.0 it fails: mat1 and mat2"),

@@ -43,7 +43,7 @@ class Interrupted(HseeError):
 
 
 class NonFiniteError(RunError):
-    """A loss that is infinite or no number."""
+    """A loss that is NaN or infinite."""
 
 
 class ClientError(RunError):

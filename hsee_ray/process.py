@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
     """Has glibc keep up to 64 MiB of freed memory for the next step, in place of giving it back after each.
 
     glibc comes to these values by itself in a process that frees large blocks in a lucky order; where it does not, the
-    pages of every activation are faulted in anew in every step. With another libc nothing is done.
+    pages of every activation are faulted in again in every step. With another libc nothing is done.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

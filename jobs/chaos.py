@@ -49,7 +49,7 @@ class Fault:
 
 @dataclass
 class InjectedFault:
-    """A blow that was dealt, and what became of it."""
+    """An injected fault, and its outcome."""
 
     fault: Fault
     who: str
@@ -129,7 +129,7 @@ class FaultInjector:
         for _ in range(100):
             member = members[int(rng.integers(len(members)))]
             if not isinstance(member, str) and self.team.slots.of(member) is None:
-                continue  # it does not sit anywhere just now
+                continue  # it holds no slot now
             actor = self.team.actors.get(self.team.slot_of(member))
             pid = None if actor is None else process_of(actor)
             who = self.team.label(member)

@@ -1,6 +1,6 @@
-"""Who sits where: clients of a tier, and servers, take turns in resident actors. Nothing here acts.
+"""Which model holds which slot: clients of a tier, and servers, take turns in resident actors. Nothing here acts.
 
-A slot is an actor. It is named after the first model that sits there, so that where every model has an actor of its
+A slot is an actor. It is named after its first model, so that where every model has an actor of its
 own, a slot and its model bear one name.
 """
 
@@ -87,7 +87,7 @@ def slots_of(config: Config, fleet: Fleet, slot_plan: SlotPlan) -> list[Slot]:
 
 
 class Slots:
-    """Who sits where at this moment. A model stays until another one of its pool needs the slot.
+    """Which model holds which slot at this moment. A model stays until another one of its pool needs the slot.
 
     In the beginning every slot has the model that it is named after.
     """
@@ -116,14 +116,14 @@ class Slots:
         return self._pools[model] in self._crowded
 
     def of(self, model: ModelId) -> Slot | None:
-        """Where a model sits."""
+        """The slot that a model holds."""
         return self._slot.get(model)
 
     def occupant(self, slot: Slot) -> ModelId:
         return self._occupant[slot]
 
     def can_take(self, model: ModelId) -> bool:
-        """Whether the model sits, or there is a slot for it that nobody holds."""
+        """Whether the model holds a slot, or there is a slot for it that nobody holds."""
         return model in self._slot or any(self._occupant[slot] not in self._held for slot in self.of_pool(model))
 
     def take(self, model: ModelId, started: Container[object]) -> bool:

@@ -102,20 +102,20 @@ def evaluate(
         _same_gate(rounds, Gate(plan.confidence, SENDS_ALL)),
         most=rounds.config.evaluation.batch_size,
     )
-    passages: list[GateRun] = []
+    gate_runs: list[GateRun] = []
     for kind, gates in _gates(rounds, plan):
         tell(kind if kind != "grid" else f"tau {next(iter(gates.values())).tau:g}")
-        passages.append(GateRun(kind, gates, ask(rounds, plan.part, gates)))
+        gate_runs.append(GateRun(kind, gates, ask(rounds, plan.part, gates)))
     setup = rounds.setup
-    there = set.intersection(*(set(passage.answers) for passage in passages))
+    there = set.intersection(*(set(gate_run.answers) for gate_run in gate_runs))
     if not there:
         raise ConfigError(f"--split {plan.part}: no client has samples in it")
-    passages = [
-        passage._replace(answers={client_id: passage.answers[client_id] for client_id in sorted(there)})
-        for passage in passages
+    gate_runs = [
+        gate_run._replace(answers={client_id: gate_run.answers[client_id] for client_id in sorted(there)})
+        for gate_run in gate_runs
     ]
-    sent = passages[-1].answers
-    gates_rows = gate_rows(passages, setup.fleet, costs(setup))
+    sent = gate_runs[-1].answers
+    gates_rows = gate_rows(gate_runs, setup.fleet, costs(setup))
     found = Evaluation(
         run=run.name,
         network=run.summary["weights_sha256"],

@@ -64,7 +64,7 @@ def ask(rounds: Rounds, part: Part, gates: Gates, most: int | None = None) -> di
     for client_id, own in answers.items():
         if not np.isfinite(own.logits_NK).all():
             who = rounds.team.label(ModelId("client", client_id))
-            raise RunError(f"{who}: its exit gives values that are no numbers; its training has diverged")
+            raise RunError(f"{who}: its exit gives values that are NaN or infinite; its training has diverged")
     return answers
 
 

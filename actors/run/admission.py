@@ -105,7 +105,7 @@ class Admission:
             if admitted.done():  # whoever waited was given up
                 heapq.heappop(heap)
                 continue
-            # Work that is done anew comes before everything that already waits for the server.
+            # Work that is repeated comes before everything that already waits for the server.
             most = self.limits.concurrent * self.limits.window
             if len(self._in_flight) >= most and position > min(self._in_flight):
                 break

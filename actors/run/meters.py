@@ -36,7 +36,7 @@ class Meters:
         self.run = run
         self.fleet = fleet
         self.round = Gauge("hsee_round", "The last whole round.", ("run",))
-        self.replaced = Counter("hsee_replaced_actors", "Actors that were created anew; servers are a tier.", TAGS)
+        self.replaced = Counter("hsee_replaced_actors", "Actors replaced after a failure; servers are a tier.", TAGS)
         self.counters = {figure: Counter(name, text, TAGS) for figure, (name, text) in COUNTERS.items()}
         self.gauges = {figure: Gauge(f"hsee_{figure}", text, TAGS) for figure, text in GAUGES.items()}
         self._replaced: dict[str, int] = {}

@@ -3,7 +3,7 @@
 A retry unit is what is repeated after a failure: one client's pieces of a round, or those of all clients where a server
 sees them batch by batch. It is a coroutine, and each of its pieces is one, too: the piece awaits the result of each leg
 and submits the next. A failure is an exception that gives the unit's tasks up; what they have sent is forgotten, models
-that have moved on are put back, and the unit begins anew.
+that have moved on are put back, and the unit begins again.
 
 Order: a client's calls are submitted in the order of its pieces, a server's in the order of the round. A shared server
 has done with a unit before it begins the next one, while later clients already compute ahead.

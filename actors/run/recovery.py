@@ -26,7 +26,7 @@ class StateLost(Exception):
 
 
 class LeftOut(Exception):
-    """A client has no place, and is left out until it has one. Whoever has others in its work begins that anew."""
+    """A client has no place, and is left out until it has one. Whoever has others in its work begins that again."""
 
 
 class Recovery:
@@ -37,7 +37,7 @@ class Recovery:
         self.history = history
         self.tell = tell
         self.replaced: Counter[str] = Counter()
-        """Actors that were created anew, by tier."""
+        """Actors that were replaced, by tier."""
         self.noticed: dict[Member, float] = {}
         """Replaced actors that have not answered yet, with the time at which their failure was noticed."""
 

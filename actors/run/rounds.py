@@ -162,7 +162,7 @@ class Rounds:
         return evaluation_window(self.config.pipeline, batch_bytes)
 
     def all_of(self, calls: Callable[[], Mapping[K, MemberCall]], round_number: int, stage: str) -> dict[K, Any]:
-        """As `all`, of calls that are made anew for those whom a client that was left out could not answer."""
+        """As `all`, of calls that are made again for those whom a client that was left out could not answer."""
         answers: dict[K, Any] = {}
         while left := {key: call for key, call in calls().items() if key not in answers}:
             answers.update(self.all(left, round_number, stage))
@@ -215,7 +215,7 @@ class Rounds:
             self.team.actor(AGGREGATOR).hold.remote(*only_there)
 
     def _train(self, round_number: int) -> dict[Side, dict[int, TrainReport]]:
-        """Reports of both sides by client. Raises LeftOut when the whole round must begin anew without a client."""
+        """Reports of both sides by client. Raises LeftOut when the whole round must begin again without a client."""
         units, window = self._training_units(round_number)
         stage = TrainingStage(self.team, self.recovery, self.state, self.strategy, self.one_unit, self.snapshots)
         told: set[int] = set()

@@ -75,18 +75,18 @@ class Session:
         """All rounds that are left, and the final files."""
         if resumed is not None:
             self.recovery.history.by_actor.update(resumed[1].history.by_actor)
-        found, anew = resumed, False
+        found, again = resumed, False
         while True:
             self._open_record(found)
             try:
-                self._take_up(found, anew)
+                self._take_up(found, again)
                 self.listener.started(self.setup, self.progress.round_number)
                 self._rounds()
                 self._finish()
                 return
             except StateLost as lost:
                 damaged: list[str] = []
-                found, anew = newest_checkpoint(self.storage, damaged), True
+                found, again = newest_checkpoint(self.storage, damaged), True
                 where = f"round {found[0].round_number}" if found else "the beginning"
                 reasons = "".join(f" ({reason})" for reason in damaged)
                 self.listener.happened(
@@ -114,12 +114,12 @@ class Session:
         shared, rounds = self.setup.strategy.shared_server, self.config.simulation.timeline_rounds
         return Timeline(self.run_dir / TIMELINE_FILE, rounds, done_rounds, wall_s, shared)
 
-    def _take_up(self, found: tuple[Manifest, Progress] | None, anew: bool) -> None:
+    def _take_up(self, found: tuple[Manifest, Progress] | None, again: bool) -> None:
         """Goes to the state of a checkpoint, or to the beginning; later checkpoints are removed.
 
-        `anew`: the models have left their first state.
+        `again`: the models have left their first state.
         """
-        if anew:
+        if again:
             # Reading a checkpoint must not depend on states that are lost.
             self.rounds.go_to(RunState())
         if found is not None:

@@ -122,7 +122,7 @@ class Team:
         return [*self.requests, AGGREGATOR]
 
     def slot_of(self, member: Member) -> Member:
-        """The actor that a model sits in; the aggregator's is its own. Raises KeyError for one without a slot."""
+        """The actor of a model's slot; the aggregator's is its own. Raises KeyError for one without a slot."""
         if isinstance(member, str):
             return member
         slot = self.slots.of(member)
@@ -170,7 +170,7 @@ class Team:
             self._create(self._to_start.popleft())
 
     def slot(self, lineages: Mapping[ModelId, Lineage]) -> bool:
-        """Has models hold slots, each in the state of its recipe; False, and nothing done, when one must wait."""
+        """Has models hold slots, each in the state of its lineage; False, and nothing done, when one must wait."""
         if not all(self.slots.can_take(model) for model in lineages):
             return False
         for model, lineage in lineages.items():
@@ -179,13 +179,13 @@ class Team:
         return True
 
     def restore(self, model: ModelId, lineage: Lineage) -> None:
-        """Has a model that sits go back to a state before whatever is submitted next; one that does not, does later."""
+        """Has a model in a slot go back to a state before whatever is submitted next; one that does not, does later."""
         slot = self.slots.of(model)
         if slot is not None:
             self._to_restore[slot] = model, lineage
 
     def replace(self, member: Member, elsewhere: bool = False) -> list[Slot]:
-        """Ends what is left of a member's actor and creates it anew; gives the slots that are created anew.
+        """Ends what is left of a member's actor and creates it again; gives the slots that are replaced.
 
         `elsewhere`: its node is about to go. A pair then gets another common place, and the other one moves along.
         """

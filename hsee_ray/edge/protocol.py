@@ -124,7 +124,7 @@ def decode(body: bytes | memoryview, network: str, served: Mapping[int, SentFeat
         raise BadRequest(400, "the body was damaged on its way: its checksum does not fit")
     features: Array = np.frombuffer(payload, dtype.newbyteorder("<")).reshape(shape)
     if not np.isfinite(features).all():
-        raise BadRequest(422, "the features hold values that are infinite or no numbers")
+        raise BadRequest(422, "the features hold values that are NaN or infinite")
     return Offload(client, features)
 
 

@@ -125,37 +125,37 @@ class Evaluation:
         return [row for row in self.gates if row.scope == scope and kind in (None, row.gate)]
 
 
-def gate_rows(passages: Sequence[GateRun], fleet: Fleet, costs: Mapping[int, Costs]) -> list[GateRow]:
+def gate_rows(gate_runs: Sequence[GateRun], fleet: Fleet, costs: Mapping[int, Costs]) -> list[GateRow]:
     """Rows of every pass: its clients, its tiers, and overall. The passes hold the two ends, local and sent."""
-    ends = {kind: next(p.answers for p in passages if p.kind == kind) for kind in ("local", "sent")}
+    ends = {kind: next(p.answers for p in gate_runs if p.kind == kind) for kind in ("local", "sent")}
     specs = {spec.client_id: spec for spec in fleet.clients}
     rows: list[GateRow] = []
-    for passage in passages:
-        there = sorted(passage.answers)
+    for gate_run in gate_runs:
+        there = sorted(gate_run.answers)
         groups: list[tuple[Scope, str, list[int]]] = [("client", specs[number].label, [number]) for number in there]
         groups += [("tier", tier, [n for n in there if specs[n].tier == tier]) for tier in fleet.tiers]
         groups.append(("overall", "overall", there))
-        rows += [_gate_row(scope, name, passage, members, ends, costs) for scope, name, members in groups if members]
+        rows += [_gate_row(scope, name, gate_run, members, ends, costs) for scope, name, members in groups if members]
     return rows
 
 
 def _gate_row(
     scope: Scope,
     name: str,
-    passage: GateRun,
+    gate_run: GateRun,
     members: Sequence[int],
     ends: Mapping[str, Mapping[int, Answers]],
     costs: Mapping[int, Costs],
 ) -> GateRow:
-    answers = pooled([passage.answers[number] for number in members])
-    taus = {passage.gates[number].tau for number in members}
-    temperatures = {passage.gates[number].temperature for number in members}
+    answers = pooled([gate_run.answers[number] for number in members])
+    taus = {gate_run.gates[number].tau for number in members}
+    temperatures = {gate_run.gates[number].temperature for number in members}
     stays_N = answers.stays_N
     right_N = answers.right_N
     random_right = 0.0
     multiply_adds = [0.0, 0.0]
     for number in members:
-        own = passage.answers[number]
+        own = gate_run.answers[number]
         sent = float((~own.stays_N).mean())
         # At cut L the client itself answers, whatever the gate.
         random_right += (1 - sent) * ends["local"][number].right_N.sum() + sent * ends["sent"][number].right_N.sum()
@@ -164,7 +164,7 @@ def _gate_row(
     return GateRow(
         scope=scope,
         name=name,
-        gate=passage.kind,
+        gate=gate_run.kind,
         tau=taus.pop() if len(taus) == 1 else None,
         temperature=temperatures.pop() if len(temperatures) == 1 else None,
         samples=answers.samples,

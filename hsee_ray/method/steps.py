@@ -23,7 +23,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class NonFiniteStep(ArithmeticError):
-    """The loss of a batch, or its features, are infinite or no numbers; no parameter has been changed."""
+    """The loss of a batch, or its features, are NaN or infinite; no parameter has been changed."""
 
     def __init__(self, what: str, value: float) -> None:
         super().__init__(f"{what} is {value}")

@@ -172,7 +172,7 @@ def newest_checkpoint(storage: Storage, damaged: list[str]) -> tuple[Manifest, P
         except DataError as error:
             damaged.append(str(error))
     if rounds:
-        raise DataError(f"{storage.root}: none of the {len(rounds)} checkpoints is whole ({damaged[0]}); start anew")
+        raise DataError(f"{storage.root}: none of the {len(rounds)} checkpoints is whole ({damaged[0]}); start again")
     return None
 
 

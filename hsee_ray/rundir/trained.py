@@ -28,7 +28,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """Models of a run; every call reads their files anew. Raises UserError where there is no such client."""
+    """Models of a run; every call reads their files again. Raises UserError where there is no such client."""
 
     run_dir: Path
     directory: Path

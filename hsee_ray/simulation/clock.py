@@ -60,7 +60,7 @@ class Clock:
             averages = plan_aggregation(config, fleet, self.trained, self.local_samples)
             self.ledger.record(averages, number)
             self.trained.clear()
-        happening = RoundScenario(
+        scenario = RoundScenario(
             queue=[client for client in queue_order(config, fleet, number) if client in who],
             averages=averages,
             caught_up=caught_up,
@@ -69,7 +69,7 @@ class Clock:
             evaluated=tuple(report.evaluation),
             evaluation=report.evaluation,
         )
-        return self.predictor.cost(fleet, self.local_samples, self.n_test, happening)
+        return self.predictor.cost(fleet, self.local_samples, self.n_test, scenario)
 
 
 def clock_of(setup: Setup) -> Clock | None:

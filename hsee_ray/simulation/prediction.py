@@ -158,14 +158,14 @@ class Predictor:
         evaluated = range(len(fleet.clients)) if evaluates else ()
         return self.cost(fleet, local_samples, n_test, RoundScenario(queue, averages, evaluated=evaluated))
 
-    def cost(self, fleet: Fleet, local_samples: Sequence[int], n_test: int, happening: RoundScenario) -> RoundCost:
+    def cost(self, fleet: Fleet, local_samples: Sequence[int], n_test: int, scenario: RoundScenario) -> RoundCost:
         """What a round costs in which this happens."""
-        loads = self._training_loads(fleet, local_samples, happening)
+        loads = self._training_loads(fleet, local_samples, scenario)
         messages, rules = self._messages(fleet, loads)
         timing = simulate_round(messages, self.context, rules, self.one_machine)
         tested = [
-            as_sent(self.loads.evaluation(fleet.clients[client_id], n_test), happening.evaluation.get(client_id))
-            for client_id in happening.evaluated
+            as_sent(self.loads.evaluation(fleet.clients[client_id], n_test), scenario.evaluation.get(client_id))
+            for client_id in scenario.evaluated
         ]
         sizes = [
             self.loads.feature_bytes(fleet.clients[load.client], self.config.evaluation.batch_size) for load in tested
@@ -183,29 +183,29 @@ class Predictor:
             evaluation_spans=evaluation.spans,
         )
 
-    def _training_loads(self, fleet: Fleet, local_samples: Sequence[int], happening: RoundScenario) -> list[ClientLoad]:
+    def _training_loads(self, fleet: Fleet, local_samples: Sequence[int], scenario: RoundScenario) -> list[ClientLoad]:
         """Of those who train, in the order of the queue, then of those who only exchange."""
         up: dict[int, set[str]] = {}
         down: dict[int, set[str]] = {}
-        if happening.averages is not None:
-            for copies in happening.averages.copies.values():
+        if scenario.averages is not None:
+            for copies in scenario.averages.copies.values():
                 for copy in copies:
                     if copy.model.side == "client":
                         up.setdefault(copy.model.client_id, set()).add(copy.unit)
-            down = _of_clients(happening.averages.takes)
-        fetched = _of_clients(happening.caught_up)
-        training = set(happening.queue)
+            down = _of_clients(scenario.averages.takes)
+        fetched = _of_clients(scenario.caught_up)
+        training = set(scenario.queue)
         loads: list[ClientLoad] = []
-        for client_id in [*happening.queue, *sorted((up.keys() | down.keys()) - training)]:
+        for client_id in [*scenario.queue, *sorted((up.keys() | down.keys()) - training)]:
             spec = fleet.clients[client_id]
             if client_id in training:
-                load = as_sent(self.loads.training(spec, local_samples[client_id]), happening.trained.get(client_id))
+                load = as_sent(self.loads.training(spec, local_samples[client_id]), scenario.trained.get(client_id))
             else:
                 load = self.loads.load(spec, ())
             loads.append(
                 replace(
                     load,
-                    delay_s=happening.away_s.get(client_id, 0.0),
+                    delay_s=scenario.away_s.get(client_id, 0.0),
                     model_up_bytes=self.loads.unit_bytes(spec, up.get(client_id, ())),
                     model_down_bytes=self.loads.unit_bytes(spec, down.get(client_id, ())),
                     fetch_bytes=self.loads.unit_bytes(spec, fetched.get(client_id, ())),

@@ -151,7 +151,7 @@ def test_wrong_requests(server: Server) -> None:
         (422, "the features have shape", server.send(stored_again(good, 16, b"\7"))),
         (400, "its header announces", server.send(good[:-4])),
         (400, "damaged on its way", server.send(good[:-1] + b"\1")),
-        (422, "infinite or no numbers", server.send(stored_again(good, 44, b"\0\0\xc0\x7f"))),
+        (422, "NaN or infinite", server.send(stored_again(good, 44, b"\0\0\xc0\x7f"))),
         (422, "no finite numbers", server.send(encode(0, server.network, np.full((1, *SHAPE), 3e38, np.float32)))),
     ]
     for status, sentence, (found_status, found) in cases:

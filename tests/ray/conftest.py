@@ -29,7 +29,7 @@ def local_ray() -> Iterator[None]:
 class WarmActors:
     """Actor processes that live on between tests: most of a short run would be twelve imports of torch.
 
-    A warm actor is the real Ray actor of its class; its `__init__` runs anew for every run.
+    A warm actor is the real Ray actor of its class; its `__init__` runs again for every run.
     """
 
     def __init__(self, create: Callable[..., Any]) -> None:
@@ -66,7 +66,7 @@ def warm_pool(local_ray: None) -> WarmActors:
 
 @pytest.fixture
 def warm_actors(warm_pool: WarmActors) -> Iterator[ActorFactory]:
-    """Runs that are given it use actors of earlier tests, with all their state made anew."""
+    """Runs that are given it use actors of earlier tests, with all their state made again."""
     yield warm_pool.hand_out
     warm_pool.take_back()
 

@@ -1,4 +1,4 @@
-"""How many actors models share, and who sits where."""
+"""How many actors models share, and which model holds which slot."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ CLIENTS = [ModelId("client", number) for number in range(5)]
 def test_a_model_stays_until_another_one_needs_the_slot() -> None:
     slots = slots_for(config_of(4, slots=2))
     assert slots.of(CLIENTS[0]) == CLIENTS[0] and slots.of(CLIENTS[2]) is None
-    assert not slots.take(CLIENTS[0], ()), "it sits there already"
+    assert not slots.take(CLIENTS[0], ()), "it holds the slot already"
     assert slots.take(CLIENTS[2], ()), "the other slot is free"
     assert slots.of(CLIENTS[2]) == CLIENTS[1] and slots.of(CLIENTS[1]) is None
     assert not slots.can_take(CLIENTS[3])

@@ -82,7 +82,7 @@ def test_every_finite_number_keeps_its_bits(bits: np.ndarray) -> None:
     if np.isfinite(features).all():
         assert decode(body, NETWORK, {0: SentFeatures((4,))}).features.tobytes() == features.tobytes()
     else:
-        with pytest.raises(BadRequest, match="infinite or no numbers"):
+        with pytest.raises(BadRequest, match="NaN or infinite"):
             decode(body, NETWORK, {0: SentFeatures((4,))})
 
 

@@ -53,15 +53,15 @@ def answers(exits_B: list[bool]) -> Answers:
     )  # fmt: skip
 
 
-def passage(kind: str, tau: float, exits_B: list[bool]) -> GateRun:
+def gate_run(kind: str, tau: float, exits_B: list[bool]) -> GateRun:
     gate = Gate("entropy", tau)
     return GateRun(kind, {0: gate, 1: gate}, {0: answers(exits_B), 1: answers([True] * 4)})  # type: ignore[arg-type]
 
 
 PASSAGES = [
-    passage("local", NEVER_SENDS, [True] * 4),
-    passage("grid", 0.5, [True, True, False, False]),
-    passage("sent", SENDS_ALL, [False] * 4),
+    gate_run("local", NEVER_SENDS, [True] * 4),
+    gate_run("grid", 0.5, [True, True, False, False]),
+    gate_run("sent", SENDS_ALL, [False] * 4),
 ]
 
 

@@ -124,7 +124,7 @@ def test_a_damaged_one_is_told_and_the_one_before_it_is_used(storage: Storage) -
 def test_no_whole_one_is_an_error(storage: Storage) -> None:
     write_checkpoint(storage, 2)
     storage.write(f"{directory_of(2)}/{MANIFEST_FILE}", b"{}")
-    with pytest.raises(DataError, match=r"none of the 1 checkpoints is whole .*start anew"):
+    with pytest.raises(DataError, match=r"none of the 1 checkpoints is whole .*start again"):
         newest_checkpoint(storage, [])
 
 

@@ -148,7 +148,7 @@ TRANSFERS = st.lists(st.builds(Transfer, SECONDS, st.integers(1, 500), st.sample
 
 @given(TRANSFERS, RATES)
 def test_a_link_is_shared_max_min_fairly(transfers: list[Transfer], capacity: float) -> None:
-    """The groups of a link give what a plain calculation gives, which fills up all flows anew at every event."""
+    """The groups of a link give what a plain calculation gives, which fills all flows again at every event."""
     assert transfer_ends(transfers, capacity) == pytest.approx(_plain_ends(transfers, capacity))
 
 

@@ -9,6 +9,11 @@ from __future__ import annotations
 class HseeError(Exception):
     """Base of every error that hsee-ray raises on purpose."""
 
+    def __str__(self) -> str:
+        """The message in one line that every terminal can show, whatever names of the user's are in it."""
+        text = super().__str__()
+        return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
 
 class UserError(HseeError):
     """Something that the user gave cannot be used; nothing has been trained or written."""

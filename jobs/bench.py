@@ -10,7 +10,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from jobs.benches import payload, serve, snapshots, transport
 from jobs.benches.overhead import bench as overhead
@@ -18,6 +17,7 @@ from jobs.benches.peers import bench as peers
 from jobs.benches.scale import bench as scale
 from jobs.benches.startup import bench as startup
 from jobs.benches.throughput import bench as throughput
+from jobs.options import user_path
 from jobs.outcome import exit_code
 
 BENCHES = {
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (bench, text) in BENCHES.items():
         one = what.add_parser(name, help=text, description=bench.DESCRIPTION)
         bench.add_options(one)
-        one.add_argument("--json", type=Path, metavar="FILE", help="where the results are written too")
+        one.add_argument("--json", type=user_path, metavar="FILE", help="where the results are written too")
     options = parser.parse_args(argv)
     # Whatever a benchmark has started ends with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.options import add_config, add_overrides
+from jobs.options import add_config, add_overrides, user_path
 from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     add_overrides(parser)
     parser.add_argument("--targets", default="client,server,aggregator", help="whom to hit (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of moments and victims (default: 0)")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="for both runs (default: runs/chaos-...)")
+    parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="for both runs (default: runs/chaos-...)")
     return parser
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from jobs.options import add_config, add_overrides, job_parser
+from jobs.options import add_config, add_overrides, job_parser, user_path
 from jobs.outcome import exit_code
 
 DESCRIPTION = """Hold a configuration against the cluster that it names (cluster.address, or $RAY_ADDRESS), in seconds:
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config(parser, required=True)
     parser.add_argument(
         "--cluster-yaml",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="what the autoscaler can add: cluster.yaml of `ray up`, or a KubeRay RayJob (default: cluster.node_types)",
     )

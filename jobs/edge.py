@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.options import job_parser
+from jobs.options import job_parser, user_path
 from jobs.outcome import exit_code
 from jobs.token_file import read_token
 
@@ -121,17 +121,19 @@ def _name(file: Path, array: Array | None, index: int) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser("edge", DESCRIPTION, EXIT_CODES)
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="one client's directory of an export")
+    parser.add_argument(
+        "--bundle", type=user_path, required=True, metavar="DIR", help="a client's directory of an export"
+    )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=user_path,
         required=True,
         nargs="+",
         metavar="FILE",
         help="images of any size, or .npy files with uint8 (N, H, W, C)",
     )
     parser.add_argument("--server", metavar="URL", help="such as http://192.168.1.5:8000; without it the exit answers")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="the server's token, on one line")
+    parser.add_argument("--token-file", type=user_path, metavar="FILE", help="the server's token, on one line")
     parser.add_argument(
         "--on-unreachable",
         choices=["answer", "raise"],

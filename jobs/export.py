@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.options import add_run
+from jobs.options import add_run, user_path
 from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(prog="hsee export", description=DESCRIPTION)
     add_run(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty directory")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR", help="new or empty directory")
     parser.add_argument("--tau", type=float, metavar="T", help="from 0 to 1: a client answers where it is surer than T")
     options = parser.parse_args(argv)
     return exit_code(lambda: _export_and_print(options))

@@ -6,6 +6,16 @@ import argparse
 from pathlib import Path
 
 from hsee_ray.errors import ConfigError
+from hsee_ray.paths import expanded
+
+
+def user_path(text: str) -> Path:
+    """Type of an option that is a path: with ~ and $VAR expanded."""
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 """What options are added to: a parser, or a group of it."""
@@ -22,7 +32,7 @@ def job_parser(name: str, description: str, epilog: str | None = None) -> argpar
 
 
 def add_config(parser: Options, required: bool = False) -> None:
-    parser.add_argument("--config", type=Path, required=required, metavar="FILE", help="YAML file; see jobs/configs/")
+    parser.add_argument("--config", type=user_path, required=required, metavar="FILE", help="YAML file (jobs/configs/)")
 
 
 def add_overrides(parser: Options, text: str = "as in hsee train") -> None:
@@ -31,7 +41,7 @@ def add_overrides(parser: Options, text: str = "as in hsee train") -> None:
 
 def add_run(parser: Options, required: bool = True) -> None:
     text = "directory of a finished run"
-    parser.add_argument("--run", type=Path, required=required, metavar="RUN_DIR", help=text)
+    parser.add_argument("--run", type=user_path, required=required, metavar="RUN_DIR", help=text)
 
 
 def at_least(options: object, **least: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.options import add_config, add_overrides, add_run, check_writable, job_parser
+from jobs.options import add_config, add_overrides, add_run, check_writable, job_parser, user_path
 from jobs.outcome import exit_code
 
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
@@ -200,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config(source)
     add_run(source, required=False)
     add_overrides(parser, "override a key of the config, such as tiers.0.device=raspberry-pi-4")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is printed as JSON")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all that is printed as JSON")
     plan = parser.add_argument_group("with --config")
     plan.add_argument("--table", action="store_true", help="print what the network costs, and plan nothing")
     plan.add_argument(
@@ -212,8 +212,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--samples", type=int, metavar="N", help="training images, in equal shares; the data are not read"
     )
-    plan.add_argument("--png", type=Path, metavar="FILE", help="draw compute, upload and server for every cut and tier")
-    plan.add_argument("--write", type=Path, metavar="FILE", help="write the config with the recommended cuts, to train")
+    plan.add_argument("--png", type=user_path, metavar="FILE", help="draw compute, upload and server by cut and tier")
+    plan.add_argument("--write", type=user_path, metavar="FILE", help="write the config with the recommended cuts")
     run = parser.add_argument_group("with --run")
     what = run.add_mutually_exclusive_group()
     what.add_argument("--savings", action="store_true", help="per million inferences, against the cloud and the device")

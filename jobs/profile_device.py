@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from jobs.benches.common import machine, tell
-from jobs.options import add_overrides, at_least, check_writable, job_parser
+from jobs.options import add_overrides, at_least, check_writable, job_parser, user_path
 from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
@@ -42,9 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = job_parser("profile-device", DESCRIPTION)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="YAML file to write; must not be there yet")
+    add("--out", type=user_path, required=True, metavar="FILE", help="YAML file to write; must not be there yet")
     add("--name", default="this-device", help="what the device is called in it (default: this-device)")
-    add("--config", type=Path, metavar="FILE", help="measure its network, cuts and batch sizes (default: ResNet-18)")
+    add(
+        "--config",
+        type=user_path,
+        metavar="FILE",
+        help="measure its network, cuts, batch sizes (default: ResNet-18)",
+    )
     add_overrides(parser)
     add("--repetitions", type=int, default=7, metavar="N", help="of each step (default: 7)")
     for figure, value in ASSUMED.items():

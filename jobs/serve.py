@@ -9,10 +9,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.options import job_parser
+from jobs.options import job_parser, user_path
 from jobs.outcome import exit_code
 from jobs.token_file import read_token
 
@@ -123,7 +122,7 @@ def number(kind: Callable[[str], float], low: float, high: float = math.inf) -> 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser("serve", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("--bundle", type=Path, required=True, metavar="DIR", help="an export, or one client's directory in it")
+    add("--bundle", type=user_path, required=True, metavar="DIR", help="an export, or one client's directory in it")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     add("--port", type=number(int, 0, 65535), default=8000, help="0 takes any free one (default: 8000)")
     add(
@@ -134,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-batch-size", type=number(int, 1), default=32, metavar="N", help="requests at once (default: 32)")
     add("--batch-wait-ms", type=number(float, 0), default=2.0, metavar="T", help="wait for others (default: 2)")
     add("--max-body-mib", type=number(float, 0.001), default=64.0, metavar="N", help="of a request (default: 64)")
-    add("--token-file", type=Path, metavar="FILE", help="answer those only who send the token in this file")
+    add("--token-file", type=user_path, metavar="FILE", help="answer those only who send the token in this file")
     add("--address", metavar="HOST:PORT", help="join this Ray cluster (default: a local Ray that ends with the server)")
     return parser
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field
 
 from actors.cluster.resources import Growth, Node, NodeType
-from hsee_ray.config.problems import in_one_line, parse_yaml, read_text
+from hsee_ray.config.problems import in_one_line, read_text
+from hsee_ray.config.yaml_text import read_documents
 from hsee_ray.errors import ConfigError
 
 REMEDY = "give cluster.node_types the cluster.yaml of `ray up`, or a KubeRay RayJob or RayCluster"
@@ -43,7 +43,7 @@ def read_growth(path: Path) -> Growth:
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    documents = parse_yaml(read_text(path, REMEDY), path, lambda text: list(yaml.safe_load_all(text)))
+    documents = read_documents(read_text(path, REMEDY), path)
     return [document for document in documents if isinstance(document, dict)]
 
 

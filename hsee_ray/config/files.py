@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from hsee_ray.config.problems import in_one_line, parse_yaml, read_text
+from hsee_ray.config.problems import in_one_line, read_text
 from hsee_ray.config.schema import Config
+from hsee_ray.config.yaml_text import read_value, read_yaml
 from hsee_ray.errors import ConfigError
 
 RENAMED = {r"(tiers\.\d+|server)\.seats": "slots", r"training\.turn": "interleave"}
@@ -71,7 +72,7 @@ def _plain_copy(value: Any) -> Any:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    values = parse_yaml(read_text(path, "give a YAML file with --config"), path)
+    values = read_yaml(read_text(path, "give a YAML file with --config"), path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no keys; see jobs/configs/reference.yaml for what a config looks like")
     return values
@@ -84,10 +85,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     keys[-1] = _name_today(".".join(keys), keys[-1])
     if not equals or not all(keys):
         raise ConfigError(f"--set {override}: write it as a.b.c=value, for instance --set training.rounds=5")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"--set {override}: the value is not valid YAML; quote it") from None
+    value = read_value(text, f"--set {override}")
     node: Any = values
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -108,6 +106,6 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _list_index(items: list[Any], key: str, override: str) -> int:
-    if key.isdigit() and int(key) < len(items):
+    if key.isascii() and key.isdecimal() and int(key) < len(items):
         return int(key)
     raise ConfigError(f"--set {override}: {key} is no index of a list of {len(items)} (0 to {len(items) - 1})")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from hsee_ray.errors import ConfigError, DataError
@@ -23,12 +22,33 @@ class Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _yes_is_no_number(cls, values: Any) -> Any:
-        """YAML reads yes and on as true, which pydantic would take for 1."""
+    def _numbers_that_are_none(cls, values: Any) -> Any:
+        """pydantic takes true for 1, and integers of any length."""
         for name, field in cls.model_fields.items():
-            if isinstance(values, dict) and isinstance(values.get(name), bool) and field.annotation is not bool:
-                raise ValueError(f"{name} is {values[name]}: YAML reads yes, no, on and off so; quote a word")
+            if isinstance(values, dict) and name in values:
+                allowed = _kinds_in(field.annotation)
+                for value in _leaves(values[name]):
+                    if isinstance(value, bool) and not allowed & {bool, Any}:
+                        raise ValueError(f"{name} is {value}: YAML reads yes, no, on and off so; quote a word")
+                    if isinstance(value, int) and abs(value) >= 1 << 63:
+                        raise ValueError(f"{name} has {len(str(abs(value)))} digits: give a number below 2^63")
         return values
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Values in nested lists and mappings."""
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _kinds_in(annotation: Any) -> set[Any]:
+    """Types that a value of a field, or of what it contains, may have; Any where a model of its own looks at it."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {Any}
+    return {annotation}.union(*map(_kinds_in, get_args(annotation))) if get_args(annotation) else {annotation}
 
 
 def read_text(path: Path, remedy: str) -> str:
@@ -39,14 +59,6 @@ def read_text(path: Path, remedy: str) -> str:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not a text file; {remedy}") from None
-
-
-def parse_yaml(text: str, where: object, load: Callable[[str], Any] = yaml.safe_load) -> Any:
-    """Content of a YAML text. Raises ConfigError when it is none."""
-    try:
-        return load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where}: is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def read_stored(path: Path, kind: type[Stored], remedy: str) -> Stored:

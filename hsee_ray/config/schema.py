@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -20,10 +21,15 @@ from hsee_ray.config.plugins import (
     TaskPlugIn,
 )
 from hsee_ray.config.problems import Strict as _Model
+from hsee_ray.paths import expanded
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = re.compile(rf"([a-z0-9.-]+/)?{_LABEL_WORD}")
 _LABEL_SELECTOR = re.compile(rf"!?({_LABEL_WORD}|in\({_LABEL_WORD}(, *{_LABEL_WORD})*\))")
+
+
+UserPath = Annotated[str, AfterValidator(lambda text: os.path.abspath(expanded(text)))]
+"""A path on this machine, absolute once it is read, so that it means the same after a change of directory."""
 
 
 class ModelConfig(_Model):
@@ -34,7 +40,7 @@ class ModelConfig(_Model):
     width: int = Field(64, ge=1)
     norm: Literal["batch", "group"] = "batch"
     options: dict[str, Any] = Field({})
-    weights: str | None = None
+    weights: UserPath | None = None
 
 
 class IidPartition(_Model):
@@ -59,8 +65,8 @@ class DataConfig(_Model):
     """Which images, how many of them, and how they are dealt out to the clients."""
 
     name: Literal["digits", "cifar10", "cifar100", "stl10", "parquet", "folder", "synthetic"] = "digits"
-    root: str | None = None
-    cache: str | None = None
+    root: UserPath | None = None
+    cache: UserPath | None = None
     train_samples: int | None = Field(None, ge=2)
     test_samples: int | None = Field(None, ge=1)
     image_column: str | None = None
@@ -76,6 +82,10 @@ class DataConfig(_Model):
     def _root_where_needed(self) -> DataConfig:
         if self.name in ("parquet", "folder") and self.root is None:
             raise ValueError(f"root is missing: say where the {self.name} data set lies (--set data.root=DIR)")
+        if self.name in ("digits", "synthetic") and self.root is not None:
+            raise ValueError(
+                f"root is {self.root!r}, and name is {self.name}, which reads no files; remove one of them"
+            )
         return self
 
 
@@ -224,7 +234,7 @@ class ClusterConfig(_Model):
     """Which Ray cluster the run is on, and where in it actors go."""
 
     address: str | None = None
-    node_types: str | None = None
+    node_types: UserPath | None = None
     concurrent: int | None = Field(None, ge=1)
     placement: Literal["pack", "spread", "colocate"] = "pack"
     placement_timeout_s: float = Field(300.0, gt=0)
@@ -233,7 +243,7 @@ class ClusterConfig(_Model):
 class SimulationConfig(_Model):
     """Simulated time and energy of the devices that the tiers stand for. Changes no result."""
 
-    profiles: str | None = None
+    profiles: UserPath | None = None
     server: str | None = None
     one_machine: bool = False
     dropout_probability: float = Field(0.0, ge=0, lt=1)

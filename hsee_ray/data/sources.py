@@ -46,7 +46,7 @@ def is_there(config: DataConfig) -> bool:
         case "digits" | "synthetic":
             return True
         case "parquet" | "folder":
-            return config.root is not None and Path(config.root).expanduser().is_dir()
+            return config.root is not None and Path(config.root).is_dir()
         case "cifar10" | "cifar100" | "stl10":
             _, _, files = _torchvision_files(config)
             return all(path.is_file() for path in files)
@@ -54,7 +54,7 @@ def is_there(config: DataConfig) -> bool:
 
 def _existing_root(config: DataConfig) -> Path:
     assert config.root is not None, "DataConfig sees to it"
-    root = Path(config.root).expanduser()
+    root = Path(config.root)
     if not root.is_dir():
         raise DataError(f"the data directory {root} does not exist: name another with --set data.root=DIR")
     return root
@@ -172,7 +172,7 @@ def _torchvision_source(config: DataConfig) -> Source:
 def _torchvision_files(config: DataConfig) -> tuple[Any, Path, tuple[Path, ...]]:
     """The data set's class, its root, and the files that it is read from."""
     dataset = _torchvision_class(config.name)
-    root = Path(config.root or "data").expanduser()
+    root = Path(config.root or "data")
     names = [name for name, _ in dataset.train_list + dataset.test_list]
     names.append(dataset.class_names_file if config.name == "stl10" else dataset.meta["filename"])
     return dataset, root, tuple(root / dataset.base_folder / name for name in names)

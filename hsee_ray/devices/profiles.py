@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import Field
 
-from hsee_ray.config.problems import Strict, did_you_mean, in_one_line, parse_yaml, read_text
+from hsee_ray.config.problems import Strict, did_you_mean, in_one_line, read_text
+from hsee_ray.config.yaml_text import read_yaml
 from hsee_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def dump_profile(name: str, profile: DeviceProfile) -> str:
 
 
 def _parse(text: str, where: str) -> dict[str, DeviceProfile]:
-    values = parse_yaml(text, where)
+    values = read_yaml(text, where)
     if not isinstance(values, dict) or not all(isinstance(figures, dict) for figures in values.values()):
         raise ConfigError(f"{where}: should hold devices by name, each with its figures (docs/devices.md)")
     profiles: dict[str, DeviceProfile] = {}

@@ -114,7 +114,7 @@ def load_bundle(directory: Path) -> Bundle:
             return _from_json(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name the directory of one client") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{path}: is damaged ({type(error).__name__}: {error}); export it again") from None
     raise DataError(f"{path}: has format version {version!r}, and this version reads {FORMAT_VERSION}; export it again")
 

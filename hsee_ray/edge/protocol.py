@@ -138,7 +138,10 @@ def encode_error(message: str) -> bytes:
 
 def decode_answer(body: bytes, samples: int, n_classes: int) -> Array:
     """Labels (B,) int64 of an answer. Raises ValueError when it is not one for so many samples and classes."""
-    answer = json.loads(body)
+    try:
+        answer = json.loads(body)
+    except RecursionError:
+        raise ValueError("the answer is nested too deeply") from None
     labels = answer.get("labels") if isinstance(answer, dict) else None
     if not isinstance(labels, list) or len(labels) != samples:
         raise ValueError(f"the answer has no labels for {samples} samples")
@@ -151,7 +154,7 @@ def error_of(body: bytes) -> str:
     """The sentence in an answer with an error status, or what stands there instead."""
     try:
         return str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return body[:200].decode(errors="replace").strip() or "no reason given"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, TakenOverError, UserError
+from hsee_ray.paths import expanded
 from hsee_ray.rundir.run import CONFIG_FILE, SUMMARY_FILE
 from hsee_ray.storage import Storage, is_uri, join
 
@@ -35,7 +36,7 @@ class RunLocation:
         _check_slashes(str(place))
         self.remote = Storage.at(str(place)) if is_uri(str(place)) else None
         if self.remote is None:
-            self.local = Path(place)
+            self.local = Path(_expanded(str(place)))
             self.uri = str(self.local.absolute())
         else:
             self.local = Path(tempfile.mkdtemp(prefix="hsee-ray-"))
@@ -191,13 +192,21 @@ def run_place(config: Config, name: str, submitted: bool) -> str:
     storage = named or (str(Path.home() / "hsee-ray" / "runs") if submitted else "runs")
     _check_slashes(storage)
     if not is_uri(storage):
-        storage = os.path.expanduser(storage)
+        storage = _expanded(storage)
         if submitted and not os.path.isabs(storage):
             raise ConfigError(
                 f"storage.uri is {storage!r}: lies in the job's working directory, which Ray removes; give a URI or an "
                 "absolute path"
             )
     return join(storage, name) if name else storage
+
+
+def _expanded(place: str) -> str:
+    """A directory with ~ and $VAR expanded. Raises UserError where that cannot be done."""
+    try:
+        return expanded(place)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _check_slashes(place: str) -> None:

@@ -32,7 +32,7 @@ def test_calibrated_then_evaluated(start: Start, tmp_path: Path) -> None:
     command = start("jobs.calibrate", "--run", run.path, "--target", "offload<=0.5", "--confidence", "margin")
     out, err = command.finish()
     assert command.process.returncode == 0, err
-    assert out.splitlines()[0] == "offload<=0.5, by margin"
+    assert "offload<=0.5, by margin" in out.splitlines()
     stored = json.loads((run.path / "calibration.json").read_text())
     assert list(stored["tiers"]) == ["sensor"] and 0 <= stored["tiers"]["sensor"]["offload_ratio"] <= 0.5
     assert command.left_behind() == []

@@ -18,6 +18,7 @@ PACKAGES = ("hsee_ray", "actors", "jobs")
 
 ORDER = (
     "hsee_ray.errors",
+    "hsee_ray.paths",
     "hsee_ray.process",
     "hsee_ray.rng",
     "hsee_ray.storage",

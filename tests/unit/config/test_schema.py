@@ -136,7 +136,7 @@ def test_the_last_override_wins_and_the_mapping_is_left_as_it_was() -> None:
 
 
 def test_a_value_may_hold_an_equals_sign() -> None:
-    assert load_config(BASE, ["data.root=/images/size=32"]).data.root == "/images/size=32"
+    assert load_config(BASE, ["data.name=folder", "data.root=/images/size=32"]).data.root == "/images/size=32"
 
 
 @pytest.mark.parametrize("override", ["training.rounds", "=3", "training..rounds=3", ".rounds=3"])
@@ -147,7 +147,10 @@ def test_an_override_that_is_no_assignment(override: str) -> None:
 
 
 def test_an_override_with_a_broken_value() -> None:
-    assert message(BASE, "seed=[1") == "--set seed=[1: the value is not valid YAML; quote it"
+    assert (
+        message(BASE, "seed=[1")
+        == "--set seed=[1: is not valid YAML in line 1, column 3: expected ',' or ']', but got '<stream end>'"
+    )
 
 
 @pytest.mark.parametrize("index", ["2", "-1", "first"])
@@ -253,7 +256,7 @@ def test_a_directory_in_place_of_a_file(tmp_path: Path) -> None:
 def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("tiers: [1, 2\nseed: {", encoding="utf-8")
-    assert file_message(path).startswith(f"{path}: is not valid YAML: ")
+    assert file_message(path).startswith(f"{path}: is not valid YAML in line ")
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "just text"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ CODECS: list[Any] = [
 ]
 GATES = [{"kind": "hope"}, {"tau": 1.5}, {"tau": -2}, {"tau": float("nan")}, {"temperature": 0}, {"tau": None}]
 WRONG = [
+    ("cut_index", math.inf),  # 1e400 in JSON
+    ("task", {"name": "a:b"}),
     *DAMAGE.items(),
     *[("gate", vars(BUNDLE.gate) | gate) for gate in GATES],
     *[("codec", codec) for codec in CODECS],

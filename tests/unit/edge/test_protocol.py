@@ -209,6 +209,7 @@ def test_answers() -> None:
         b'{"labels": [1, 1.0]}',
         b'{"labels": [1, "1"]}',
         b"\xff",
+        b"[" * 100_000,
     ]
     for body in wrong:
         with pytest.raises(ValueError):
@@ -219,6 +220,7 @@ def test_errors() -> None:
     assert error_of(encode_error("no such client")) == "no such client"
     assert error_of(b"<html>nginx</html>\n") == "<html>nginx</html>"
     assert error_of(b"[1]") == "[1]"
+    assert error_of(b"[" * 100_000) == "[" * 200
     assert error_of(b"\xff" * 500).startswith("�")
     assert error_of(b"") == "no reason given"
 

@@ -12,7 +12,7 @@ from hsee_ray.config.fleet import ModelId
 from hsee_ray.method.aggregation import Ledger, average_copies, plan_aggregation
 from hsee_ray.method.client import Client
 from hsee_ray.method.legs import EVALUATION, Side, Work, legs_of
-from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport
+from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport, learnt
 from hsee_ray.method.schedule import (
     evaluates_after,
     learning_rate,
@@ -69,7 +69,7 @@ class Reference:
                 if payload is None:
                     break
         train_s = time.perf_counter() - begin
-        self.trained.update(who)
+        self.trained |= learnt(reports, round_number)
         if self.strategy.aggregates_after(self.config.training, round_number):
             self._aggregate(round_number)
         evaluation = self._evaluate() if evaluates_after(self.config, round_number) else {}

@@ -14,7 +14,7 @@ from ray import ObjectRef
 from actors.cluster.connection import ClusterContext
 from actors.run.actor_status import ActorStatus
 from actors.run.admission import Limits
-from actors.run.calls import Calls, Worked
+from actors.run.calls import TICK_S, Calls, Worked
 from actors.run.fanout import K, MemberCall, fan_out
 from actors.run.interrupt import StopRequest
 from actors.run.listener import Event
@@ -26,9 +26,10 @@ from actors.run.stages import Stage, TrainingStage
 from actors.run.team import AGGREGATOR, Member, Team
 from actors.workers.contract import LoadAverages, ObjectList, WorkerRequest
 from hsee_ray.config.fleet import ModelId
+from hsee_ray.errors import RunError
 from hsee_ray.method.aggregation import plan_aggregation
 from hsee_ray.method.legs import EVALUATION, Side, Work
-from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport
+from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport, learnt
 from hsee_ray.method.schedule import (
     batches_per_message,
     evaluates_after,
@@ -91,15 +92,16 @@ class Rounds:
         self._take_back_in(round_number)
         absent = set(self.team.left_out)
         while True:
-            who = [n for n in participants(self.config, self.setup.fleet, round_number) if n not in self.team.left_out]
+            who = self._who(round_number)
             self._load(self.state.ledger.catch_up(self.config, self.setup.fleet, who), round_number, "aggregate")
             try:
                 training = self._train(round_number)
             except LeftOut:
                 continue
-            break
+            if training["client"]:
+                break
         train_s = time.perf_counter() - begin
-        self.state.trained.update(training["client"])
+        self.state.trained |= learnt(training, round_number)
         if self.strategy.aggregates_after(self.config.training, round_number):
             self._aggregate(round_number)
         evaluation = self._evaluate(round_number) if evaluates_after(self.config, round_number) else {}
@@ -117,6 +119,22 @@ class Rounds:
             starting=starting,
             missing=tuple(sorted((absent | self.team.left_out) - training["client"].keys())),
         )
+
+    def _who(self, round_number: int) -> list[int]:
+        """Participants of a round that have a place. Waits until there is one. Raises RunError when nobody gets one."""
+        end = time.monotonic() + self.config.cluster.placement_timeout_s
+        while True:
+            drawn = participants(self.config, self.setup.fleet, round_number)
+            if who := [client_id for client_id in drawn if client_id not in self.team.left_out]:
+                return who
+            if time.monotonic() >= end:
+                raise RunError(
+                    f"round {round_number}: none of its {len(drawn)} clients has had a place within "
+                    f"{self.config.cluster.placement_timeout_s:g} s (cluster.placement_timeout_s)"
+                )
+            self.stop.check()
+            time.sleep(TICK_S)
+            self._take_back_in(round_number)
 
     def go_to(self, state: RunState) -> None:
         """Puts every model into a state of the run."""
@@ -318,4 +336,5 @@ class Rounds:
             client = ModelId("client", client_id)
             if client in self.status.present:  # it has an actor of its own, for only then it can be left out
                 self.team.left_out.discard(client_id)
+                self.team.restore(client, self.state.lineage(client))
                 self.recovery.tell(Event(round_number, "start", self.team.label(client), "takes part again"))

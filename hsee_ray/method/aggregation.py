@@ -147,16 +147,21 @@ def average_units(
         parameters=_mean_by_name([state.parameters for state in states], weights),
         buffers=_mean_by_name([state.buffers for state in states], weights),
         statistics=_mean_by_name([state.statistics for state in states], weights) if statistics else {},
-        optimizer={
-            name: _mean_optimizer([state.optimizer[name] for state in states], weights) for name in states[0].optimizer
-        }
-        if optimizer
-        else {},
+        optimizer=_mean_optimizers(states, weights) if optimizer else {},
     )
 
 
 def _mean_by_name(items: Sequence[Arrays], weights: Sequence[float]) -> Arrays:
     return {name: mean_arrays([item[name] for item in items], weights) for name in items[0]}
+
+
+def _mean_optimizers(states: Sequence[UnitState], weights: Sequence[float]) -> dict[str, Arrays]:
+    """By parameter, over the copies that have taken a step on it."""
+    means: dict[str, Arrays] = {}
+    for name in dict.fromkeys(name for state in states for name in state.optimizer):
+        having = [index for index, state in enumerate(states) if name in state.optimizer]
+        means[name] = _mean_optimizer([states[i].optimizer[name] for i in having], [weights[i] for i in having])
+    return means
 
 
 def _mean_optimizer(items: Sequence[Arrays], weights: Sequence[float]) -> Arrays:

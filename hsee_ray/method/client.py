@@ -31,7 +31,7 @@ from hsee_ray.models.exits import build_exit
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.split import client_units
-from hsee_ray.models.state import Arrays, named_tensors
+from hsee_ray.models.state import Arrays, ModelState, finite, named_tensors
 from hsee_ray.models.torch_device import to_device
 from hsee_ray.rng import generator
 
@@ -100,7 +100,6 @@ class Client:
         losses: list[float] = []
         samples = skipped = 0
         for step, x_BCHW, y_B in self.training_batches(round_number, first, last):
-            samples += len(y_B)
             try:
                 h, loss = self._step(x_BCHW, y_B)
             except NonFiniteStep as error:
@@ -108,6 +107,7 @@ class Client:
                 skipped += 1
                 continue
             losses.append(loss)
+            samples += len(y_B)
             if self.spec.has_server:
                 packet.append(self.path.for_training(encode(h, y_B, step), round_number))
         sent_bytes = sum(message.sent_bytes for message in packet)
@@ -175,8 +175,11 @@ class Client:
         return packet, ExitPredictions(y_B.cpu().numpy(), logits_BK, exited_B, sent_bytes, seconds)
 
     def snapshot(self) -> Snapshot:
-        """A copy of everything that decides this client's future."""
-        return Snapshot(self.model.state())
+        """A copy of everything that decides this client's future. Raises NonFiniteError."""
+        return Snapshot(self._state())
+
+    def _state(self) -> ModelState:
+        return finite(self.model.state(), self.spec.client_file)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot."""
@@ -184,7 +187,7 @@ class Client:
 
     def tensors(self) -> Arrays:
         """Tensors of the model file, named `<unit>.<name in the unit>`."""
-        return named_tensors(self.model.state())
+        return named_tensors(self._state())
 
     def take_tensors(self, tensors: Arrays) -> None:
         """Takes the tensors of a model file. Raises DataError when they do not fit."""

@@ -87,14 +87,16 @@ def client_figures(report: RoundReport, client_id: int, metrics: Iterable[Metric
     """Figures that a client has in a round: of its training, its server's, and its evaluation. Losses in nats."""
     trained = report.client_training.get(client_id)
     if trained is not None:
-        yield Figure("client_loss", None, trained.mean_loss)
+        if trained.stepped:
+            yield Figure("client_loss", None, trained.mean_loss)
         yield Figure("train_samples", None, trained.samples)
         yield Figure("train_sent_bytes", None, trained.sent_bytes)
         if trained.skipped:
             yield Figure("client_skipped_batches", None, trained.skipped)
     taught = report.server_training.get(client_id)
     if taught is not None:
-        yield Figure("server_loss", None, taught.mean_loss)
+        if taught.stepped:
+            yield Figure("server_loss", None, taught.mean_loss)
         if taught.skipped:
             yield Figure("server_skipped_batches", None, taught.skipped)
     evaluated = report.evaluation.get(client_id)

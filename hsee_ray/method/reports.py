@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hsee_ray.errors import NonFiniteError
 from hsee_ray.method.legs import Side
 
 CONFIDENCE_BINS = 20
@@ -38,6 +39,11 @@ class TrainReport:
             self.sent_bytes + other.sent_bytes,
             self.skipped + other.skipped,
         )
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the model made any step."""
+        return bool(self.losses)
 
     @property
     def mean_loss(self) -> float:
@@ -113,6 +119,20 @@ class RoundReport:
     @property
     def samples(self) -> int:
         return sum(report.samples for report in self.client_training.values())
+
+
+def learnt(training: Mapping[Side, Mapping[int, TrainReport]], round_number: int) -> set[int]:
+    """Clients that made a step in a round, and whose servers did: their copies count in the next average.
+
+    Raises NonFiniteError when there is none: a round in which nobody learns is no round.
+    """
+    reports = [(client_id, report) for of_side in training.values() for client_id, report in of_side.items()]
+    found = {client_id for client_id, _ in reports} - {client_id for client_id, report in reports if not report.stepped}
+    if not found:
+        raise NonFiniteError(
+            f"round {round_number}: no batch has a finite loss and gradient: lower training.optimizer.lr"
+        )
+    return found
 
 
 def evaluation_report(

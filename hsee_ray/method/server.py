@@ -24,7 +24,7 @@ from hsee_ray.method.task import task_of
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.split import server_units
-from hsee_ray.models.state import Arrays, named_tensors, statistics_names, to_array
+from hsee_ray.models.state import Arrays, ModelState, finite, named_tensors, statistics_names, to_array
 
 StatisticsSet = dict[str, torch.Tensor]
 """Norm statistics of one client by `<unit>.<name in the unit>`."""
@@ -60,11 +60,11 @@ class Server:
         samples = skipped = 0
         for batch in packet:
             h, y_B = decode(batch, self.model.device)
-            samples += len(y_B)
             try:
                 with undone_if_nonfinite(self.model.network) if self.skips else nullcontext():
                     autocast = self.config.training.autocast
                     losses.append(server_step(network, self.model.optimizer, h, y_B, autocast, self.objective))
+                samples += len(y_B)
             except NonFiniteStep as error:
                 who = self.specs[client].client_file
                 refuse_nonfinite(self.config, who, round_number, batch.step, error)
@@ -115,12 +115,16 @@ class Server:
         return logits_BK
 
     def snapshot(self) -> Snapshot:
-        """A copy of everything that decides this server's future."""
+        """A copy of everything that decides this server's future. Raises NonFiniteError."""
         sets = {
             client_id: {name: to_array(tensor) for name, tensor in kept.items()}
             for client_id, kept in self._statistics.items()
         }
-        return Snapshot(self.model.state(), sets)
+        return Snapshot(self._state(), sets)
+
+    def _state(self) -> ModelState:
+        first, *others = self.specs.values()
+        return finite(self.model.state(), "the shared server" if others else f"the server of {first.client_file}")
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot."""
@@ -132,7 +136,7 @@ class Server:
 
     def tensors(self) -> Arrays:
         """Parameters and buffers; a shared server's statistics once per client, as `client-<label>.<name>`."""
-        tensors = named_tensors(self.model.state())
+        tensors = named_tensors(self._state())
         if not self.per_client_statistics:
             return tensors
         shared = {name: array for name, array in tensors.items() if name not in self._initial_statistics}

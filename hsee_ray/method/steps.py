@@ -78,6 +78,8 @@ def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str) ->
     # Gradients are dropped, not zeroed: a unit that the batch did not pass gets no update, not even weight decay.
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+    _check_finite(f"the gradient norm of {what}", nn.utils.get_total_norm(gradients).item())
     optimizer.step()
     return value
 

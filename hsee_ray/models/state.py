@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hsee_ray.config.fleet import OBJECTIVE
+from hsee_ray.errors import NonFiniteError
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,18 @@ class UnitState:
 
 
 ModelState = dict[str, UnitState]
+
+
+def finite(state: ModelState, who: str) -> ModelState:
+    """The state as it is. Raises NonFiniteError where parameters or norm statistics are NaN or infinite."""
+    for unit, tensors in state.items():
+        for name, array in {**tensors.parameters, **tensors.statistics}.items():
+            if not np.isfinite(array.sum(dtype=np.float64)):
+                raise NonFiniteError(
+                    f"{who}: {unit}.{name} is NaN or infinite after training; lower training.optimizer.lr, and go on "
+                    "from the newest checkpoint with --resume"
+                )
+    return state
 
 
 def statistics_names(unit: nn.Module) -> frozenset[str]:

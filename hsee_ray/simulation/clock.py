@@ -13,7 +13,7 @@ from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.profiles import DeviceProfile, load_profiles
 from hsee_ray.method.aggregation import Ledger, plan_aggregation
-from hsee_ray.method.reports import RoundReport
+from hsee_ray.method.reports import RoundReport, learnt
 from hsee_ray.method.schedule import queue_order
 from hsee_ray.method.strategies import strategy_of
 from hsee_ray.rng import generator
@@ -54,7 +54,7 @@ class Clock:
         config, fleet, number = self.config, self.fleet, report.round_number
         who = report.client_training
         caught_up = self.ledger.catch_up(config, fleet, who)
-        self.trained.update(who)
+        self.trained |= learnt({"client": report.client_training, "server": report.server_training}, number)
         averages = None
         if strategy_of(config).aggregates_after(config.training, number):
             averages = plan_aggregation(config, fleet, self.trained, self.local_samples)

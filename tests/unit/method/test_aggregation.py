@@ -285,3 +285,11 @@ def test_copies_are_left_as_they_are() -> None:
     mean_arrays([array, np.float32([8.0])], [1, 1])
     maximum([array, np.float32([8.0])])
     assert array.tolist() == [4.0]
+
+
+def test_an_optimizer_that_never_stepped_has_no_part_in_the_mean() -> None:
+    fresh = unit(1.0)
+    stepped = [unit(1.0, optimizer={"w": {"momentum_buffer": np.float32([value])}}) for value in (2.0, 5.0)]
+    mean = average_units([fresh, *stepped], [9.0, 1.0, 2.0], statistics=False, optimizer=True)
+    assert mean.optimizer["w"]["momentum_buffer"].tolist() == [4.0]
+    assert average_units([fresh, fresh], [1.0, 1.0], statistics=False, optimizer=True).optimizer == {}

@@ -334,7 +334,7 @@ class Rounds:
             self._look(round_number)
         for client_id in sorted(self.team.left_out):
             client = ModelId("client", client_id)
-            if client in self.status.present:  # it has an actor of its own, for only then it can be left out
+            if self.status.has_place(client):  # the slot is its own, for only then it can be left out
                 self.team.left_out.discard(client_id)
                 self.team.restore(client, self.state.lineage(client))
                 self.recovery.tell(Event(round_number, "start", self.team.label(client), "takes part again"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_a_client_without_a_place_is_left_out_and_comes_back(
         tiny,
         [
             "failures.on_lost_client=drop",
-            "failures.step_timeout_s=2",
+            "failures.step_timeout_s=30",
             "cluster.placement_timeout_s=3",
             "training.rounds=4",
         ],
@@ -348,3 +349,114 @@ def check_each_round_once(finished: Run, rounds: int) -> None:
     events = EventAccumulator(str(finished.path / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     assert [event.step for event in events.Scalars("round/wall_s")] == [*range(1, rounds + 1)]
+
+
+def drop_config(tiny: dict[str, Any], *overrides: str) -> Config:
+    """Two tiers, one of them of two clients, which do without whoever has no place."""
+    tiers = [{**tiny["tiers"][0], "clients": 2}, tiny["tiers"][1]]
+    return load_config(
+        {**tiny, "tiers": tiers},
+        [
+            "failures.on_lost_client=drop",
+            "failures.step_timeout_s=30",
+            "cluster.placement_timeout_s=3",
+            "training.rounds=4",
+            *overrides,
+        ],
+    )
+
+
+class Nowhere:
+    """A factory under which replaced clients ask for what no node has, until it is told to `end`."""
+
+    def __init__(self, create: ActorFactory, who: Container[int]) -> None:
+        self.create = create
+        self.who = who
+        self.ready = self.over = False
+        self.refused: list[int] = []
+
+    def __call__(self, actor_class: type, place: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.ready and not self.over and actor_class.__name__ == "ClientActor" and args[1] in self.who:
+            self.refused.append(args[1])
+            return create_actor(actor_class, {**place, "resources": {"nowhere": 1.0}}, *args, **kwargs)
+        return self.create(actor_class, place, *args, **kwargs)
+
+
+@pytest.mark.parametrize("aggregate_every", [1, 2])
+def test_a_lost_client_is_out_alone_and_stalls_no_round_of_its_tier(
+    aggregate_every: int, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
+) -> None:
+    """Its neighbour in the tier is there all the time, and says nothing about whether it has a place."""
+    config = drop_config(tiny, f"training.aggregate_every={aggregate_every}")
+    nowhere = Nowhere(warm_actors, {0})
+    events: list[Event] = []
+    missing: list[tuple[int, ...]] = []
+
+    def entered(round_number: int, stage: str) -> None:
+        if (round_number, stage) == (2, "train") and not nowhere.ready:
+            nowhere.ready = True
+            ray.kill(teams[0].actors[ModelId("client", 0)])
+
+    teams: list[Team] = []
+    listener = Listener(
+        assembled=teams.append,
+        entered=entered,
+        happened=events.append,
+        finished_round=lambda report, cost: missing.append(report.missing),
+    )
+    run(config, tmp_path / "run", listener, create=nowhere)
+    assert missing == [(), (0,), (0,), (0,)]
+    texts = [event.text for event in events if event.who.startswith("client")]
+    assert len(texts) == 2 and "died" in texts[0] and "go on without the client" in texts[1], texts
+    assert nowhere.refused == [0, 0], "replaced once, and left out with an actor that goes on waiting"
+
+
+def test_a_run_with_nobody_left_waits_and_then_fails(
+    tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
+) -> None:
+    config = drop_config(tiny)
+    nowhere = Nowhere(warm_actors, range(3))
+    teams: list[Team] = []
+
+    def entered(round_number: int, stage: str) -> None:
+        if (round_number, stage) == (2, "train") and not nowhere.ready:
+            nowhere.ready = True
+            for client_id in range(3):
+                ray.kill(teams[0].actors[ModelId("client", client_id)])
+
+    with pytest.raises(RunError, match="round 2: none of its 3 clients has had a place within 3 s"):
+        run(config, tmp_path / "run", Listener(assembled=teams.append, entered=entered), create=nowhere)
+    assert committed_rounds(Storage.at(str(tmp_path / "run" / "checkpoints"))) == [1]
+
+
+def test_a_run_with_nobody_left_goes_on_when_somebody_comes_back(
+    tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
+) -> None:
+    config = drop_config(tiny, "cluster.placement_timeout_s=6")
+    nowhere = Nowhere(warm_actors, range(3))
+    teams: list[Team] = []
+    missing: list[tuple[int, ...]] = []
+
+    def entered(round_number: int, stage: str) -> None:
+        if (round_number, stage) == (2, "train") and not nowhere.ready:
+            nowhere.ready = True
+            for client_id in range(3):
+                ray.kill(teams[0].actors[ModelId("client", client_id)])
+
+    class Looks(StopRequest):
+        """Asked while the run waits: then there is room for everyone."""
+
+        def check(self) -> None:
+            super().check()
+            if teams and len(teams[0].left_out) == 3 and not nowhere.over:
+                nowhere.over = True
+                for client_id in range(3):
+                    teams[0].replace(ModelId("client", client_id))
+
+    listener = Listener(
+        assembled=teams.append,
+        entered=entered,
+        finished_round=lambda report, cost: missing.append(report.missing),
+    )
+    run(config, tmp_path / "run", listener, Looks(), create=nowhere)
+    assert nowhere.over and len(missing) == 4 and missing[0] == missing[-1] == ()

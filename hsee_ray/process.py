@@ -1,4 +1,4 @@
-"""What a process runs on, may use and keeps: the processor, its cores, and memory that it has freed."""
+"""Process-level facts and settings: the processor, usable cores, and memory that it keeps after freeing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run keeps its files: a local directory, or anything that pyarrow.fs reaches by a URI (s3://, gs://, ...).
+"""Storage of a run's files: a local directory, or anything that pyarrow.fs reaches by a URI (s3://, gs://, ...).
 
 A reader sees a whole file or none: local files are synced and renamed, objects of an object store appear when they
 are complete. Nothing here renames on a store that cannot.

@@ -35,7 +35,7 @@ SHARE_OF_STOPS = 0.25
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to one actor, and when."""
+    """A planned fault: one actor, one moment."""
 
     round_number: int
     stage: str

@@ -42,7 +42,7 @@ PACKAGES = {
     "urllib3": "urllib3",
     "yaml": "pyyaml",
 }
-"""What pip calls the packages that an installation may lack, by their modules."""
+"""Package names on pip of modules that an installation may lack."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

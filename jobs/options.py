@@ -18,7 +18,7 @@ def user_path(text: str) -> Path:
 
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
-"""What options are added to: a parser, or a group of it."""
+"""A parser, or a group of it."""
 
 
 def job_parser(name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:

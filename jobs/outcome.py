@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def exit_code(job: Callable[[], int]) -> int:
-    """What the job returns; 1 for a run that failed, 2 for bad input, 128 + the signal for a run that was stopped."""
+    """Exit code: the job's own; 1 for a failed run, 2 for bad input, 128 + the signal for a stopped run."""
     from hsee_ray.errors import Interrupted, RunError, UserError
 
     try:

@@ -35,7 +35,7 @@ ROUGH = 0.1
 LIMIT_S = 3600.0
 """For all steps."""
 ASSUMED = {"uplink_mbit_s": 100.0, "downlink_mbit_s": 100.0, "latency_ms": 5.0, "active_w": 10.0, "radio_w": 1.0}
-"""What is neither given nor measured."""
+"""Values that are neither given nor measured."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +153,7 @@ def _on_all_cores(configs: Sequence[Config], repetitions: int) -> list[list[Time
 
 
 def _link(options: argparse.Namespace) -> dict[str, float]:
-    """What a message costs between actors on this machine; nothing where that is given, or Ray is not installed."""
+    """Cost of a message between actors on this machine; nothing where it is given, or Ray is not installed."""
     from importlib.util import find_spec
 
     if options.uplink_mbit_s is not None or options.latency_ms is not None:
@@ -183,7 +183,7 @@ def _link(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _profile_of(found: Fit, options: argparse.Namespace, measured: Mapping[str, float]) -> DeviceProfile:
-    """What was measured, given and assumed, in four digits."""
+    """Measured, given and assumed values, in four digits."""
     from hsee_ray.devices.profiles import DeviceProfile
 
     here = machine()

@@ -63,7 +63,7 @@ def train(config: str | Path | Mapping[str, Any] | Config, run_dir: str | Path |
 
 
 def new_place(config: Config, config_name: str) -> str:
-    """Where a run begins that nobody has named: a submitted job's bears its submission id."""
+    """Location of an unnamed run: a submitted job's bears its submission id."""
     from actors.cluster.ray_internals import submission_id
     from hsee_ray.rundir.location import run_place
 

@@ -1,4 +1,4 @@
-"""What a run asks of a cluster, what the cluster has and could add, and what follows. Pure: no Ray is asked here."""
+"""Fits a run's requests to a cluster's nodes and to those it could add. Pure: no call to Ray."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from actors.cluster.resources import (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of one tier's actors."""
+    """Verdict on one tier's actors."""
 
     tier: str
     actors: int
     asks: str
-    """What each of them asks for."""
+    """Request of each of them."""
     nodes: Mapping[str, int] = field(default_factory=dict)
     """Nodes that must come for them, by type."""
     busy: int = 0
@@ -147,7 +147,7 @@ class _Room:
 
 
 def _room_to_grow(nodes: Sequence[Node], growth: Growth) -> _Room:
-    """What is left of the limits; a node that is there counts for the type of which it has the resources."""
+    """Remaining limits; an existing node counts for the type whose resources it has."""
     there = Counter(next((t.name for t in growth.types if _is_of(node, t)), "") for node in nodes)
     grown = sum(count for name, count in there.items() if name)
     return _Room(growth.most_nodes - grown, {t.name: t.most - there[t.name] for t in growth.types})

@@ -69,7 +69,7 @@ def connected(config: ClusterConfig, requests: Sequence[Request], tell: Tell, me
 
 @dataclass(frozen=True)
 class ClusterContext:
-    """Where a run computes."""
+    """Cluster of a run."""
 
     local: bool
     """On a Ray of this run's own, where every actor sees this machine's files."""
@@ -204,7 +204,7 @@ def check_room(config: ClusterConfig, requests: Sequence[Request], tell: Tell) -
 
 
 def growth_of(config: ClusterConfig) -> Growth:
-    """What the autoscaler of the connected cluster can add: as its file says, or unknown without one.
+    """Nodes that the connected cluster's autoscaler can add: as its file says, or unknown without one.
 
     Nothing where there is no autoscaler, whatever a file says.
     """

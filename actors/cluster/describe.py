@@ -19,7 +19,7 @@ from actors.cluster.resources import (
 
 
 def request_text(request: Request) -> str:
-    """What a request asks for: `1 CPU, 0.5 GPU, 1 sensor, label zone=a`."""
+    """A request as text: `1 CPU, 0.5 GPU, 1 sensor, label zone=a`."""
     amounts = _amounts(request.resources)
     return (
         ", ".join([*amounts, *(f"label {key}={value}" for key, value in request.label_selector.items())]) or "nothing"
@@ -53,7 +53,7 @@ def _turns(keys: str) -> str:
 
 
 def cluster_text(nodes: Sequence[Node], growth: Growth) -> str:
-    """What there is and what could come, one line: `nodes: 2 with 4 CPU, could come: 3 of type gpu (1 GPU)`."""
+    """Existing and possible nodes in one line: `nodes: 2 with 4 CPU, could come: 3 of type gpu (1 GPU)`."""
     kinds = Counter(", ".join([*_amounts(node.total), *_labels(node.labels)]) or "nothing" for node in nodes)
     there = "; ".join(f"{count} with {kind}" for kind, count in kinds.items()) or "none"
     types = "; ".join(f"{t.most} of type {t.name} ({', '.join(_amounts(t.resources))})" for t in growth.types)
@@ -68,7 +68,7 @@ def _labels(labels: Labels) -> list[str]:
 
 
 def _nearest(bundle: Sequence[Request], places: Sequence[Place]) -> str:
-    """What no node has of what is asked for."""
+    """Requested resources that no node has."""
     for name, amount in total_of(bundle).items():
         most = max((sum(p.gpus) if name == "GPU" else p.free.get(name, 0.0) for p in places), default=0.0)
         unknown = name == "memory" and any(place.type is not None for place in places)

@@ -53,7 +53,7 @@ PATIENCE_S = 60.0
 SPILLS_AT = 0.8
 """Share of an object store above which Ray writes to disk."""
 GUESSED = KnownSet(size=32, channels=3, classes=10, train_images=50_000)
-"""What is taken for true of images that only the data set could tell of."""
+"""Assumptions about images that are not there to be read."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Check:
     finding: Literal["well", "slow", "bad"]
     """`slow`: a run is possible, and would not be what it could. `bad`: it must fail."""
     text: str
-    """What was found; where it is not well, with the remedy."""
+    """Finding, with the remedy where something is wrong."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a configuration can expect of a cluster."""
+    """Verdict on a configuration and a cluster."""
 
     where: str
-    """What it was held against."""
+    """Cluster that was examined."""
     has: str
-    """What is there, and what could come."""
+    """Existing and possible nodes."""
     verdicts: list[Verdict]
     checks: list[Check]
 
@@ -193,7 +193,7 @@ def _store_check(expected_bytes: int, waits: bool) -> Check:
 def object_store_bytes(
     config: Config, fleet: Fleet, context: ClusterContext, shapes: Sequence[tuple[int, ...]], backbone: Backbone
 ) -> int:
-    """What a run keeps in the object stores at most, beside images: features on their way, and states.
+    """Upper bound of a run's objects in the stores, beside images: features in flight, and states.
 
     Of every model there are a state before the round, one after it, and one that is being made, each with the
     optimiser's share: one more copy of the parameters for SGD's momentum, two for AdamW's moments.
@@ -220,7 +220,7 @@ def _image_shape(data: DataConfig) -> tuple[int, int, int]:
 
 
 def _storage_uri(config: Config) -> str:
-    """Where a run of the configuration would live, without its name."""
+    """Location of a run of the configuration, without its name."""
     place = run_place(config, "", submitted=submission_id() is not None).rstrip("/")
     return place if is_uri(place) else os.path.abspath(place)
 
@@ -270,7 +270,7 @@ def _authentication() -> Check:
 
 
 def _ask_nodes(uri: str, probe: str, own: Mapping[str, str]) -> tuple[dict[str, NodeReport], dict[str, str]]:
-    """What every node reports, and why some do not."""
+    """Reports of all nodes, and why some are missing."""
     task = ray.remote(look_at_node)
     asked = {
         node: task.options(

@@ -1,4 +1,4 @@
-"""What a node says of itself when the doctor asks. Imports no torch: it answers at once."""
+"""A node's report to the doctor. Imports no torch, so it answers at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHM = "/dev/shm"
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says of itself."""
+    """Report of one node."""
 
     versions: Mapping[str, str]
     reads: bool

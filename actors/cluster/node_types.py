@@ -1,4 +1,4 @@
-"""What an autoscaler can add to its cluster, read from the file that describes the cluster."""
+"""Node types of an autoscaling cluster, read from the file that describes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _NodeType(BaseModel):
 
 
 class _Cluster(BaseModel):
-    """What matters here of a cluster launcher's file; KubeRay's autoscaler derives the like from a RayCluster."""
+    """Relevant part of a cluster launcher's file; KubeRay's autoscaler derives the same from a RayCluster."""
 
     head_node_type: str
     available_node_types: dict[str, _NodeType]
@@ -30,7 +30,7 @@ class _Cluster(BaseModel):
 
 
 def read_growth(path: Path) -> Growth:
-    """What the autoscaler can add to the cluster of a file: `cluster.yaml` of `ray up`, a RayJob or a RayCluster.
+    """Nodes that the autoscaler can add, from a file: `cluster.yaml` of `ray up`, a RayJob or a RayCluster.
 
     The head is no type: it is there already. Raises ConfigError when the file cannot be read, or is neither kind.
     """

@@ -78,7 +78,7 @@ def marked_processes(mark: str) -> list[int]:
 
 
 class Watch:
-    """Who belongs to a run: whoever bears its mark, has once borne it, or was started by one of them.
+    """Processes of a run: those that bear its mark, have once borne it, or were started by one of them.
 
     Ray's agents write their title over their environment, so a mark that was there can be gone later.
     """

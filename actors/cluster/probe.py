@@ -1,4 +1,4 @@
-"""What benchmarks need of Ray itself: objects that pass from one actor to another, and a bare start. Loads no torch."""
+"""Probes of Ray itself for benchmarks: objects passed between actors, and a bare start. Loads no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hsee_ray.errors import RunError
 
 Array = np.ndarray[Any, Any]
 Use = Literal["map", "read"]
-"""What a receiver does: look at the first byte only, or read all of them."""
+"""Work of a receiver: look at the first byte only, or read all of them."""
 WAIT_S = 120.0
 
 

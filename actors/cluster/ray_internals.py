@@ -1,4 +1,4 @@
-"""What Ray knows of actors and nodes. The only use of its private state."""
+"""Ray's knowledge of actors and nodes. The only use of its private state."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def draining_nodes() -> dict[str, int]:
 
 
 def spilled_bytes() -> int | None:
-    """What the object stores of all nodes have written to disk so far, because they were full; None if nobody tells."""
+    """Bytes that the object stores of all nodes have spilled to disk so far; None if unknown."""
     try:
         reply = get_memory_info_reply(ray._private.state.state, timeout_seconds=ASK_S)  # type: ignore[no-untyped-call]
     except (grpc.RpcError, AssertionError):

@@ -1,4 +1,4 @@
-"""What each actor of a run asks of the cluster."""
+"""Resource requests of a run's actors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def requests(config: Config, fleet: Fleet, slot_plan: SlotPlan) -> list[Request]
 
 
 def request_of(config: Config, fleet: Fleet, slot: Slot) -> Request:
-    """What the actor of one slot asks for."""
+    """Request of the actor of one slot."""
     spec = fleet.clients[slot.client_id]
     pair = spec.client_id if config.cluster.placement == "colocate" and spec.has_server else None
     if slot.side == "server":

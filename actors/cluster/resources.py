@@ -15,13 +15,13 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Request:
-    """What one actor asks of the cluster."""
+    """Resource request of one actor."""
 
     who: str
     tier: str
     """Its tier's name; of servers `servers`."""
     config_key: str
-    """Where the configuration asks for it."""
+    """Key of the request in the configuration."""
     resources: Resources
     label_selector: Labels = field(default_factory=dict)
     pair: int | None = None
@@ -34,7 +34,7 @@ class Node:
 
     total: Resources
     free: Resources
-    """What nobody uses now."""
+    """Free resources."""
     labels: Labels = field(default_factory=dict)
 
 
@@ -52,7 +52,7 @@ class NodeType:
 
 @dataclass(frozen=True)
 class Growth:
-    """What an autoscaler can add."""
+    """Nodes that an autoscaler can add."""
 
     types: tuple[NodeType, ...] = ()
     most_nodes: int = 0
@@ -80,7 +80,7 @@ class Place:
 
     free: dict[str, float]
     gpus: list[float]
-    """What is free of each GPU: a fraction is of one."""
+    """Free share of each GPU."""
     labels: Labels
     type: NodeType | None
     """Of a node that is not there yet; how much memory it has is not known."""
@@ -114,7 +114,7 @@ class Place:
         self.gpus = gpus
 
     def spare(self, bundle: Sequence[Request]) -> tuple[int, int, float]:
-        """What a bundle would leave unused here: kinds of resources, labels, amounts."""
+        """Rank of this node for a bundle by what it would leave unused: kinds of resources, labels, amounts."""
         wanted = total_of(bundle)
         left = {name: amount for name, amount in self.free.items() if is_counted(name) and amount > 0}
         if self.gpus:
@@ -131,7 +131,7 @@ class Place:
 
 
 def take_gpus(gpus: Sequence[float], amount: float) -> list[float] | None:
-    """What is left of GPUs when one actor has taken its amount: whole ones, or a fraction of one. None: no room."""
+    """GPUs left when one actor has taken its amount: whole ones, or a fraction of one. None: no room."""
     left = sorted(gpus)
     if amount <= 0:
         return left

@@ -15,9 +15,9 @@ from hsee_ray.config.schema import Config
 from hsee_ray.method.strategies import models_of, strategy_of
 
 SERVERS = "servers"
-"""What servers are called among the tiers of a run."""
+"""Name of the servers among the tiers of a run."""
 ACTOR_BYTES = 400 << 20
-"""What an actor is counted as: 315 MiB that it shares with nobody, as measured, and some for a model."""
+"""Memory counted per actor: 315 MiB unshared, as measured, and some for a model."""
 
 Slot = ModelId
 

@@ -40,7 +40,7 @@ from hsee_ray.rundir.run import Run
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of an evaluation."""
+    """Request of an evaluation."""
 
     part: Part
     taus: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Who has a place on the cluster, who still waits for one, and whose node is about to go.
+"""Status of actors: placed, waiting for a place, or on a node that is about to go.
 
 The driver looks here every second while it waits for answers.
 """
@@ -77,7 +77,7 @@ class ActorStatus:
         return member in self.present or member in placed_actors(self.team.actors)
 
     def status_line(self) -> str:
-        """Who is here, who starts, and who waits for a place: one line."""
+        """Status line: how many actors are there, starting, or waiting for a place."""
         placed = placed_actors(self.team.actors)
         waiting = self.waiting
         starting = sum(member in placed for member in waiting)

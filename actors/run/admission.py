@@ -1,4 +1,4 @@
-"""Who may compute next: clients start strictly in the round's order, as far as there is room for them."""
+"""Admission of work: clients start strictly in the round's order, as far as there is room for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from actors.run.pieces import Piece
 from hsee_ray.config.fleet import ModelId
 
 CALLS_AHEAD = 2
-"""Where clients share cores: one call computes, one more is there when it is done."""
+"""Calls per client where clients share cores: one computes, one more is queued."""
 
 
 Entry = tuple[int, int, Piece, asyncio.Future[None]]

@@ -33,7 +33,7 @@ TICK_S = 1.0
 LEAVING: tuple[Kind, str] = "drained", "its node is about to go"
 
 Worked = Callable[[Member, str, int, float, float], None]
-"""Told of every call that has been answered: who, stage, round, and from when to when, in `time.monotonic` seconds."""
+"""Called after every answer: member, stage, round, begin and end in `time.monotonic` seconds."""
 
 
 class CallFailed(Exception):
@@ -72,7 +72,7 @@ class Calls:
         """Actors that had a place when it was time for their first answer, and were starting; by their location."""
 
     async def result(self, member: Member, ref: ObjectRef[Any]) -> Any:
-        """What a reference stands for, of a call that `member` answers. Raises CallFailed."""
+        """Awaits the result of a call to `member`. Raises CallFailed."""
         slot = self.team.slot_of(member)
         actor = self.team.actors[slot]
         if self.status.is_leaving(slot):
@@ -188,7 +188,7 @@ def _fail(waiting: asyncio.Future[Any], error: BaseException) -> None:
 
 
 def diagnosis(error: RayError) -> tuple[Kind, str]:
-    """What kind of failure an error of Ray's is, and one line about it."""
+    """Kind of failure of a Ray error, and one line about it."""
     if isinstance(error, RayTaskError):
         # A call also fails with the error of the call that it depends on.
         return diagnosis(error.cause) if isinstance(error.cause, RayError) else ("error", _first_line(error.cause))

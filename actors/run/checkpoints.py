@@ -153,7 +153,7 @@ def load_state(rounds: Rounds, uri: str, manifest: Manifest, progress: Progress)
 
 
 def neighbour(team: Team, model: ModelId) -> ModelId:
-    """Who has a slot of the model's pool, for what can be done in any of them; itself where it has one."""
+    """A model that holds a slot of the same pool, for work that any of them can do; the model itself if it has one."""
     slots = team.slots.of_pool(model)
     if team.slots.of(model) is not None:
         return model

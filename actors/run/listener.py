@@ -1,4 +1,4 @@
-"""Who is told how a run goes, and of what."""
+"""Callbacks of a run."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class Event:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who wants to know how a run goes."""
+    """Callbacks of a run; each does nothing by default."""
 
     assembled: Callable[[Team], None] = lambda team: None
-    """Told of the actors when their creation has been asked for."""
+    """Called with the team when its actors have been requested."""
     started: Callable[[Setup, int], None] = lambda setup, done_rounds: None
-    """Told of the run, and how many of its rounds are done already."""
+    """Called with the setup and the number of finished rounds when training starts."""
     trained: Callable[[int], None] = lambda samples: None
-    """Told how many more samples have been trained on."""
+    """Called with the samples of every finished piece of training."""
     finished_round: Callable[[RoundReport, RoundCost | None], None] = lambda report, cost: None
-    """Told of every whole round, and what it cost in simulated time where devices are known."""
+    """Called with every finished round, and its simulated cost where devices are known."""
     entered: Callable[[int, str], None] = lambda round_number, stage: None
-    """Told of every stage that a round comes to."""
+    """Called with the round number and the stage at every stage."""
     happened: Callable[[Event], None] = lambda event: None
-    """Told of failures and of what was done about them."""
+    """Called with failures and what was done about them."""
 
 
 SILENT = Listener()

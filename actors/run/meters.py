@@ -30,7 +30,7 @@ GAUGES = {
 
 
 class Meters:
-    """What a run tells Ray after every round."""
+    """Metrics that a run exports through Ray after every round."""
 
     def __init__(self, run: str, fleet: Fleet) -> None:
         self.run = run

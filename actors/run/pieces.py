@@ -25,11 +25,11 @@ class Piece:
 
     @property
     def models(self) -> list[ModelId]:
-        """Who takes part."""
+        """Client ids."""
         return [self.client] if self.server is None else [self.client, self.model("server")]
 
     def model(self, side: Side) -> ModelId:
-        """Who computes a leg of this side."""
+        """Model that computes a leg of this side."""
         if side == "client":
             return self.client
         assert self.server is not None

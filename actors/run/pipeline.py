@@ -27,12 +27,12 @@ from hsee_ray.config.fleet import ModelId
 from hsee_ray.method.legs import Leg, Side, Trip
 
 Reports = dict[Side, Any]
-"""What each side has reported of a piece, added up over its legs."""
+"""Reports of a piece by side, added up over its legs."""
 UnitReports = dict[Piece, Reports]
 
 
 class Stage(Protocol):
-    """What the pipeline asks of those who do the work."""
+    """Interface of a stage of a round to the pipeline."""
 
     def trip_of(self, piece: Piece) -> Trip:
         """The legs of a piece."""

@@ -26,7 +26,7 @@ class StateLost(Exception):
 
 
 class LeftOut(Exception):
-    """A client has no place, and is left out until it has one. Whoever has others in its work begins that again."""
+    """Raised when a client has no place and is left out until it has one; work shared with others begins again."""
 
 
 class Recovery:
@@ -57,7 +57,7 @@ class Recovery:
                     self.replace(failed.member, failed.failure, state)
 
     def replace(self, member: Member, failure: Failure, state: RunState) -> None:
-        """Puts a new actor with the model's state in the place of one that failed. Raises as `until_done` does."""
+        """Replaces a failed actor and restores its model from `state`. Raises as `until_done` does."""
         decision = decide(failure, self.history, self.team.setup.config.failures)
         if decision.action is Action.STOP:
             raise ClientError(failure.who, failure.round_number, failure.stage, decision.reason)
@@ -81,7 +81,7 @@ class Recovery:
         self.noticed[member] = time.monotonic()
 
     def answered(self, member: Member, round_number: int, stage: str) -> None:
-        """Told of every answer: says how long a replaced actor took to be back."""
+        """Notes an answer; reports how long a replaced actor took to be back."""
         if member in self.noticed:
             seconds = time.monotonic() - self.noticed.pop(member)
             self.tell(

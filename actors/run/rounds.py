@@ -60,7 +60,7 @@ class Rounds:
         context: ClusterContext,
         worked: Worked = lambda member, stage, round_number, begin_s, end_s: None,
     ) -> None:
-        """`trained` is told of every piece of training that is done, in samples; `entered` of every stage."""
+        """Calls `trained` with the samples of every finished piece of training, and `entered` at every stage."""
         self.setup = setup
         self.config = setup.config
         self.strategy = setup.strategy
@@ -77,7 +77,7 @@ class Rounds:
         self.whole = RunState()
         """As it was after the last whole round."""
         self.stage: Stage | None = None
-        """What is under way, or was last."""
+        """Stage in progress, or the last one."""
         self.snapshots = True
         """Whether training gives states to go back to; a benchmark does without them."""
         self.status = ActorStatus(team, recovery.tell)
@@ -92,7 +92,7 @@ class Rounds:
         self._take_back_in(round_number)
         absent = set(self.team.left_out)
         while True:
-            who = self._who(round_number)
+            who = self._available(round_number)
             self._load(self.state.ledger.catch_up(self.config, self.setup.fleet, who), round_number, "aggregate")
             try:
                 training = self._train(round_number)
@@ -120,7 +120,7 @@ class Rounds:
             missing=tuple(sorted((absent | self.team.left_out) - training["client"].keys())),
         )
 
-    def _who(self, round_number: int) -> list[int]:
+    def _available(self, round_number: int) -> list[int]:
         """Participants of a round that have a place. Waits until there is one. Raises RunError when nobody gets one."""
         end = time.monotonic() + self.config.cluster.placement_timeout_s
         while True:

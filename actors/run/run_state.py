@@ -23,7 +23,7 @@ class Average:
 
 
 def average_refs(averages: Mapping[str, Average], objects: ObjectList) -> AverageRefs:
-    """Averages by unit as a worker is told of them, among the objects of a request."""
+    """Averages by unit, as indices into the objects of a request."""
     return {unit: (objects.index(average.ref), average.key) for unit, average in averages.items()}
 
 
@@ -45,7 +45,7 @@ class Lineage:
         return replace(self, averages={**self.averages, **averages})
 
     def restore(self, model: ModelId, objects: ObjectList) -> Restore:
-        """What a worker is told to put the model into this state."""
+        """Request that puts the model into this state."""
         snapshot = None if self.snapshot is None else objects.index(self.snapshot)
         return Restore(model.client_id, snapshot, average_refs(self.averages, objects))
 

@@ -53,7 +53,7 @@ class Session:
         self.run_dir = location.local
         self.timeline = self._timeline(0, 0.0)
         self.spilled_bytes = spilled_bytes()
-        """What Ray had written to disk before the run."""
+        """Bytes that Ray had spilled to disk before the run."""
         self.listener = listener
         self.stop = stop
         self.uri = location.place(CHECKPOINTS_DIR)
@@ -155,7 +155,7 @@ class Session:
             self._end_early(spread=True)
 
     def _simulated(self, report: RoundReport) -> RoundCost | None:
-        """What the round took on the tiers' devices, where these are known."""
+        """Simulated cost of the round, where devices are known."""
         if self.clock is None:
             return None
         cost, before = self.clock.advance(report), self.progress.totals.simulated
@@ -167,7 +167,7 @@ class Session:
         self.timeline.worked(actor, self.team.label(member), stage, round_number, begin_s, end_s)
 
     def _send(self, round_number: int) -> None:
-        """What is known of the run goes to where it lives, also when it does not end well."""
+        """Uploads the run's files; a failed upload is reported and repeated after the next round."""
         trouble = self.location.send()
         if trouble is not None:
             text = f"could not be written to ({trouble}); tried again after the next round"

@@ -27,7 +27,7 @@ from hsee_ray.method.setup import Setup, mapped_client_data
 from hsee_ray.method.strategies import models_of
 
 Member = ModelId | Literal["aggregator"]
-"""Who owes an answer: a model in its slot, or the aggregator. An actor bears the name of its slot."""
+"""Party that answers a call: a model in its slot, or the aggregator. An actor bears the name of its slot."""
 AGGREGATOR: Literal["aggregator"] = "aggregator"
 
 
@@ -50,7 +50,7 @@ class RowRefs:
         )
 
     def of(self, model: ModelId) -> dict[str, ObjectRef[Any]]:
-        """What a client computes on: its training images, the test images, and those set aside. A server on none."""
+        """A client's training, test and calibration images by reference. A server has none."""
         if model.side == "server":
             return {}
         client_id = model.client_id
@@ -106,7 +106,7 @@ class Team:
         """Clients that have no place on the cluster, and are left out until they have one."""
         self.actors: dict[Member, ActorHandle[Any]] = {}
         self.locations: dict[Member, ObjectRef[Any]] = {}
-        """Where every actor is, to be known when it has started."""
+        """Location of every actor, available once it has started."""
         self._groups: dict[int, PlacementGroup] = {}
         """Places for a client and its server on one node, by client."""
         self.at_a_time = at_a_time or len(self.requests) + 1
@@ -221,7 +221,7 @@ class Team:
         return f"{member.side} {self.setup.fleet.clients[member.client_id].label}"
 
     def asked(self, member: Member) -> str:
-        """What an actor asks of Ray, as text."""
+        """Resource request of an actor, as text."""
         return "nothing" if isinstance(member, str) else request_text(self.requests[member])
 
     def _create(self, member: Member) -> None:
@@ -236,7 +236,7 @@ class Team:
         self.locations[member] = actor.location.remote()
 
     def _place(self, member: Member) -> dict[str, Any]:
-        """What Ray is told about an actor's place."""
+        """Ray options that place an actor."""
         if isinstance(member, str):
             # Beside the driver, on a node that is not lost without the run: it holds copies of what others lose.
             here = ray.get_runtime_context().get_node_id()
@@ -270,5 +270,5 @@ class Team:
 
 
 def _bundle(resources: Mapping[str, float]) -> dict[str, float]:
-    """What a placement group reserves for an actor; Ray takes no empty bundle."""
+    """Bundle of a placement group for an actor; Ray takes no empty bundle."""
     return {name: amount for name, amount in resources.items() if amount > 0} or {"CPU": 0.001}

@@ -129,7 +129,7 @@ class Server:
             connection.close()
 
     def metrics_urls(self) -> list[str]:
-        """Where Ray's metrics of each node can be read, in Prometheus' format."""
+        """URLs of Ray's metrics of each node, in Prometheus' format."""
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         alive = [node for node in nodes if node["Alive"]]
         return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in alive]

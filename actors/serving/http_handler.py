@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 METHODS = {PATH: "POST", READY_PATH: "GET"}
 BODY_TIMEOUT_S = 60.0
-"""Whoever sends no faster holds a place that others wait for."""
+"""Longest time to read a body: a slower sender holds a place that others wait for."""
 _SHOWN = 80
 """Characters of a wrong path that the answer repeats."""
 
@@ -37,7 +37,7 @@ log = logging.getLogger("ray.serve")
 
 
 def token_digest(token: str) -> bytes:
-    """What a server needs of its token: it can tell the token by it, and nobody can read it there."""
+    """Digest of the server's token: it recognises the token and does not reveal it."""
     return hashlib.sha256(token.encode()).digest()
 
 

@@ -1,4 +1,4 @@
-"""Where an actor is and what it computes on, as it says itself."""
+"""Node and device of an actor, as it reports them."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Aggregator:
         return store_resident(read_snapshot(uri, name, entry).units), None
 
     def perform(self, request: WriteShard | ReadShard | SaveModel, restore: None, *objects: StoreResident[Any]) -> Any:
-        """What a worker does for its model, for one whose own worker cannot."""
+        """Answers a request about a model whose own worker cannot."""
         match request:
             case WriteShard(uri, name, state):
                 return write_snapshot(uri, name, state_of(state, objects, self.reset))

@@ -29,7 +29,7 @@ AverageRefs = Mapping[str, tuple[int, str]]
 
 
 class Outcome(NamedTuple):
-    """What the driver learns of a leg."""
+    """Result of a leg for the driver."""
 
     report: Any
     sent: bool
@@ -45,7 +45,7 @@ class Restore:
     """None: the state before the first round."""
     averages: AverageRefs = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
-    """What a client computes on, where it cannot be mapped: `train`, `test`, `calibration`."""
+    """Indices of the client's images where it cannot map them: `train`, `test`, `calibration`."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class ObjectList:
         self.refs = list(refs)
 
     def index(self, ref: ObjectRef[Any]) -> int:
-        """Where a reference stands; it is appended when it is new."""
+        """Index of a reference; a new one is appended."""
         if ref not in self.refs:
             self.refs.append(ref)
         return self.refs.index(ref)
@@ -141,7 +141,7 @@ class Worker(ABC):
 
     @abstractmethod
     def location(self) -> ActorLocation:
-        """Where it is, and what it computes on."""
+        """Reports its node and device."""
 
     @abstractmethod
     def restore(self, state: Restore, objects: Objects) -> None:

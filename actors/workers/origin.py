@@ -1,4 +1,4 @@
-"""What an actor must find on its node: the software that the driver has, and the place where the run lives."""
+"""Requirements on an actor's node: the driver's software versions, and access to the run's location."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REMEDY = (
 TRIES, PAUSE_S = 3, 1.0
 """A store that does not answer is asked again."""
 PACKAGES = ("ray", "torch", "numpy", "hsee-ray")
-"""What decides the bits of a run, beside Python."""
+"""Packages that decide the bits of a run, apart from Python."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a base network is: an ordered list of named units."""
+"""A base network: an ordered list of named units."""
 
 from __future__ import annotations
 

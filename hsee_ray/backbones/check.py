@@ -1,4 +1,4 @@
-"""What is checked of every base network before it trains, and the shapes that it gives."""
+"""Checks of every base network before it trains, and its feature shapes."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class ClientSpec:
     codec: Codec = "none"
     """How its features are sent; `none` where it has no server."""
     stages: tuple[PlugIn, ...] = ()
-    """What its features pass before they are coded."""
+    """Prefix of the feature stages before the codec."""
 
     @property
     def client_file(self) -> str:

@@ -27,7 +27,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "exit": {"pool": "hsee_ray.models.exits:Pool"},
     "stage": {"fp16": "hsee_ray.features.stages:Half", "int8": "hsee_ray.features.stages:Int8"},
 }
-"""Where each kind's own parts are. A part of the project is registered here, and nowhere else."""
+"""Built-in parts by kind. A part of the project is registered here, and nowhere else."""
 
 
 class PlugIn(BaseModel):

@@ -62,7 +62,7 @@ def read_text(path: Path, remedy: str) -> str:
 
 
 def read_stored(path: Path, kind: type[Stored], remedy: str) -> Stored:
-    """What an earlier command has stored as JSON. Raises DataError, which ends in the remedy, when it is damaged."""
+    """Reads JSON stored by an earlier command. Raises DataError, which ends in the remedy, when it is damaged."""
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
     except (OSError, ValueError) as error:  # a ValidationError is a ValueError
@@ -113,7 +113,7 @@ def _one_line(error: ValidationError, model: type[BaseModel], see: str) -> str:
 
 
 def _follow(location: tuple[Any, ...], root: type[BaseModel]) -> tuple[list[Any], list[type[BaseModel]]]:
-    """Where pydantic's location leads: the keys that the user wrote, and the models that may stand there.
+    """Translates pydantic's location: the keys that the user wrote, and the models that may stand there.
 
     pydantic puts the variant of a union (`dirichlet`, or `str`) into its path; the user wrote no such key.
     """

@@ -90,7 +90,7 @@ class DataConfig(_Model):
 
 
 class ResourcesConfig(_Model):
-    """What an actor asks of Ray: bookkeeping that places actors, not a limit on what they use."""
+    """Resource request of an actor: Ray places actors by it, and limits nothing."""
 
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
@@ -252,7 +252,7 @@ class SimulationConfig(_Model):
 
 
 class StorageConfig(_Model):
-    """Where runs are kept so that every node, and whoever comes later, can reach them."""
+    """Shared location of runs, reachable from every node."""
 
     uri: str | None = None
 

@@ -13,7 +13,7 @@ from hsee_ray.errors import ConfigError
 _AMBIGUOUS = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 """Numbers that YAML 1.1 takes for octal (010 is 8) or for base 60 (1:30 is 90)."""
 _NEEDS_YAML = tuple("[{\"'&*!|>%@`")
-"""What a value of `--set` begins with that is more than a plain word."""
+"""First characters of a `--set` value that is more than a plain word."""
 
 
 class StrictLoader(yaml.SafeLoader):

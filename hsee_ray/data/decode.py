@@ -32,12 +32,12 @@ class Split:
     picture_batches: Callable[[], Iterator[Sequence[Picture]]]
     """Pictures in the order of the labels, a bounded number at a time."""
     name_row: Callable[[int], str]
-    """Where a sample comes from, for messages."""
+    """Origin of a sample, for messages."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a source holds."""
+    """Content of a source."""
 
     train: Split
     test: Split

@@ -30,7 +30,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What a file says about itself, so that its source is not needed any more."""
+    """Metadata of a file, so that its source is no longer needed."""
 
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]

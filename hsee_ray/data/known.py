@@ -1,4 +1,4 @@
-"""What is known of data sets by their name, before any image is read: shape, classes, how many images there are.
+"""Facts about known data sets, before any image is read: shape, classes, number of images.
 
 H height, W width, C channels.
 """

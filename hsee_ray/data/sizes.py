@@ -1,4 +1,4 @@
-"""What a plan must know of the data: the shape of an image, the classes, and how many samples each client trains on."""
+"""Sizes that a plan needs: the shape of an image, the classes, and each client's number of training samples."""
 
 from __future__ import annotations
 

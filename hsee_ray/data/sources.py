@@ -1,4 +1,4 @@
-"""Where images come from: one function for each `data.name`, each from its files to labels and pictures.
+"""Sources of images: one function for each `data.name`, from its files to labels and pictures.
 
 Shapes: N images, H height, W width, C channels.
 """

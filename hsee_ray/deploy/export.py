@@ -49,7 +49,7 @@ _CHECKED_IMAGES = 8
 
 @dataclass(frozen=True)
 class ExportedClient:
-    """What was written for one client, in bytes."""
+    """Export of one client; sizes in bytes."""
 
     spec: ClientSpec
     gate: Gate
@@ -60,7 +60,7 @@ class ExportedClient:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, in bytes."""
+    """A whole export; sizes in bytes."""
 
     clients: tuple[ExportedClient, ...]
     left_out: tuple[ClientSpec, ...]

@@ -55,7 +55,7 @@ def find_bundles(directory: Path) -> Bundles:
 
 
 def sent_features(bundles: Bundles) -> dict[int, SentFeatures]:
-    """What each client sends, by its number."""
+    """Shape and codec of each client's features, by client id."""
     return {bundle.client: SentFeatures(bundle.feature_shape or (), bundle.codec.name) for bundle in bundles.values()}
 
 

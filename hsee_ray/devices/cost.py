@@ -1,4 +1,4 @@
-"""What a network costs, counted by running it: arithmetic, memory traffic, operators, and the memory of training.
+"""Costs of a network, counted by running it: arithmetic, memory traffic, operators, and training memory.
 
 The very steps of training run on the meta device, which has shapes and no data; a mode of torch sees every operator
 that they call. A network that cannot run there runs on the CPU. Figures are of float32, at the given batch size.
@@ -30,7 +30,7 @@ LABEL_BYTES = 8
 
 @dataclass(frozen=True)
 class Memory:
-    """What one side of the cut holds in training, at the moment at which it holds most."""
+    """Peak training memory of one side of the cut."""
 
     parameter_bytes: int
     """Parameters and buffers."""
@@ -41,7 +41,7 @@ class Memory:
     batch_bytes: int
     """The batch that enters: images or features, and labels."""
     workspace_bytes: int = 0
-    """What operators have under way beside all that, at the peak."""
+    """Temporary memory of operators at the peak."""
 
     @property
     def total_bytes(self) -> int:
@@ -85,7 +85,7 @@ class UnitCost:
 
 
 class CostTable:
-    """What the configuration's network costs, by unit and by cut. Counts when asked, each thing once."""
+    """Costs of the configuration's network by unit and by cut, computed lazily and memoised."""
 
     def __init__(self, config: Config, image_shape: tuple[int, int, int], n_classes: int) -> None:
         """For images of shape (H, W, C). Raises ConfigError as `build_backbone` does."""
@@ -213,7 +213,7 @@ class CostTable:
         ]
 
     def _batch(self, unit: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What enters the network at a unit, in the memory format of training, and labels."""
+        """Input of the network at a unit, in the memory format of training, and labels."""
         shape = (batch_size, *self._shapes[unit])
         x = torch.empty(shape, device=self._device)
         if not x.is_meta:

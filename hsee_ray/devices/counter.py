@@ -27,7 +27,7 @@ _FLOPS = {
 
 @dataclass(frozen=True)
 class OpCounts:
-    """What a device has to do, in the terms of the time model (`devices.seconds`)."""
+    """Work of a device, in the terms of the time model (`devices.seconds`)."""
 
     multiply_adds: int
     """Of convolutions and matrix products, as torch's own counter sees them; of nothing else."""
@@ -76,7 +76,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._saving = saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
     def enter(self, part: object) -> None:
-        """What follows belongs to this part."""
+        """Attributes the operations that follow to this part."""
         self._part = part
 
     def work(self, part: object = None) -> OpCounts:
@@ -86,7 +86,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return OpCounts(tally.flops // 2, tally.traffic_bytes, tally.operators)
 
     def kept_bytes(self, part: object = None) -> int:
-        """What a part's forward pass keeps for its backward pass; a storage counts where it is first kept."""
+        """Bytes that a part's forward pass keeps for its backward pass; a storage counts where it is first kept."""
         return self._tallies[part].kept_bytes
 
     def __enter__(self) -> Counter:
@@ -160,7 +160,7 @@ def _touched_bytes(tensor: torch.Tensor) -> int:
 
 
 def _hidden_bytes(func: Any, args: tuple[Any, ...], result: Any) -> int:
-    """What a kernel of the CPU holds for itself beside its results, as its allocations show (torch 2.14).
+    """Workspace of a CPU kernel beside its results, as its allocations show (torch 2.14).
 
     A convolution copies its weights into oneDNN's layout, and the gradient of its weights out of it. The backward pass
     of a batch norm allocates the gradient of its input twice.

@@ -1,4 +1,4 @@
-"""What a device needs for training steps, measured, and the profile that explains it best.
+"""Measures training steps on a device and fits the profile that explains them best.
 
 The steps are those of a run: `Client.train` and `Server.train` on synthetic images, with everything that belongs to
 them (augmentation, codec, optimiser), one torch thread each.

@@ -42,7 +42,7 @@ class DeviceProfile(Strict):
     operator_us: float = Field(0.0, ge=0)
     """Microseconds that each operator takes beside its arithmetic."""
     source: str = Field(min_length=1)
-    """Where the figures come from."""
+    """Source of the figures."""
 
 
 def seconds(work: OpCounts, profile: DeviceProfile) -> float:

@@ -1,4 +1,4 @@
-"""What a device has: its part of a network, the gate, and the way to the server. Needs neither torch nor Ray."""
+"""Device side: its part of a network, the gate, and the client of the server. Needs neither torch nor Ray."""
 
 from typing import TYPE_CHECKING, Any
 

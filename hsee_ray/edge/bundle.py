@@ -40,7 +40,7 @@ _NESTED = ("gate", "server", "codec", "stages", "task")
 
 @dataclass(frozen=True)
 class ServerPart:
-    """Where a client's server part lies; paths are relative to the client's directory."""
+    """Files of a client's server part; paths are relative to the client's directory."""
 
     onnx: str
     program: str
@@ -78,7 +78,7 @@ class Bundle:
     codec: FeatureCodec = UNCODED
     """How the features travel."""
     stages: tuple[NamedPart, ...] = ()
-    """What the device does to the features before."""
+    """Stages that the device applies before the codec."""
     task: NamedPart = CLASSIFICATION
     """How logits are read: a Task."""
 

@@ -23,7 +23,7 @@ SENDS_ALL = 1.0
 
 @dataclass(frozen=True)
 class Gate:
-    """Who answers: the client where the confidence of its exit exceeds tau, else the server."""
+    """Decides who answers: the client where the confidence of its exit exceeds tau, else the server."""
 
     kind: Confidence
     tau: float

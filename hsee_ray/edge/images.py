@@ -17,7 +17,7 @@ _DECODE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, struct.error, Imag
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says about its error, cut to one line."""
+    """A library's error message, cut to one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -1,4 +1,4 @@
-"""What a device sends to a server for its unsure samples, and what comes back. Needs numpy only.
+"""Wire format between a device and a server. Needs numpy only.
 
 A request's body is a header of fixed size and the features behind it, coded as the client's bundle says (`codecs.py`),
 little-endian, in row-major order:
@@ -61,7 +61,7 @@ class BadRequest(UserError):
 
 @dataclass(frozen=True)
 class SentFeatures:
-    """What one client sends for each sample."""
+    """Shape and codec of one client's features."""
 
     shape: tuple[int, ...]
     codec: Codec = "none"

@@ -1,4 +1,4 @@
-"""What a device does to its features before they are coded: stages that its bundle names. Needs numpy only."""
+"""Feature stages on a device, named by its bundle and applied before the codec. Needs numpy only."""
 
 from __future__ import annotations
 

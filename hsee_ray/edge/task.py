@@ -22,7 +22,7 @@ class Task(ABC):
     """Reads logits; its fields are its options. float32 logits (B, K), float64 results."""
 
     objective: ClassVar[str] = "cross_entropy"
-    """What both sides minimise unless `training.objective` says otherwise."""
+    """Objective of both sides unless `training.objective` names another."""
 
     @abstractmethod
     def predict(self, logits_BK: Array) -> Array:
@@ -71,7 +71,7 @@ class Classification(Task):
         else:
             top_B2 = np.partition(p_BK, -2, axis=1)[:, -2:]
             value_B = top_B2[:, 1] - top_B2[:, 0]
-        clamped_B: Array = np.where(np.isnan(log_p_BK).any(axis=1), 0.0, value_B.clip(0.0, 1.0))
+        clamped_B: Array = np.where(np.isfinite(logits_BK).all(axis=1), value_B.clip(0.0, 1.0), 0.0)
         return clamped_B
 
     def log_likelihood(self, logits_BK: Array, labels_B: Array, temperature: float) -> Array:

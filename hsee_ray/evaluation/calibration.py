@@ -42,7 +42,7 @@ _TARGET = re.compile(r"\s*(offload|accuracy_drop)\s*<=\s*([-+.\deE]+)\s*")
 
 @dataclass(frozen=True)
 class Target:
-    """What a gate may cost: a share of samples that are sent, or accuracy lost against sending all of them."""
+    """Bound of a gate: the share of samples sent, or the accuracy lost against sending all of them."""
 
     quantity: Literal["offload", "accuracy_drop"]
     bound: float
@@ -72,7 +72,7 @@ def parse_target(text: str) -> Target:
 
 @dataclass(frozen=True)
 class Curve:
-    """What every threshold that tells N samples apart would do, in ascending order of tau."""
+    """Every threshold that separates N samples, with its effect, in ascending order of tau."""
 
     tau_M: Array
     offload_M: Array
@@ -169,7 +169,7 @@ class TierCalibration:
     server_accuracy: float
     """Everything sent."""
     drop_half_width: float
-    """Of the 95 % interval of the accuracy drop: how little so few samples tell (normal approximation, paired)."""
+    """Of a 95 % interval around the accuracy drop, for the number of samples alone."""
     sent_bytes: float
     """Features per sample, spread over all samples."""
 
@@ -179,7 +179,7 @@ class TierCalibration:
 
 
 def tier_calibration(gate: Gate, curve: Curve, answers: Answers) -> TierCalibration:
-    """What a gate does, beside the ends of its curve; in the answers everything was sent."""
+    """Figures of a gate and of the two ends of its curve; the answers are those with everything sent."""
     stays_N = gate.exits_B(answers.logits_NK, answers.task)
     lost_N = np.where(stays_N, answers.server_right_N.astype(np.int64) - answers.client_right_N, 0)
     sent = float((~stays_N).mean())
@@ -191,9 +191,21 @@ def tier_calibration(gate: Gate, curve: Curve, answers: Answers) -> TierCalibrat
         accuracy=float(np.where(stays_N, answers.client_right_N, answers.server_right_N).mean()),
         client_accuracy=float(curve.accuracy_M[0]),
         server_accuracy=float(curve.accuracy_M[-1]),
-        drop_half_width=float(1.96 * lost_N.std() / math.sqrt(answers.samples)),
+        drop_half_width=_half_width(int((lost_N > 0).sum()), int((lost_N < 0).sum()), answers.samples),
         sent_bytes=sent * answers.sent_bytes / answers.samples,
     )
+
+
+def _half_width(lost: int, won: int, samples: int) -> float:
+    """Half width of an interval around (lost - won) / samples that holds the true difference in at least 95 % of draws.
+
+    It reaches the farther end of the adjusted Wald interval of paired proportions (Bonett and Price 2012,
+    doi:10.3102/1076998611411915), which stays wide where few samples were drawn, or none was lost or won.
+    """
+    p_lost, p_won = (lost + 1) / (samples + 2), (won + 1) / (samples + 2)
+    centre = p_lost - p_won
+    half = 1.96 * math.sqrt((p_lost + p_won - centre**2) / (samples + 2))
+    return half + abs(centre - (lost - won) / samples)
 
 
 @dataclass(frozen=True)
@@ -225,6 +237,6 @@ def calibration_of(run: Run) -> Calibration | None:
 
 
 def load_calibration(run_dir: Path) -> Calibration | None:
-    """What was stored with a run, None when nothing was. Raises DataError when the file is damaged."""
+    """Calibration stored with a run, or None. Raises DataError when the file is damaged."""
     path = run_dir / CALIBRATION_FILE
     return read_stored(path, Calibration, "run hsee calibrate again") if path.is_file() else None

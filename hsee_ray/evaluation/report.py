@@ -1,4 +1,4 @@
-"""What a gate gains and costs: rows of figures per client, per tier and for all, from answers on the real path.
+"""Evaluation of gates: rows of figures per client, per tier and overall, from answers on the real path.
 
 Accuracies and ratios lie in [0, 1]; bytes, multiply-adds and milliseconds are per sample that a client is asked about.
 Needs no torch.
@@ -49,7 +49,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class GateRow:
-    """What one gate does for one client, one tier, or all clients together."""
+    """Figures of one gate for one client, one tier, or all clients together."""
 
     scope: Scope
     name: str
@@ -237,7 +237,7 @@ def write_evaluation(directory: Path, evaluation: Evaluation) -> None:
 
 
 def read_evaluation(run_dir: Path, split: str) -> Evaluation:
-    """What was written below a run's `evaluation/`. Raises UserError when nothing was, DataError when it is damaged."""
+    """Reads a run's `evaluation/`. Raises UserError when there is none, DataError when it is damaged."""
     path = run_dir / EVALUATION_DIR / f"{split}.json"
     if not path.is_file():
         raise UserError(

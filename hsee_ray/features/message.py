@@ -23,14 +23,14 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 
 class Decoder(Protocol):
-    """What a server makes features of codes with. It travels with them, its class by name."""
+    """Decodes features on the server. It travels with the codes, its class by name."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of what it holds: they are counted as sent in training, and are the server's own later."""
 
     def decode(self, codes: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
-        """What was coded, with the channels in `axis` of the codes."""
+        """Decodes features, with the channels in `axis` of the codes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class FeatureBatch:
 
     @property
     def axis(self) -> int:
-        """Where the channels are."""
+        """Axis of the channels."""
         return channel_axis(self.features.ndim, self.channels_last)
 
 

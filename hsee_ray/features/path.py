@@ -48,7 +48,7 @@ class FeaturePath:
 
     @property
     def codec(self) -> FeatureCodec:
-        """What the features are coded with in inference, behind the stages."""
+        """Codec in inference, after the stages."""
         codec = self.stages.get(CODEC)
         return codec.codec if isinstance(codec, Half | Int8) else UNCODED
 
@@ -66,7 +66,7 @@ class FeaturePath:
         return message
 
     def on_device(self) -> tuple[NamedPart, ...]:
-        """What a device does before it codes features. Raises UserError when it cannot."""
+        """Stages that a device applies before the codec. Raises UserError when it cannot."""
         found = [stage.on_device() for name, stage in self.stages.items() if name != CODEC]
         return tuple(stage for stage in found if stage is not None)
 
@@ -100,5 +100,5 @@ def _passed(message: FeatureBatch, given: Array | Coded) -> FeatureBatch:
 
 
 def _key(config: Config, spec: ClientSpec) -> str:
-    """Where the configuration has the client's tier."""
+    """Key of the client's tier in the configuration."""
     return f"tiers.{[tier.name for tier in config.tiers].index(spec.tier)}"

@@ -32,7 +32,7 @@ class Coded:
 
 
 class Stage(Pluggable, nn.Module):
-    """What is done to a client's features on their way to the server: numpy arrays in and out.
+    """Transforms a client's features on their way to the server: numpy arrays in and out.
 
     Features are (B, ...) with the channels in `axis`, float32 unless an earlier stage has coded them, and are not to be
     written to. Out come features of that type and shape, or Coded. Buffers are the stage's state: they belong to the
@@ -61,7 +61,7 @@ class Stage(Pluggable, nn.Module):
         return True
 
     def on_device(self) -> NamedPart | None:
-        """What does `for_inference` on a device, for the bundle; None where there is nothing to do.
+        """Device counterpart of `for_inference`, for the bundle; None where there is nothing to do.
 
         Raises UserError when a device cannot apply the stage: that is so unless this is overridden with it.
         """

@@ -52,7 +52,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class ClientData:
-    """What a client trains, is evaluated and calibrated on, and how its images are normalised (scale [0, 1])."""
+    """A client's training, test and calibration samples, and the normalisation of its images (scale [0, 1])."""
 
     train: Samples
     test: Samples
@@ -87,7 +87,7 @@ class Client:
         self.task = task_of(config)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self.pending: dict[int, Any] = {}
-        """What a strategy's legs keep of a batch until something comes back for it, by step; no part of a snapshot."""
+        """State that a strategy's legs keep of a batch until its reply arrives, by step; not part of a snapshot."""
         self._order: tuple[int, int, Array] | None = None
 
     def train(self, round_number: int, first: int, last: int) -> tuple[Packet, TrainReport]:

@@ -1,4 +1,4 @@
-"""Who said what about a set of samples: the answers of one client's exit, and of its server to what it was sent.
+"""Predictions for a set of samples: those of a client's exit, and those of its server for the samples it was sent.
 
 Legend: B consecutive samples of one message, N all samples, K classes. Needs numpy only.
 """
@@ -20,7 +20,7 @@ Part = Literal["test", "calibration"]
 
 @dataclass(frozen=True)
 class ExitPredictions:
-    """What a client's exit says about consecutive samples, and which of them it sent on."""
+    """Exit predictions of consecutive samples, and which of them were offloaded."""
 
     labels_B: Array
     logits_BK: Array
@@ -34,7 +34,7 @@ class ExitPredictions:
 
 @dataclass(frozen=True)
 class ServerPredictions:
-    """What a server says about the samples that it was sent, in their order."""
+    """Server predictions of the offloaded samples, in their order."""
 
     prediction_B: Array
     samples: int

@@ -1,4 +1,4 @@
-"""What a run says about itself: plain counts that actors return and the driver adds up.
+"""Reports of a run: plain counts that actors return and the driver adds up.
 
 Counts and sums are integers or per-step values in a fixed order, so a report is the same however the work was split.
 """
@@ -69,7 +69,7 @@ class EvaluationReport:
     confidence_counts: tuple[int, ...]
     """Histogram of the exit's confidence, CONFIDENCE_BINS bins over [0, 1]."""
     counts: Mapping[Side, Mapping[str, float]] = field(default_factory=dict)
-    """What the metrics of `evaluation.figures` have counted, by the side whose logits they saw."""
+    """Counts of the metrics in `evaluation.figures`, by the side whose logits they saw."""
 
     def __add__(self, other: EvaluationReport) -> EvaluationReport:
         def add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:

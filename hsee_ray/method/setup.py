@@ -1,4 +1,4 @@
-"""What a run needs before its first step: the network's shape, the fleet, and who trains on which images."""
+"""Preparation of a run: the network's shapes, the fleet, and the partition of the images."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Model:
         self.optimizer = build_optimizer(both, training.optimizer)
 
     def remembers(self, objective: nn.Module) -> None:
-        """What an objective remembers belongs to the model's state from now on, as `objective`."""
+        """Adds an objective's buffers to the model's state, as `objective`."""
         if objective.state_dict():
             self.beside[OBJECTIVE] = objective
 

@@ -47,7 +47,7 @@ class CutOption(Option):
     specs: Sequence[ClientSpec]
     samples: Sequence[int]
     exchanges: Sequence[ClientLoad]
-    """What each client exchanges of its parameters if there are no other tiers."""
+    """Parameters that each client exchanges if there are no other tiers."""
 
     @property
     def fits(self) -> bool:
@@ -110,7 +110,7 @@ class Planner:
         )
 
     def figures(self, cuts: tuple[int, ...]) -> Figures:
-        """What a round with these cuts takes."""
+        """Cost of a round with these cuts."""
         cost = self.round(cuts)
         clients = cost.clients.values()
         return Figures(
@@ -160,7 +160,7 @@ class Planner:
         return self.predictor.round(fleet, local_samples, 1, aggregates=aggregates, evaluates=False)
 
     def _option(self, index: int, cut: int) -> CutOption:
-        """What the tier uses alone is the least that it uses beside others.
+        """Lower bound: a tier alone uses no more than beside others.
 
         A unit is averaged where there are two copies of it, and more clients never make them fewer; and where messages
         hold several batches, more clients never make them longer.

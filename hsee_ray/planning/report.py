@@ -60,7 +60,7 @@ class Straggler:
     client: int
     tier: str
     resource: Resource
-    """Where most of its time goes; the three overlap."""
+    """Largest share of its time; the three overlap."""
     compute_s: float
     upload_s: float
     server_s: float
@@ -117,7 +117,7 @@ def make_plan(planner: Planner, objective: Objective, limit_s: float | None = No
 
 
 def find_straggler(planner: Planner, cuts: tuple[int, ...]) -> Straggler:
-    """Who is waited for in a round with these cuts."""
+    """Bottleneck of a round with these cuts."""
     cost = planner.round(cuts)
     last = max(
         (span for span in cost.spans if span.kind in RESOURCES), key=lambda span: (rounded(span.end_s), -span.client)

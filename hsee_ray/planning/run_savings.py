@@ -37,7 +37,7 @@ def with_devices(run: Run, overrides: Iterable[str]) -> Config:
 
 
 def savings_inputs(run: Run, config: Config, split: str, image_bytes: float | None) -> list[TierInputs]:
-    """What savings are reckoned from, tier by tier: the run's evaluation, counted costs and device profiles.
+    """Inputs of the savings by tier: the run's evaluation, counted costs and device profiles.
 
     `image_bytes` is the size of one raw image, H * W * C unless given. Raises UserError for a run that is not
     calibrated, or was not evaluated since.

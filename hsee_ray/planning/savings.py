@@ -1,4 +1,4 @@
-"""What exits at a cut save: a million inferences gated and split, against all of them in the cloud or on the device.
+"""Savings of exits at a cut: a million inferences gated and split, against all of them in the cloud or on the device.
 
 Every figure carries the formula that it comes from and the inputs of that formula. Nothing here is measured: shares and
 bytes come from a run's evaluation, seconds and watts from device profiles. Needs no torch.
@@ -60,7 +60,7 @@ def _number(value: float) -> Figure:
 
 @dataclass(frozen=True)
 class TierInputs:
-    """What is known of one tier's exits, of its device, and of the server. Seconds are of one image."""
+    """Figures of one tier's exits, its device, and the server. Seconds are per image."""
 
     tier: str
     clients: int
@@ -216,7 +216,7 @@ def _inputs(tier: TierInputs) -> dict[str, Figure]:
 
 
 def _money(figures: Mapping[str, Figure], server_cores: int, prices: Prices) -> Figure:
-    """What is priced of energy, traffic and server time; a server computes on all its cores side by side."""
+    """Priced quantities: energy, traffic and server time. A server uses all its cores in parallel."""
     priced: list[Figure] = []
     if prices.per_kwh is not None:
         joules = _named("joules", figures["joules"].value)

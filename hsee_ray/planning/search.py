@@ -41,7 +41,7 @@ Key = tuple[float | tuple[int, ...], ...]
 
 
 class Figures(NamedTuple):
-    """What one round of the whole fleet takes."""
+    """Cost of one round of the whole fleet."""
 
     seconds: float
     joules: float
@@ -108,7 +108,7 @@ def search(
 
 
 def plan_key(objective: Objective, figures: Figures, cuts: Sequence[int]) -> Key:
-    """What plans are compared by; less is better."""
+    """Sort key of plans; less is better."""
     return (*(rounded(getattr(figures, name)) for name in COMPARED[objective]), tuple(cuts))
 
 

@@ -1,4 +1,4 @@
-"""What planning finds as plain text: costs by unit and cut, options by tier, plans, and savings with their formulas."""
+"""Plans as plain text: costs by unit and cut, options by tier, plans, and savings with their formulas."""
 
 from __future__ import annotations
 

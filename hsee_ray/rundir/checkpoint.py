@@ -38,7 +38,7 @@ _OWN_SHA256 = "manifest_sha256"
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a file must be."""
+    """Size and digest that a file must have."""
 
     sha256: str
     bytes: int
@@ -178,7 +178,7 @@ def newest_checkpoint(storage: Storage, damaged: list[str]) -> tuple[Manifest, P
 
 @dataclass
 class Progress:
-    """What a run has to remember beside its tensors."""
+    """State of a run apart from its tensors."""
 
     config: dict[str, Any]
     """The configuration under which the checkpoint was written."""

@@ -1,4 +1,4 @@
-"""What to do about a failure: a pure decision over what happened, what has happened before, and the policy.
+"""Decisions about failures: pure functions of the failure, the history, and the policy.
 
 Nothing here acts: `actors/run/recovery.py` does what is decided.
 """

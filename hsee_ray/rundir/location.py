@@ -1,4 +1,4 @@
-"""Where a run lives. A directory is worked in directly; a run at a URI is written in a local directory and sent.
+"""Location of a run. A directory is used in place; a run at a URI is written to a local directory and uploaded.
 
 What is sent are whole files, by round: an object appears when it is complete, so whoever reads the URI while the run
 goes on, TensorBoard for one, never sees half a round. Models and checkpoints do not pass through here: actors write
@@ -51,7 +51,7 @@ class RunLocation:
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """Name of the run."""
         return self.uri.partition("?")[0].rpartition("/")[2]
 
     @property
@@ -144,7 +144,7 @@ class RunLocation:
             ) from None
 
     def _trouble(self) -> str | None:
-        """What went wrong with what was last sent; waits until it is known."""
+        """Error of the last upload, if any; waits for the upload to finish."""
         if self._sending is None:
             return None
         error = self._sending.exception(timeout=PATIENCE_S)
@@ -183,7 +183,7 @@ class RunLocation:
 
 
 def run_place(config: Config, name: str, submitted: bool) -> str:
-    """Where a new run of this name lives: below `storage.uri`, else $HSEE_STORAGE, else on this machine.
+    """Location of a new run of this name: below `storage.uri`, else $HSEE_STORAGE, else on this machine.
 
     `submitted`: as a job of Ray's, whose working directory goes when the job ends; then it is the home directory.
     Raises ConfigError for a storage in that directory.

@@ -1,4 +1,4 @@
-"""What a run writes down about itself while it goes on: metrics, curves, totals. Each round stands there once.
+"""Log of a run in progress: metrics, curves, totals. Each round appears once.
 
 Checkpoints say what belongs to them: the parts of the metrics, and how long every event file was. Whatever is more is
 removed when the run is taken up from there.

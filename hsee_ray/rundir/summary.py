@@ -36,7 +36,7 @@ _EVALUATED = ("client_accuracy", "server_accuracy", "majority_rate", "eval_sampl
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a model has to know about its data to be used elsewhere."""
+    """Facts about the data that a model needs elsewhere."""
 
     name: str
     image_shape: tuple[int, int, int]
@@ -50,7 +50,7 @@ class DataSummary:
 
 @dataclass
 class SimulatedTotals:
-    """What the rounds add up to on the devices that the tiers stand for (docs/simulation.md)."""
+    """Simulated totals over all rounds (docs/simulation.md)."""
 
     train_s: float = 0.0
     exchange_s: float = 0.0
@@ -88,7 +88,7 @@ class SimulatedTotals:
 
 @dataclass
 class RunTotals:
-    """What the rounds add up to so far."""
+    """Totals over the rounds so far."""
 
     rounds: int = 0
     samples: int = 0
@@ -202,7 +202,7 @@ def _client_summary(client: ClientSpec, samples: int, totals: RunTotals, config:
 
 
 def _evaluation_summary(evaluated: EvaluationReport | None, config: Config) -> dict[str, Any]:
-    """What the last evaluation found; None in place of every figure of a client that was never there for one."""
+    """Figures of the last evaluation; None for a client that took part in none."""
     found: dict[str, Any] = dict.fromkeys(_EVALUATED)
     gated: dict[tuple[str, float | None], float] = {}
     if evaluated is not None:

@@ -32,7 +32,7 @@ MOST_LABELS = 32
 
 OVERALL = "overall"
 AGAINST_SPENDING = ("client_accuracy/", "server_accuracy/", "gated_accuracy/")
-"""What stands against simulated seconds and sent bytes too, by tier and overall."""
+"""Figures also drawn against simulated seconds and sent bytes, by tier and overall."""
 PER_CLIENT = ("client_loss", "server_loss", "client_accuracy", "server_accuracy", "gated_accuracy")
 
 
@@ -126,7 +126,7 @@ class RunBoard:
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """What may explain a result, by dotted key of the configuration; a tier is shown as `2 x layer1`."""
+    """Hyperparameters by dotted key of the configuration; a tier is shown as `2 x layer1`."""
     sections = config.model_dump(mode="json", include={"seed", "model", "data", "training", "exits"})
     tiers = {f"tiers.{tier.name}": f"{tier.clients} x {tier.cut}" for tier in config.tiers}
     return {**_flat(sections), **tiers}

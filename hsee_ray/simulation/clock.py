@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Told of every round of a run, in order."""
+    """Accumulates the simulated cost of a run, round by round."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Clock:
         self.trained = set(trained)
 
     def advance(self, report: RoundReport) -> RoundCost:
-        """What the round that has just ended has cost."""
+        """Cost of the round that has just ended."""
         config, fleet, number = self.config, self.fleet, report.round_number
         who = report.client_training
         caught_up = self.ledger.catch_up(config, fleet, who)

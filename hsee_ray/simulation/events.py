@@ -80,7 +80,7 @@ class _Round:
             self._serve(now_s)
 
     def _arrive(self) -> None:
-        """Who is away comes later; who has missed averages begins when it has fetched them."""
+        """Starts clients: later where they are away, after the download where they have missed averages."""
         fetching = [client for client, load in enumerate(self.loads) if load.fetch_bytes]
         fetches = [(self.loads[client].delay_s, self.loads[client].fetch_bytes) for client in fetching]
         fetched = dict(zip(fetching, self._down(fetching, fetches), strict=True))

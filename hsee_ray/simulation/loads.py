@@ -34,7 +34,7 @@ class Loads:
         self._known: dict[tuple[object, ...], tuple[Batch, ...]] = {}
 
     def device(self, spec: ClientSpec) -> DeviceProfile:
-        """What a client computes on: the server's machine in Centralized, and where all is on one machine."""
+        """Device of a client: the server's machine in Centralized, and where everything is on one machine."""
         return self.server if self.all_on_server else self.devices[spec.tier]
 
     def training(self, spec: ClientSpec, samples: int) -> ClientLoad:

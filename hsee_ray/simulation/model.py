@@ -31,7 +31,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class ClientLoad:
-    """What one client has to do in a round, and its link."""
+    """One client's load in a round, and its link."""
 
     client: int
     batches: Sequence[Batch]
@@ -79,7 +79,7 @@ class OneMachine:
 
 @dataclass(frozen=True)
 class RoundTiming:
-    """What happened when, from second 0 of the round."""
+    """Timing of a round, from its second 0."""
 
     spans: tuple[Span, ...]
     """By their end."""

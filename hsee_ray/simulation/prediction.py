@@ -1,4 +1,4 @@
-"""What a round costs on the devices that the tiers stand for: seconds, joules, bytes.
+"""Cost of a round on the tiers' devices: seconds, joules, bytes.
 
 A function of the configuration, the counted costs, the devices' profiles and of what happens in the round, be it
 foreseen or known: who takes part, what is sent, what is left out. It waits for nothing and touches no model. Formulas
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClientCost:
-    """What one client does in a round: in training and exchange, or in the evaluation after it."""
+    """One client's cost in a round: in training and exchange, or in the evaluation after it."""
 
     compute_s: float = 0.0
     """Of its own device."""
@@ -93,7 +93,7 @@ class RoundCost:
 
 @dataclass(frozen=True)
 class RoundScenario:
-    """What decides a round's cost beside the fleet: as it is foreseen, or as it was."""
+    """Inputs of a round's cost apart from the fleet, predicted or observed."""
 
     queue: Sequence[int]
     """Clients that train, in the order of the queue."""
@@ -104,11 +104,11 @@ class RoundScenario:
     away_s: Mapping[int, float] = field(default_factory=dict)
     """By client, seconds for which it is away at the beginning."""
     trained: Mapping[int, TrainReport] = field(default_factory=dict)
-    """What clients have really sent and left out; without a report, as reckoned."""
+    """Observed training reports; without one, the predicted load counts."""
     evaluated: Sequence[int] = ()
     """Clients that are evaluated."""
     evaluation: Mapping[int, EvaluationReport] = field(default_factory=dict)
-    """What they have really sent for that; without a report, as reckoned."""
+    """Observed evaluation reports; without one, the predicted load counts."""
 
 
 class Predictor:
@@ -159,7 +159,7 @@ class Predictor:
         return self.cost(fleet, local_samples, n_test, RoundScenario(queue, averages, evaluated=evaluated))
 
     def cost(self, fleet: Fleet, local_samples: Sequence[int], n_test: int, scenario: RoundScenario) -> RoundCost:
-        """What a round costs in which this happens."""
+        """Cost of a round under this scenario."""
         loads = self._training_loads(fleet, local_samples, scenario)
         messages, rules = self._messages(fleet, loads)
         timing = simulate_round(messages, self.context, rules, self.one_machine)

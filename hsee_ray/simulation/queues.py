@@ -1,4 +1,4 @@
-"""What waits at the server in a simulated round, and which batch is next."""
+"""Queues at the server in a simulated round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the first rounds of a run did when, as a file that Perfetto opens: `timeline.json`, in Chrome's trace format.
+"""Timeline of a run's first rounds as `timeline.json`, in Chrome's trace format, which Perfetto opens.
 
 Process "real" has a row for each actor, "simulated" a row for each device, its link and its model at the server. The
 format: docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU (Trace Event Format).
@@ -22,7 +22,7 @@ TIMELINE_FILE = "timeline.json"
 Process = Literal["real", "simulated"]
 PROCESSES: tuple[Process, ...] = ("real", "simulated")
 _OWN_ROW = {"upload": " link", "fetch": " link", "exchange": " link"}
-"""What a client's link does while it computes."""
+"""Activity of a client's link while it computes."""
 
 
 class Piece(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians and their spread, this machine, progress, and where results are written."""
+"""Shared by the benchmarks: medians and their spread, this machine, progress, result files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("hsee-ray", "torch", "ray", "numpy")
 NEVER = 1_000_000
 """Rounds between two evaluations or checkpoints of a run that is not to have any."""
 Result = dict[str, Any]
-"""What a benchmark measured, as JSON; `error` says in one line what was wrong with what was computed."""
+"""Results of a benchmark as JSON; `error` says in one line what was wrong with the computation."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def paired(over: Sequence[float], under: Sequence[float]) -> Spread:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
+    """Machine and versions behind a figure."""
     return {
         "processor": processor() or platform.machine(),
         "cores": cores(),

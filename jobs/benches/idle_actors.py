@@ -49,12 +49,12 @@ class IdleActor(Worker):
         return None if sent is None else store_resident(sent), state, Outcome(report, sent is not None)
 
     def state(self) -> Any:
-        """What stands for a snapshot."""
+        """Stand-in for a snapshot."""
         return None
 
     @abstractmethod
     def leg(self, request: RunLeg, payload: Any) -> tuple[Any, TrainReport]:
-        """What is sent on, and the report."""
+        """The payload sent on, and the report."""
 
 
 class IdleClient(IdleActor):

@@ -45,7 +45,7 @@ class Images:
     test_NHWC: Array
     labels_N: Array
     aside_NHWC: Mapping[int, Array]
-    """What each client has set aside."""
+    """Calibration samples of each client."""
 
 
 def measure(options: argparse.Namespace) -> Result:

@@ -55,7 +55,7 @@ class Device:
     edge: EdgeClient
     images: list[Array]
     labels: list[int]
-    """What the server's models make of the images."""
+    """Predictions of the server's models for the images."""
     requests: int
     latencies_ms: list[float] = field(default_factory=list)
     """Of the requests that were answered."""

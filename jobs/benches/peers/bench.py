@@ -170,7 +170,7 @@ def run_side(
 
 
 def parse(output: Iterable[str]) -> tuple[list[Round], dict[str, str]]:
-    """What a side's output says: its rounds in order, and its versions. Whatever else it prints is passed over."""
+    """Parses a side's output: its rounds in order, and its versions. Other lines are ignored."""
     rounds: list[Round] = []
     versions: dict[str, str] = {}
     for line in output:

@@ -62,7 +62,7 @@ def _run(clients: int, slots: int, rounds: int, images: int) -> Result:
 
 
 def parse(output: Iterable[str]) -> list[dict[str, float]]:
-    """What a run says of its rounds, in order."""
+    """Reported rounds of a run, in order."""
     return [json.loads(line[len(LINE) :]) for line in output if line.startswith(LINE)]
 
 

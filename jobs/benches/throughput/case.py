@@ -235,7 +235,7 @@ def balanced(costs: Sequence[float], n_shares: int) -> list[tuple[int, ...]]:
 
 
 def averages(setup: Setup, states: Mapping[ModelId, Mapping[str, UnitState]]) -> dict[ModelId, dict[str, UnitState]]:
-    """What every model takes by unit after a round in which all clients have trained."""
+    """Averages that every model takes by unit after a round in which all clients have trained."""
     training = setup.config.training
     plan = plan_aggregation(setup.config, setup.fleet, range(len(setup.fleet.clients)), setup.local_samples)
     means = average_copies(
@@ -255,7 +255,7 @@ def _costs(setup: Setup) -> list[float]:
 
 
 def _compare(finished: Run, models: Path, plain: Helper, best: Best) -> tuple[dict[str, Any], list[str]]:
-    """What the weights of all three are, and what is wrong with that."""
+    """Weights of all three, and what is wrong with them."""
     ours = finished.summary["weights_sha256"]
     (plain_digest,) = call_all([plain], WAIT_S, "digest")
     (files,) = call_all([plain], WAIT_S, "files")

@@ -30,7 +30,6 @@ def test_equal_logits(kind: Confidence, value: float, logit: float) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_certain_class(kind: Confidence) -> None:
     assert of([0.0, 1000.0, 0.0], kind) == 1.0
-    assert of([float("-inf"), 0.0, float("-inf")], kind) == 1.0
 
 
 def test_two_classes_by_hand() -> None:
@@ -62,7 +61,7 @@ def test_always_between_zero_and_one(kind: Confidence) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("odd", [math.nan, math.inf])
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_never_sure(kind: Confidence, odd: float) -> None:
     value_B = TASK.confidence(np.array([[odd, 0.0, 1.0], [0.0, 0.0, 99.0]], np.float32), kind)
     assert value_B.tolist() == [0.0, pytest.approx(1.0)]

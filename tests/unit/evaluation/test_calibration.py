@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hsee_ray.edge.gate import Gate
 from hsee_ray.edge.task import Classification, Confidence, log_softmax
 from hsee_ray.errors import ConfigError, DataError
+from hsee_ray.evaluation import calibration
 from hsee_ray.evaluation.calibration import (
     CALIBRATION_FILE,
     Calibration,
@@ -193,7 +194,21 @@ def test_tier_calibration_counts_what_its_gate_does() -> None:
     assert (found.samples, found.offload_ratio, found.accuracy, found.server_accuracy) == (4, 0.25, 0.75, 0.75)
     assert (found.client_accuracy, found.accuracy_drop, found.sent_bytes) == (0.75, 0.0, 25.0)
     # One sample lost, one won: the differences are 0, -1, 1, 0.
-    assert found.drop_half_width == pytest.approx(1.96 * math.sqrt(0.5) / 2)
+    # With one more of each kind, and n + 2: p = 2/6 for both, and their difference is 0.
+    assert found.drop_half_width == pytest.approx(1.96 * math.sqrt((4 / 6) / 6))
+
+
+@pytest.mark.parametrize("samples", [10, 30, 100])
+@pytest.mark.parametrize("shares", [(0.0, 0.02), (0.05, 0.05), (0.2, 0.1), (0.4, 0.0)])
+def test_the_interval_of_the_drop_holds_what_it_promises(shares: tuple[float, float], samples: int) -> None:
+    """Samples are lost with one probability, won with the other; the true drop is the difference."""
+    lost, won = shares
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(samples, [lost, won, 1 - lost - won], 2000)
+    held = [
+        abs((a - b) / samples - (lost - won)) <= calibration._half_width(int(a), int(b), samples) for a, b, _ in draws
+    ]
+    assert np.mean(held) >= 0.93
 
 
 TIER = TierCalibration(1.5, 0.25, 100, 0.3, 0.5, 0.4, 0.6, 0.02, 1024.0)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 
 def exit_code(job: Callable[[], int]) -> int:
     """Exit code: the job's own; 1 for a failed run, 2 for bad input, 128 + the signal for a stopped run."""
+    with _lasting_output():
+        return _outcome(job)
+
+
+def _outcome(job: Callable[[], int]) -> int:
     from hsee_ray.errors import Interrupted, RunError, UserError
 
     try:
@@ -23,8 +31,56 @@ def exit_code(job: Callable[[], int]) -> int:
         return 1
     except OSError as error:
         # A full disk, a directory that may not be written: the message names it.
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
+
+
+class _Output:
+    """A stream whose reader may go away: from then on, what is written is dropped, and the job goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError as error:
+            self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        except (OSError, ValueError):  # a pipe or a terminal that is closed
+            self._drop()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._drop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _drop(self) -> None:
+        nowhere = _nowhere()
+        with suppress(OSError, ValueError):  # what is still buffered is written at the interpreter's end
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+        self._stream = nowhere
+
+
+def _nowhere() -> Any:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+@contextmanager
+def _lasting_output() -> Iterator[None]:
+    """Output that no reader who leaves can end the job by; a stream that was closed before the start is none."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Output(stream or _nowhere()) for stream in before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before

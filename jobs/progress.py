@@ -40,6 +40,7 @@ def show_progress(place: str) -> Iterator[Listener]:
 
 @contextmanager
 def _live_bar(place: str) -> Iterator[Listener]:
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
@@ -49,14 +50,16 @@ def _live_bar(place: str) -> Iterator[Listener]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
+    # Names that users give are text, not markup.
+    console = Console(markup=False, emoji=False, highlight=False)
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task("starting", total=None, speed="")
         opening, rounds = _Opening(place), 0
 
         def started(setup: Setup, done: int) -> None:
             nonlocal rounds
             rounds = setup.config.training.rounds
-            progress.console.print(opening.text(setup, done), highlight=False)
+            console.print(opening.text(setup, done))
             progress.update(bar, description=f"round {done + 1}", total=_samples_after(setup, done))
 
         def trained(samples: int) -> None:
@@ -64,11 +67,11 @@ def _live_bar(place: str) -> Iterator[Listener]:
             progress.update(bar, advance=samples, speed="" if speed is None else f"{speed:.0f} samples/s")
 
         def finished_round(report: RoundReport, cost: RoundCost | None) -> None:
-            progress.console.print(round_line(report, rounds, cost), highlight=False)
+            console.print(round_line(report, rounds, cost))
             progress.update(bar, description=f"round {min(report.round_number + 1, rounds)}")
 
         def happened(event: Event) -> None:
-            progress.console.print(str(event), highlight=False, markup=False)
+            console.print(str(event))
 
         yield Listener(
             assembled=opening.assembled,
@@ -83,9 +86,9 @@ def round_line(report: RoundReport, rounds: int, cost: RoundCost | None = None) 
     """`[round 3/50] loss client 1.83 server 1.60  accuracy client 31.2 % server 44.0 %  812 samples/s`."""
     clients = sorted({*report.client_training, *report.server_training, *report.evaluation})
     means = {name: fmean(values) for name, values in gathered(report, clients).items()}
-    client_loss = f"{means['client_loss']:.3f}" if report.client_training else "-"
+    client_loss = f"{means['client_loss']:.3f}" if "client_loss" in means else "-"
     parts = [f"[round {report.round_number}/{rounds}] loss client {client_loss}"]
-    if report.server_training:
+    if "server_loss" in means:
         parts.append(f"server {means['server_loss']:.3f}")
     if report.evaluation:
         parts.append(f" accuracy client {means['client_accuracy']:.1%}")

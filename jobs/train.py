@@ -38,12 +38,12 @@ examples:
   ray job submit --working-dir . --submission-id NAME -- \\
     python -m jobs.train --config jobs/configs/cluster_cifar10.yaml
 
-Ctrl-C or SIGTERM: the run ends with the round, at the latest after checkpoint.grace_s, and leaves a checkpoint from
-which --resume goes on; a second Ctrl-C ends it at once.
+Ctrl-C, SIGTERM or a closed terminal: the run ends with the round, at the latest after checkpoint.grace_s, and leaves a
+checkpoint from which --resume goes on; a second Ctrl-C ends it at once.
 
 exit codes:
   0 done    1 the run failed (who, round and stage on stderr, traceback in the run directory's error.log)
-  2 bad input (one line on stderr, nothing written)    130, 143 interrupted by SIGINT, SIGTERM
+  2 bad input (one line on stderr, nothing written)    129, 130, 143 interrupted by SIGHUP, SIGINT, SIGTERM
 """
 
 
@@ -109,7 +109,7 @@ def _train_and_print(options: argparse.Namespace) -> int:
 
 
 def _stop_on_signals() -> StopRequest:
-    """A request that the first SIGINT or SIGTERM makes; where the run cannot follow it, it ends at once."""
+    """A request that the first SIGINT, SIGTERM or SIGHUP makes; where the run cannot follow it, it ends at once."""
     from actors.cluster.ray_internals import stop_wait_s, submission_id
     from actors.run.interrupt import StopRequest
 
@@ -124,8 +124,9 @@ def _stop_on_signals() -> StopRequest:
         else:
             sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:  # nohup has it ignored
+            signal.signal(number, on_signal)
     return stop
 
 

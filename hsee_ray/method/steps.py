@@ -79,7 +79,8 @@ def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str) ->
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
-    _check_finite(f"the gradient norm of {what}", nn.utils.get_total_norm(gradients).item())
+    # Not `get_total_norm`, which takes another way on the meta device, where steps are counted.
+    _check_finite(f"the gradient norm of {what}", torch.stack(torch._foreach_norm(gradients)).norm().item())
     optimizer.step()
     return value
 

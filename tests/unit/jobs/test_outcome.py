@@ -1,0 +1,67 @@
+"""Exit codes, and output whose reader goes away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hsee_ray.errors import Interrupted, RunError, UserError
+from jobs.outcome import exit_code
+
+PRINTS = """
+import sys, time
+from pathlib import Path
+from jobs.outcome import exit_code
+
+def job():
+    for number in range(2000):
+        print("x" * 100, number, flush=True)
+        print("y", file=sys.stderr, flush=True)
+    Path(sys.argv[1]).write_text(str(sys.stdout.isatty()))
+    return 7
+
+sys.exit(exit_code(job))
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("this\nthat"), 2, "error: this\\nthat\n"),
+        (RunError("it failed"), 1, "error: it failed\n"),
+        (OSError("no space"), 1, "error: no space\n"),
+        (TimeoutError(), 1, "error: TimeoutError\n"),
+        (Interrupted("stopped", 15), 143, "stopped\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job() -> int:
+        raise error
+
+    assert exit_code(job) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_reader_that_leaves_ends_no_job(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    for redirection in ("| head -n 1 >/dev/null", ">&- 2>&-", "2>&1 | head -c 1 >/dev/null"):
+        command = f"{sys.executable} -c '{PRINTS}' {done} {redirection}; exit ${{PIPESTATUS[0]}}"
+        ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 7, (redirection, ended.stderr)
+        assert "Error" not in ended.stderr and "Exception" not in ended.stderr
+        assert done.read_text() == "False"
+        done.unlink()
+
+
+def test_a_terminal_that_lacks_a_character_shows_another(tmp_path: Path) -> None:
+    script = "from jobs.outcome import exit_code; exit(exit_code(lambda: print(chr(0xDCE9), chr(0x732B)) or 0))"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, timeout=60, env={"PYTHONIOENCODING": "ascii", "PATH": ""}
+    )
+    assert (ended.returncode, ended.stdout) == (0, b"\\udce9 \\u732b\n")

@@ -52,7 +52,9 @@ def test_failed_run_exits_1_with_one_line(start: Start, tmp_path: Path) -> None:
     assert command.left_behind() == []
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
 def test_ended_run_takes_its_local_ray_with_it(sent: signal.Signals, code: int, start: Start, tmp_path: Path) -> None:
     command = start(*QUICKSTART, "--set", *SMALL, TWO_TIERS, "training.rounds=100000", "--run-dir", tmp_path / "run")
     command.wait_for_line("[round 1/")

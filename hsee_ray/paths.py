@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from urllib.parse import parse_qsl
 
+from hsee_ray.errors import ConfigError
+
+_SECRETS = {"access_key", "secret_key", "session_token", "sas_token", "account_key", "password"}
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 
 
@@ -21,3 +25,17 @@ def expanded(text: str) -> str:
     if path.startswith("~"):
         raise ValueError(f"{text!r}: no home directory is known for {path.split('/')[0]}; write the path out")
     return path
+
+
+def refuse_credentials(place: str | None) -> None:
+    """Raises ConfigError, which does not repeat them, for a URI with credentials: it would be written into files."""
+    if place is None or "://" not in place:
+        return
+    scheme, _, rest = place.partition("://")
+    address, _, query = rest.partition("?")
+    user, at, _ = address.partition("/")[0].rpartition("@")
+    if (at and ":" in user) or {name.lower() for name, _ in parse_qsl(query)} & _SECRETS:
+        raise ConfigError(
+            f"a {scheme}:// URI holds credentials, which would end up in files and logs; leave them out, and give "
+            "them by the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...) or by the node's role"
+        )

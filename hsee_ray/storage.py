@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from hsee_ray.errors import UserError
+from hsee_ray.paths import refuse_credentials
 
 _PIECE_BYTES = 1 << 20
 
@@ -63,6 +64,7 @@ class Storage:
     @classmethod
     def at(cls, uri: str) -> Storage:
         """The storage at a URI or a local path. Raises UserError when there is no such kind of storage."""
+        refuse_credentials(uri)
         if not is_uri(uri) and ":/" not in uri:
             return cls(fs.LocalFileSystem(), os.path.abspath(uri))
         try:

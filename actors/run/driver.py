@@ -19,16 +19,15 @@ from actors.run.team import create_actor
 from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import dump_config
 from hsee_ray.config.schema import Config
-from hsee_ray.errors import ConfigError, Interrupted, RunError, TakenOverError, UserError
-from hsee_ray.evaluation.calibration import CALIBRATION_FILE
+from hsee_ray.errors import ConfigError, DataError, Interrupted, RunError, TakenOverError, UserError
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.planning.planner import planned
 from hsee_ray.rundir.checkpoint import Manifest, Progress, changed_keys, committed_rounds, newest_checkpoint
 from hsee_ray.rundir.location import OWNER_FILE, RunLocation
-from hsee_ray.rundir.run import CONFIG_FILE, SUMMARY_FILE, Run, load_begun, load_run
+from hsee_ray.rundir.run import CONFIG_FILE, ERROR_FILE, SUMMARY_FILE, Run, load_begun, load_run
+from hsee_ray.rundir.run_log import PARTS_DIR
 from hsee_ray.storage import write_whole
 
-ERROR_FILE = "error.log"
 LOCK_FILE = ".lock"
 
 
@@ -86,6 +85,7 @@ def resume(
                 listener.happened(Event(config.training.rounds, "resume", "run", "has finished, nothing is left to do"))
                 return finished
         newest, found = _newest_checkpoint(location, listener)
+        _check_not_lost(found, run_dir, location)
         _check_progress(found, config)
         setup = prepare_run(planned(config))
         with cluster_context(setup.config, setup.fleet, _teller(listener)) as context:
@@ -124,6 +124,19 @@ def _newest_checkpoint(location: RunLocation, listener: Listener) -> tuple[list[
         number = 0 if found is None else found[0].round_number
         listener.happened(Event(number, "resume", "checkpoint", f"{reason}; not used"))
     return newest, found
+
+
+def _check_not_lost(found: Resumed, run_dir: Path, location: RunLocation) -> None:
+    """Raises DataError when rounds were trained and their checkpoints are gone: no resume begins such a run again.
+
+    One part of the metrics may be without a checkpoint, as it is written before that.
+    """
+    parts = list((run_dir / PARTS_DIR).glob("rounds-*.parquet"))
+    if found is None and ((run_dir / SUMMARY_FILE).is_file() or len(parts) > 1):
+        raise DataError(
+            f"{location.place(CHECKPOINTS_DIR)}: holds no checkpoint of a run that has trained rounds; restore it, or "
+            "start a new run with --config and --run-dir"
+        )
 
 
 def _is_free(run_dir: Path) -> bool:
@@ -179,9 +192,6 @@ def _run(
     """Trains in a directory that is this process's own, on a Ray that is cluster_context."""
     run_dir = location.local
     write_whole(run_dir / CONFIG_FILE, dump_config(setup.config).encode())
-    # A calibration is one of weights that are about to change.
-    for name in (SUMMARY_FILE, ERROR_FILE, CALIBRATION_FILE):
-        (run_dir / name).unlink(missing_ok=True)
     try:
         location.send_all()
         session = Session(setup, location, listener, stop, context, create)

@@ -19,12 +19,13 @@ from actors.run.team import AGGREGATOR, Member, RowRefs, Team, create_actor
 from actors.workers.contract import ActorFactory
 from actors.workers.origin import Origin, versions
 from hsee_ray.errors import Interrupted, RunError, TakenOverError
+from hsee_ray.evaluation.calibration import CALIBRATION_FILE
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import Setup
 from hsee_ray.models.weights import weights_sha256
 from hsee_ray.rundir.checkpoint import Manifest, Progress, newest_checkpoint, remove_newer
 from hsee_ray.rundir.location import RunLocation
-from hsee_ray.rundir.run import MODELS_DIR, SUMMARY_FILE
+from hsee_ray.rundir.run import ERROR_FILE, MODELS_DIR, SUMMARY_FILE
 from hsee_ray.rundir.run_log import RunLog
 from hsee_ray.rundir.summary import DataSummary, build_summary, write_summary
 from hsee_ray.simulation.clock import clock_of
@@ -80,6 +81,7 @@ class Session:
             self._open_record(found)
             try:
                 self._take_up(found, again)
+                self._reopen()
                 self.listener.started(self.setup, self.progress.round_number)
                 self._rounds()
                 self._finish()
@@ -125,6 +127,17 @@ class Session:
         if found is not None:
             self.rounds.go_to(load_state(self.rounds, self.uri, *found))
         remove_newer(self.storage, self.progress.round_number)
+
+    def _reopen(self) -> None:
+        """Removes what a finished run had and a running one has not, once there is something to go on from.
+
+        A calibration is one of weights that are about to change.
+        """
+        had = [self.run_dir / name for name in (SUMMARY_FILE, ERROR_FILE, CALIBRATION_FILE)]
+        if any(path.exists() for path in had):
+            for path in had:
+                path.unlink(missing_ok=True)
+            self.location.send_all()
 
     def _rounds(self) -> None:
         """Trains what is left, with a checkpoint now and then, and one when the run is to end before its time."""

@@ -14,6 +14,7 @@ from hsee_ray.config.problems import in_one_line, read_text
 from hsee_ray.config.schema import Config
 from hsee_ray.config.yaml_text import read_value, read_yaml
 from hsee_ray.errors import ConfigError
+from hsee_ray.paths import refuse_credentials
 
 RENAMED = {r"(tiers\.\d+|server)\.seats": "slots", r"training\.turn": "interleave"}
 """Keys of 0.1 and their names today. 0.2 still reads the old ones."""
@@ -33,7 +34,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     for override in overrides:
         _apply_override(values, override)
     with in_one_line(Config, f"{where}: ", "see jobs/configs/reference.yaml"):
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
+    refuse_credentials(config.storage.uri)
+    return config
 
 
 def dump_config(config: Config) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -119,8 +120,11 @@ def _canonical(values: Mapping[str, Any]) -> bytes:
 def commit(storage: Storage, manifest: Manifest, keep: int) -> None:
     """Writes the manifest, which makes the checkpoint count, and removes all but the newest `keep`."""
     storage.write(f"{directory_of(manifest.round_number)}/{MANIFEST_FILE}", manifest_bytes(manifest))
-    for old in committed_rounds(storage)[keep:]:
-        storage.remove(directory_of(old))
+    try:
+        for old in committed_rounds(storage)[keep:]:
+            storage.remove(directory_of(old))
+    except OSError as error:  # the new checkpoint is whole: an old one too many harms nothing
+        logging.getLogger("hsee_ray").warning("%s: an old checkpoint cannot be removed (%s)", storage.root, error)
 
 
 def remove_newer(storage: Storage, round_number: int) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
+ERROR_FILE = "error.log"
 METRICS_FILE = "metrics.parquet"
 MODELS_DIR = "final"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Container
 from pathlib import Path
@@ -19,7 +20,7 @@ from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
-from hsee_ray.errors import ConfigError, Interrupted, RunError
+from hsee_ray.errors import ConfigError, DataError, Interrupted, RunError
 from hsee_ray.evaluation.calibration import CALIBRATION_FILE, Calibration, calibration_of, save_calibration
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import prepare_run
@@ -460,3 +461,19 @@ def test_a_run_with_nobody_left_goes_on_when_somebody_comes_back(
     )
     run(config, tmp_path / "run", listener, Looks(), create=nowhere)
     assert nowhere.over and len(missing) == 4 and missing[0] == missing[-1] == ()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(
+    finished: bool, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
+) -> None:
+    """As when the disk that holds them is not mounted: nothing of the run is touched."""
+    config = load_config(tiny, ["checkpoint.every=1"])
+    run(config, tmp_path / "run", create=warm_actors)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    if not finished:
+        (tmp_path / "run" / "summary.json").unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match=r"checkpoints: holds no checkpoint of a run that has trained rounds"):
+        resume(tmp_path / "run", ["training.rounds=5"], create=warm_actors)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before

@@ -209,3 +209,17 @@ def test_keys_that_a_checkpoint_does_not_know_have_their_defaults() -> None:
     assert list(changed_keys(older, trained)) == []
     wanted = load_config(CONFIG, ["simulation.dropout_probability=0.5"]).model_dump(mode="json")
     assert list(changed_keys(older, wanted)) == ["simulation.dropout_probability"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def refused(self: Storage, name: str) -> None:
+        raise PermissionError(13, "Permission denied", name)
+
+    storage = Storage.at(str(tmp_path))
+    write_checkpoint(storage, 1)
+    monkeypatch.setattr(Storage, "remove", refused)
+    write_checkpoint(storage, 2, keep=1)
+    assert committed_rounds(storage) == [2, 1]
+    assert "an old checkpoint cannot be removed" in caplog.text

@@ -48,7 +48,7 @@ def why_never(
 
 
 def _turns(keys: str) -> str:
-    """The keys by which models of these tiers take turns in fewer actors."""
+    """The keys by which models of these tiers share actors."""
     return f", set {keys.replace('.resources', '.slots')}" if ".resources" in keys else ""
 
 

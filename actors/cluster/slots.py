@@ -1,4 +1,4 @@
-"""Which model holds which slot: clients of a tier, and servers, take turns in resident actors. Nothing here acts.
+"""Which model holds which slot: clients of a tier, and servers, share resident actors. Nothing here acts.
 
 A slot is an actor. It is named after its first model, so that where every model has an actor of its
 own, a slot and its model bear one name.
@@ -24,7 +24,7 @@ Slot = ModelId
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """How many actors each tier's clients, and the servers, take turns in."""
+    """How many actors each tier's clients, and the servers, share."""
 
     models: Mapping[str, int]
     """Clients by tier, and servers."""
@@ -44,7 +44,7 @@ class SlotPlan:
         turns = ", ".join(
             f"{count:,} {pool} in {self.slots[pool]}" for pool, count in self.models.items() if self.slots[pool] < count
         )
-        text = f"{_actors(sum(self.slots.values()))}, in which models take turns: {turns}"
+        text = f"{_actors(sum(self.slots.values()))}, shared by models: {turns}"
         if self.room_bytes is not None and (total + 1) * ACTOR_BYTES > self.room_bytes:
             return f"{text} (one each would take about {_gib((total + 1) * ACTOR_BYTES)} of {_gib(self.room_bytes)})"
         return text

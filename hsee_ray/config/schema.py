@@ -335,11 +335,11 @@ class Config(_Model):
         ):
             raise ValueError(
                 "cluster.placement is 'colocate', which keeps every client beside its own server, and in slots they "
-                "take turns: leave slots out, or use pack or spread"
+                "share actors: leave slots out, or use pack or spread"
             )
         if self.failures.on_lost_client == "drop" and any(tier.slots is not None for tier in self.tiers):
             raise ValueError(
-                "failures.on_lost_client is 'drop', and clients that take turns in slots would be lost together with "
+                "failures.on_lost_client is 'drop', and clients that share a slot would be lost together with "
                 "one: leave tiers.*.slots out, or use wait"
             )
         if self.cluster.placement == "colocate" and self.failures.on_lost_client == "drop":

@@ -60,7 +60,7 @@ class Fit:
 def time_steps(configs: Sequence[Config], repetitions: int) -> list[Timed]:
     """Times a step of both sides for every cut and batch size of configurations of synthetic images.
 
-    All take turns, so that a disturbance meets each of them; the first repetition is a warm-up. Seconds are those of
+    All alternate, so that a disturbance affects each of them; the first repetition is a warm-up. Seconds are those of
     this process on its core: a process beside it that wants the core too does not count. Raises ConfigError as
     `prepare_run` does.
     """

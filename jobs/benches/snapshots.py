@@ -1,6 +1,6 @@
 """`snapshots`: what recording every model's state costs, as a ratio within one run.
 
-Rounds with and without snapshots take turns in one run of Distributed, where nothing else needs them (Averaging
+Rounds with and without snapshots alternate in one run of Distributed, where nothing else needs them (Averaging
 takes them for its averages anyway). The memory of all processes is read after round 3 and after the last.
 """
 

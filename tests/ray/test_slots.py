@@ -1,4 +1,4 @@
-"""Models that take turns in a few actors end in the bits of models with an actor each."""
+"""Models that share a few actors end in the bits of models with an actor each."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def test_runs_in_slots_equal_the_reference(
     assert finished.summary["weights_sha256"] == reference_digest(config)
     servers = 1 if config.training.strategy.name == "sequential" else SLOTS[slots][3]
     assert len(teams[0].actors) == sum(SLOTS[slots][:3]) + servers + 1
-    assert str(teams[0].slot_plan).startswith(
-        f"{len(teams[0].actors) - 1} actors, in which models take turns: 3 sensor in"
-    )
+    assert str(teams[0].slot_plan).startswith(f"{len(teams[0].actors) - 1} actors, shared by models: 3 sensor in")
 
 
 @pytest.mark.parametrize("strategy", ["averaging_every_2", "round_robin"])

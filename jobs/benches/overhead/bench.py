@@ -1,6 +1,6 @@
 """`overhead`: what the driver takes for each batch: real rounds over actors whose steps compute nothing.
 
-Numbers of clients and sizes of features take turns on one Ray. Clients and servers are idle actors in the places of the
+Numbers of clients and sizes of features alternate on one Ray. Clients and servers are idle actors in the places of the
 real ones; everything else is a run's own. A round is one turn of every client, with the snapshots at its end.
 """
 

@@ -85,7 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Result:
-    """Every number of clients with every work; the two sides take turns."""
+    """Every number of clients with every work; the two sides alternate."""
     at_least(options, clients=2, rounds=3, repetitions=1, slots=1)
     refuse_cluster()
     sides = {"flower": flower(peer_python(options.peers_dir or default_directory())), "ours": ours}

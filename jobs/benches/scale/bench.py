@@ -1,6 +1,6 @@
-"""`scale`: many logical clients that take turns in few actors: time, start-up and memory by their number.
+"""`scale`: many logical clients that share a few actors: time, start-up and memory by their number.
 
-Every number is a run of its own, with the same slots; they take turns. `scale_run.py` is such a run.
+Every number is a run of its own, with the same slots; they alternate. `scale_run.py` is such a run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jobs.benches.common import Result, Spread, refuse_cluster, shown, tell
 from jobs.benches.watched import watch
 from jobs.options import at_least
 
-DESCRIPTION = "Measure rounds, start-up and memory with many clients that take turns in few actors."
+DESCRIPTION = "Measure rounds, start-up and memory with many clients that share a few actors."
 LINE = "scale: "
 LIMIT_S = 3600.0
 EARLY_ROUND = 3

@@ -1,6 +1,6 @@
 """`startup`: seconds from the command to the first training step, and what it is made of.
 
-Each is a process of its own, timed from its start; they take turns. The first step is over when its driver knows: when
+Each is a process of its own, timed from its start; they alternate. The first step is over when its driver knows: when
 client and server have both done the first piece of work.
 """
 

@@ -1,6 +1,6 @@
 """`throughput`: samples a second of a run, of a plain PyTorch loop, and of what the cores could do without Ray.
 
-All three train the same networks on the same batches and take turns in one run, round by round. Averaging is held
+All three train the same networks on the same batches and alternate in one run, round by round. Averaging is held
 against its limit: one single-threaded process per core doing the steps of its share of the clients, with no Ray and no
 transport. Sequential has one server that works in the order of the queue, so its bound is max(server work, (server
 work + client work) / cores), of work in single-threaded seconds while every core does the same.

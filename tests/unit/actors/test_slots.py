@@ -69,7 +69,7 @@ def test_clients_that_may_be_left_out_have_actors_of_their_own() -> None:
 def test_pairs_on_one_node_share_no_slots() -> None:
     colocated = config_of(9, cluster={"placement": "colocate"})
     assert counts(colocated, ACTOR_BYTES) == {"sensor": 9, "whole": 1, SERVERS: 9}
-    with pytest.raises(ConfigError, match="in slots they take turns: leave slots out, or use pack or spread"):
+    with pytest.raises(ConfigError, match="in slots they share actors: leave slots out, or use pack or spread"):
         config_of(9, slots=3, cluster={"placement": "colocate"})
 
 
@@ -78,12 +78,9 @@ def test_a_line_says_which() -> None:
     fleet = build_fleet(config, UNITS)
     assert str(plan_slots(config, fleet, None, 2)) == ("1,999 actors: every client and every server has its own")
     assert str(plan_slots(config, fleet, 14 << 30, 2)) == (
-        "5 actors, in which models take turns: 999 sensor in 2, 999 servers in 2 "
-        "(one each would take about 781 GiB of 14 GiB)"
+        "5 actors, shared by models: 999 sensor in 2, 999 servers in 2 (one each would take about 781 GiB of 14 GiB)"
     )
-    assert str(plan_slots(config_of(2, slots=1), fleet, None, 2)).endswith(
-        "in which models take turns: 999 sensor in 1"
-    )
+    assert str(plan_slots(config_of(2, slots=1), fleet, None, 2)).endswith("shared by models: 999 sensor in 1")
 
 
 def slots_for(config: Config) -> Slots:

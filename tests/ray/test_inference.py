@@ -178,7 +178,9 @@ def test_calibration_sees_only_what_was_set_aside(run: Run, warm_actors: ActorFa
             server_right = (run.server(number)(h).argmax(dim=1).numpy() == labels).mean()
         own = found.tiers[tier]
         assert own.samples == len(labels) > 0
-        assert own.temperature == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
+        unsent = np.ones(len(labels), bool)
+        answers = Answers(Classification(), labels, logits, unsent, np.full(len(labels), -1), 0, 0, 0.0, 0.0)
+        assert own.temperature == pytest.approx(fit_temperature(answers), rel=1e-3)
         sends = Gate("margin", own.tau, own.temperature).confidence(logits, Classification()) <= own.tau
         assert sends.mean() == own.offload_ratio <= 0.5
         assert own.server_accuracy == server_right

@@ -14,7 +14,8 @@ test: lint types unit smoke
 # Everything, as CI runs it.
 test-all: test
 	$(BIN)/python -m pytest -q -n 2 -m long tests/unit
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not smoke' tests/ray tests/e2e
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not smoke' tests/ray
+	$(BIN)/python -m pytest -q -m 'not smoke' tests/e2e
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n 2 -m 'not long' tests/unit

@@ -1,4 +1,4 @@
-"""Paths as people write them. Needs the standard library only."""
+"""Paths and URIs as people write them. Needs the standard library only."""
 
 from __future__ import annotations
 

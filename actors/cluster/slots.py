@@ -41,10 +41,10 @@ class SlotPlan:
         total = sum(self.models.values())
         if not self.shared:
             return f"{_actors(total)}: every client and every server has its own"
-        turns = ", ".join(
+        listed = ", ".join(
             f"{count:,} {pool} in {self.slots[pool]}" for pool, count in self.models.items() if self.slots[pool] < count
         )
-        text = f"{_actors(sum(self.slots.values()))}, shared by models: {turns}"
+        text = f"{_actors(sum(self.slots.values()))}, shared by models: {listed}"
         if self.room_bytes is not None and (total + 1) * ACTOR_BYTES > self.room_bytes:
             return f"{text} (one each would take about {_gib((total + 1) * ACTOR_BYTES)} of {_gib(self.room_bytes)})"
         return text

@@ -123,8 +123,8 @@ class Rounds:
     def _available(self, round_number: int) -> list[int]:
         """Participants of a round that have a place. Waits until there is one. Raises RunError when nobody gets one."""
         end = time.monotonic() + self.config.cluster.placement_timeout_s
+        drawn = participants(self.config, self.setup.fleet, round_number)
         while True:
-            drawn = participants(self.config, self.setup.fleet, round_number)
             if who := [client_id for client_id in drawn if client_id not in self.team.left_out]:
                 return who
             if time.monotonic() >= end:

@@ -125,7 +125,8 @@ class ServerModels:
     def _labels(self, client: int, logits_BK: torch.Tensor) -> Array:
         if not bool(torch.isfinite(logits_BK).all()):
             raise BadRequest(422, "the features are so large that the network makes no finite numbers of them")
-        return self._parts[client][3].predict(logits_BK.numpy())
+        *_, task = self._parts[client]
+        return task.predict(logits_BK.numpy())
 
 
 class _Files:

@@ -88,11 +88,7 @@ def write_bundle(directory: Path, bundle: Bundle) -> None:
     server = None if bundle.server is None else vars(bundle.server)
     content = {
         "format_version": FORMAT_VERSION,
-        **{
-            name: value
-            for name, value in vars(bundle).items()
-            if name not in ("gate", "server", "codec", "stages", "task")
-        },
+        **{name: value for name, value in vars(bundle).items() if name not in _NESTED},
         "input_type": "uint8",
         "gate": vars(bundle.gate),
         "task": vars(bundle.task),

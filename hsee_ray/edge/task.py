@@ -79,9 +79,6 @@ class Classification(Task):
         return value_B
 
 
-CLASSIFICATION = Classification()
-
-
 def log_softmax(logits_BK: Array, temperature: float = 1.0) -> Array:
     """ln softmax(logits / temperature), (B, K) in float64; NaN in a row that holds NaN or infinity."""
     scaled_BK = logits_BK.astype(np.float64) / temperature

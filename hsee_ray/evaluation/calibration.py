@@ -197,7 +197,7 @@ def tier_calibration(gate: Gate, curve: Curve, answers: Answers) -> TierCalibrat
 
 
 def _half_width(lost: int, won: int, samples: int) -> float:
-    """Half width of an interval around (lost - won) / samples that holds the true difference in at least 95 % of draws.
+    """Half width of a 95 % interval around (lost - won) / samples.
 
     It reaches the farther end of the adjusted Wald interval of paired proportions (Bonett and Price 2012,
     doi:10.3102/1076998611411915), which stays wide where few samples were drawn, or none was lost or won.

@@ -9,6 +9,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train a configuration",
+    "data": "look at a configuration's images before training",
     "chaos": "train while actors are killed, and compare the weights",
     "bench": "measure speed, overhead, scale, start-up, snapshots and serving, on this machine",
     "profile-device": "measure what the device that it runs on computes, holds and sends",
@@ -23,6 +24,7 @@ COMMANDS = {
 }
 PACKAGES = {
     "PIL": "pillow",
+    "filelock": "filelock",
     "matplotlib": "matplotlib",
     "numpy": "numpy",
     "onnx": "onnx",

@@ -61,7 +61,7 @@ def _predict_and_print(options: argparse.Namespace) -> int:
     widths = max(len(_name(file, array, -1)) for file, array in arrays), max(map(len, classes))
     total = exited = degraded = 0
     with client:
-        images = _images(arrays, shape)
+        images = _images(arrays, shape, client.bundle.image_bits)
         while batch := list(islice(images, options.batch_size)):
             predictions = client.predict([image for _, image in batch])
             for (name, _), prediction in zip(batch, predictions, strict=True):
@@ -101,14 +101,16 @@ def _opened(file: Path, shape: tuple[int, int, int]) -> Array | None:
     return images
 
 
-def _images(arrays: Sequence[tuple[Path, Array | None]], shape: tuple[int, int, int]) -> Iterator[tuple[str, Array]]:
+def _images(
+    arrays: Sequence[tuple[Path, Array | None]], shape: tuple[int, int, int], bits: int | None
+) -> Iterator[tuple[str, Array]]:
     """Name and pixels (H, W, C) of every image, made as training makes them; one at a time."""
     from hsee_ray.edge.images import pixels
 
     height, width, channels = shape
     for file, array in arrays:
         if array is None:
-            yield str(file), pixels(file, str(file), channels, (height, width))
+            yield str(file), pixels(file, str(file), channels, (height, width), bits)
         else:
             for index, image in enumerate(array):
                 yield _name(file, array, index), image

@@ -10,6 +10,7 @@ from statistics import fmean
 from actors.run.listener import Event, Listener
 from actors.run.team import Team
 from hsee_ray.method.figures import gathered
+from hsee_ray.method.look import look
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.schedule import participants
 from hsee_ray.method.setup import Setup
@@ -119,7 +120,9 @@ class _Opening:
         resumed = f", {done} of them done" if done else ""
         return (
             f"{training.strategy}: {', '.join(tiers)}; {sum(setup.local_samples)} training images of "
-            f"{setup.files.name}, {training.rounds} rounds{resumed} -> {self.place}\n{self.slot_plan}"
+            f"{setup.files.name}, {training.rounds} rounds{resumed} -> {self.place}\n"
+            + "".join(f"data: {line}\n" for line in look(setup))
+            + self.slot_plan
         )
 
 

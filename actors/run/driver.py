@@ -88,6 +88,7 @@ def resume(
         _check_not_lost(found, run_dir, location)
         _check_progress(found, config)
         setup = prepare_run(planned(config))
+        _check_fingerprint(found, setup)
         with cluster_context(setup.config, setup.fleet, _teller(listener)) as context:
             if not context.local:
                 check_nodes(setup, context, location, _teller(listener))
@@ -178,6 +179,17 @@ def _check_progress(found: Resumed, config: Config) -> None:
     planned = progress.config["training"]["rounds"]
     if wanted < trained or (wanted == trained and planned != wanted):
         raise ConfigError(f"training.rounds is {wanted}, and {trained} of {planned} rounds are trained; give more")
+
+
+def _check_fingerprint(found: Resumed, setup: Setup) -> None:
+    """Raises DataError when the data or the first weights are not those of the rounds that are trained already."""
+    begun = {} if found is None else found[1].fingerprint
+    differing = [name for name, digest in begun.items() if setup.fingerprint.get(name) != digest]
+    if differing:
+        raise DataError(
+            f"{', '.join(differing)}: not the same as when the run began; give it the data and weights that it began "
+            "with (data.root, model.weights), or start a new run with --config and --run-dir"
+        )
 
 
 def _run(

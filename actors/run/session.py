@@ -106,6 +106,7 @@ class Session:
         """The record as a checkpoint knows it; whatever was written after it is removed."""
         self.progress = Progress({}) if found is None else found[1]
         self.progress.config = self.config.model_dump(mode="json")
+        self.progress.fingerprint = dict(self.setup.fingerprint)
         self.progress.history = self.recovery.history
         self.record = RunLog(self.run_dir, self.setup, self.progress)
         self.timeline = self._timeline(self.progress.round_number, self.progress.wall_s)

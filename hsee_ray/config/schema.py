@@ -73,6 +73,7 @@ class DataConfig(_Model):
     label_column: str | None = None
     image_size: int | None = Field(None, ge=4)
     channels: Literal[1, 3] | None = None
+    bits: int | None = Field(None, ge=9, le=32)
     classes: int | None = Field(None, ge=2)
     augment: bool = False
     calibration_fraction: float = Field(0.05, ge=0, lt=1)

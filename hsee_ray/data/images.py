@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from hsee_ray.data.decode import Note
 from hsee_ray.errors import DataError
 
 _METADATA_KEY = b"hsee-ray"
@@ -35,6 +36,9 @@ class ImageMetadata:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     """H, W, C."""
+    notes: tuple[Note, ...] = ()
+    digest: str = ""
+    """SHA-256 of all pixels and labels."""
 
 
 def write_images(file: BinaryIO, images: ImageSet, metadata: ImageMetadata) -> None:
@@ -79,7 +83,8 @@ def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
 def _metadata(reader: pa.ipc.RecordBatchFileReader) -> ImageMetadata:
     fields = json.loads(reader.schema.metadata[_METADATA_KEY])
     height, width, channels = fields["image_shape"]
-    return ImageMetadata(tuple(fields["class_names"]), (height, width, channels))
+    notes = tuple(Note(**note) for note in fields["notes"])
+    return ImageMetadata(tuple(fields["class_names"]), (height, width, channels), notes, fields["digest"])
 
 
 def channel_statistics(

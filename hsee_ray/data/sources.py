@@ -5,6 +5,7 @@ Shapes: N images, H height, W width, C channels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -14,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from hsee_ray.config.schema import DataConfig
-from hsee_ray.data.decode import Contents, Picture, Source, Split
+from hsee_ray.data.decode import Contents, Notes, Picture, Source, Split
+from hsee_ray.data.lock import waiting_lock
 from hsee_ray.data.parquet import parquet_source
-from hsee_ray.edge.images import first_line
+from hsee_ray.edge.images import first_line, image_suffixes
 from hsee_ray.errors import DataError
 from hsee_ray.rng import generator
 
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+_OF_SYSTEMS = re.compile(
+    r"[.@]|(__MACOSX|lost\+found|\$RECYCLE\.BIN|System Volume Information|thumbs\.db|desktop\.ini)$", re.IGNORECASE
+)
 _PICTURES_PER_BATCH = 1024
 _DIGITS_TEST_SAMPLES = 360
 
@@ -119,37 +123,67 @@ def _smooth_pattern(rng: np.random.Generator, size: int, channels: int) -> npt.N
 
 
 def _folder_source(root: Path) -> Source:
-    """`root/train/<class>/*.png` and `root/test/<class>/*.png`; classes are sorted by name."""
-    names = tuple(directory.name for directory in _class_directories(root / "train"))
-    train, test = _labelled_files(root / "train", names), _labelled_files(root / "test", names)
+    """`root/train/<class>/**/*.png` and `root/test/<class>/**/*.png`; classes are sorted by name."""
+    notes = Notes()
+    directories = _class_directories(root / "train", notes)
+    names = tuple(directory.name for directory in directories)
+    train = _labelled_files(directories, names, notes)
+    empty = set(range(len(names))) - {label for _, label in train}
+    if empty:
+        raise DataError(f"{root / 'train' / names[min(empty)]} has no images: add some, or remove the directory")
+    test = _labelled_files(_class_directories(root / "test", notes), names, notes)
+    if not test:
+        raise DataError(f"{root / 'test'} has no images: expected {root / 'test'}/<class>/*.png (or jpg, webp, ...)")
     files = tuple(path for path, _ in (*train, *test))
-    return Source(files, lambda: Contents(_file_split(train), _file_split(test), names))
+    return Source(files, lambda: Contents(_file_split(train), _file_split(test), names, notes.all()), names)
 
 
-def _class_directories(directory: Path) -> list[Path]:
-    found = []
-    if directory.is_dir():
-        found = sorted(path for path in directory.iterdir() if path.is_dir() and path.name[0] != ".")
+def _class_directories(directory: Path, notes: Notes) -> list[Path]:
+    entries = _entries(directory, notes) if directory.is_dir() else []
+    found = [path for path in entries if path.is_dir()]
     if not found:
         raise DataError(
             f"{directory} has no directories of images: a folder data set has "
             f"{directory}/<class>/*.png; name the directory above it with --set data.root=DIR"
         )
+    for path in entries:
+        if path not in found:
+            notes.add("files beside the directories of classes ignored", str(path))
     return found
 
 
-def _labelled_files(directory: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
+def _entries(directory: Path, notes: Notes) -> list[Path]:
+    """What a directory holds, by name, without what systems leave there."""
+    entries = sorted(directory.iterdir())
+    left_out = [path for path in entries if _OF_SYSTEMS.match(path.name)]
+    for path in left_out:
+        notes.add("hidden files and files of systems ignored", str(path))
+    return [path for path in entries if path not in left_out]
+
+
+def _labelled_files(directories: Sequence[Path], names: Sequence[str], notes: Notes) -> list[tuple[Path, int]]:
     labelled = []
-    for class_directory in _class_directories(directory):
+    suffixes = image_suffixes()
+    for class_directory in directories:
         if class_directory.name not in names:
             raise DataError(f"{class_directory} is a class without training images: add some or remove it")
         label = names.index(class_directory.name)
-        for path in sorted(class_directory.iterdir()):
-            if path.suffix.lower() in _IMAGE_SUFFIXES and path.name[0] != ".":
+        for path in _files_below(class_directory, notes):
+            if path.suffix.lower() in suffixes:
                 labelled.append((path, label))
-    if not labelled:
-        raise DataError(f"{directory} has no images: expected {directory}/<class>/*.png (or jpg, webp, ...)")
+            else:
+                notes.add("files ignored, which by their names are no images", str(path))
     return labelled
+
+
+def _files_below(directory: Path, notes: Notes) -> Iterator[Path]:
+    for path in _entries(directory, notes):
+        if not path.is_dir():
+            yield path
+        elif path.resolve() in (directory.resolve(), *directory.resolve().parents):
+            notes.add("links to a directory above them ignored", str(path))
+        else:
+            yield from _files_below(path, notes)
 
 
 def _file_split(labelled: list[tuple[Path, int]]) -> Split:
@@ -164,8 +198,9 @@ def _file_split(labelled: list[tuple[Path, int]]) -> Split:
 def _torchvision_source(config: DataConfig) -> Source:
     """CIFAR or the labelled part of STL-10, read by torchvision, which also checks the files' digests."""
     dataset, root, files = _torchvision_files(config)
-    if not all(path.is_file() for path in files):
-        _download(dataset, root, config.name, files)
+    with waiting_lock(root / f".{config.name}.lock", f"{config.name} in {root}"):  # another run may be fetching it
+        if not all(path.is_file() for path in files):
+            _download(dataset, root, config.name, files)
     return Source(files, lambda: _read_torchvision(dataset, root, config.name))
 
 

@@ -291,6 +291,7 @@ class _Exporter:
             codec=self.paths[spec.client_id].codec,
             stages=self.stages[spec.client_id],
             task=named_task(self.run.config),
+            image_bits=self.run.config.data.bits,
         )
         write_bundle(directory, bundle)
         graph_bytes = None if server is None else (directory / server.onnx).stat().st_size

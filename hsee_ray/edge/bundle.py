@@ -81,6 +81,8 @@ class Bundle:
     """Stages that the device applies before the codec."""
     task: NamedPart = CLASSIFICATION
     """How logits are read: a Task."""
+    image_bits: int | None = None
+    """Bits in use of images with more than 8 per value; None where it was trained on none."""
 
 
 def write_bundle(directory: Path, bundle: Bundle) -> None:
@@ -161,6 +163,9 @@ def _from_json(content: Mapping[str, Any]) -> Bundle:
         raise ValueError(f"class_names is {classes!r}")
     if min(height, width, channels, *(shape or [1])) < 1 or not 0 <= int(content["client"]) < 1 << 32:
         raise ValueError("a size or the client's number is out of range")
+    bits = content.get("image_bits", 16)  # as bundles without it were trained
+    if bits is not None and not 8 < int(bits) <= 32:
+        raise ValueError(f"image_bits is {bits!r}")
     if (shape is None) != (server is None):
         raise ValueError("features and server part belong together")
     if server is not None and not all(isinstance(server[name], str) for name in ("onnx", "program", "weights")):
@@ -183,4 +188,5 @@ def _from_json(content: Mapping[str, Any]) -> Bundle:
         codec=_codec(content["codec"], shape),
         stages=tuple(_part(stage) for stage in content.get("stages", ())),
         task=_part(content["task"]) if "task" in content else CLASSIFICATION,
+        image_bits=bits,
     )

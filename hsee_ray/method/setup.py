@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ class Setup:
     """Shape of one sample's features after each unit."""
     class_counts: Array
     """Training samples, (clients, classes)."""
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of what a run begins with, beside its configuration: a resumed run must begin with the same."""
 
     @property
     def strategy(self) -> Strategy:
@@ -105,7 +108,28 @@ def prepare_run(config: Config) -> Setup:
         std_C=std_C,
         feature_shapes=shapes,
         class_counts=class_counts(train.labels_N, [part.train for part in parts], n_classes),
+        fingerprint={
+            "training images": files.digests[0],
+            "test images": files.digests[1],
+            "names of the classes": _sha256("\0".join(files.class_names).encode("utf-8", "surrogatepass")),
+            "partition": _sha256(*(rows for part in parts for rows in (part.train, part.calibration))),
+            "initial weights": _sha256(*_tensor_bytes(backbone)),
+        },
     )
+
+
+def _sha256(*contents: bytes | Array) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(f"{len(content)} ".encode())
+        digest.update(content.tobytes() if isinstance(content, np.ndarray) else content)
+    return digest.hexdigest()
+
+
+def _tensor_bytes(backbone: Backbone) -> Iterator[Array]:
+    for unit in backbone.units.values():
+        for tensor in unit.state_dict().values():
+            yield tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def build_network(config: Config, files: DatasetFiles) -> Backbone:

@@ -186,6 +186,8 @@ class Progress:
 
     config: dict[str, Any]
     """The configuration under which the checkpoint was written."""
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    """Of the data and the weights that the run began with; older checkpoints have none."""
     round_number: int = 0
     """The last whole round."""
     ledger: Ledger = field(default_factory=Ledger)

@@ -17,6 +17,8 @@ from actors.workers.contract import ActorFactory
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+_KEPT_PER_CLASS = 3
+
 
 @pytest.fixture(scope="package")
 def local_ray() -> Iterator[None]:
@@ -48,9 +50,11 @@ class WarmActors:
         return handle
 
     def take_back(self) -> None:
-        """Actors of the last run that a test has not killed."""
+        """Keep actors that a test has not killed: as many as most runs need, for each has its memory."""
         for actor_class, handle in self.busy:
-            if state.actors(handle._actor_id.hex()).get("State") == "ALIVE":
+            if len(self.idle[actor_class]) >= _KEPT_PER_CLASS:
+                ray.kill(handle)
+            elif state.actors(handle._actor_id.hex()).get("State") == "ALIVE":
                 self.idle[actor_class].append(handle)
         self.busy.clear()
 

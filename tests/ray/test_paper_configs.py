@@ -23,7 +23,7 @@ CIFAR_BYTES = {"sensor": 4 * 8 * 32 * 32, "hub": 4 * 16 * 16 * 16, "gateway": 4 
 STL10_BYTES = {"sensor": 4 * 8 * 24 * 24, "hub": 4 * 16 * 12 * 12, "gateway": 4 * 32 * 6 * 6}
 
 
-def one_round(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def one_round(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: ActorFactory) -> Run:
     """The config as it is shipped, but for where its data is, its length, its width and what it asks of Ray."""
     accept_any_digest(monkeypatch)
     small = [
@@ -31,10 +31,10 @@ def one_round(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
         f"data.cache={tmp_path / 'cache'}",
         "training.rounds=1",
         "model.width=8",
-        *(f"tiers.{tier}.resources.num_cpus=0.25" for tier in range(3)),
-        "server.resources.num_cpus=0.25",
+        *(f"tiers.{tier}.slots=1" for tier in range(3)),
+        "server.slots=2",
     ]
-    return run(load_config(CONFIGS / f"{name}.yaml", small), tmp_path / "run")
+    return run(load_config(CONFIGS / f"{name}.yaml", small), tmp_path / "run", create=create)
 
 
 def check_clients(finished: Run, samples: list[int], n_test: int, feature_bytes: dict[str, int]) -> None:
@@ -61,7 +61,7 @@ def check_clients(finished: Run, samples: list[int], n_test: int, feature_bytes:
 
 def test_cifar10(warm_actors: ActorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path / "data")
-    finished = one_round("paper_cifar10", tmp_path, monkeypatch)
+    finished = one_round("paper_cifar10", tmp_path, monkeypatch, warm_actors)
     data = finished.summary["data"]
     assert (data["name"], data["image_shape"], len(data["class_names"])) == ("cifar10", [32, 32, 3], 10)
     # Of 100 images the first four clients get 17 and the others 16; 5 % of either is one image set aside.
@@ -70,7 +70,7 @@ def test_cifar10(warm_actors: ActorFactory, tmp_path: Path, monkeypatch: pytest.
 
 def test_cifar100(warm_actors: ActorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar100(tmp_path / "data")
-    finished = one_round("paper_cifar100", tmp_path, monkeypatch)
+    finished = one_round("paper_cifar100", tmp_path, monkeypatch, warm_actors)
     data = finished.summary["data"]
     assert (data["name"], data["image_shape"], len(data["class_names"])) == ("cifar100", [32, 32, 3], 100)
     # Of 200 images the first two clients get 34 and the others 33; 5 % of either is two images set aside.
@@ -79,7 +79,7 @@ def test_cifar100(warm_actors: ActorFactory, tmp_path: Path, monkeypatch: pytest
 
 def test_stl10(warm_actors: ActorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_stl10(tmp_path / "data")
-    finished = one_round("paper_stl10", tmp_path, monkeypatch)
+    finished = one_round("paper_stl10", tmp_path, monkeypatch, warm_actors)
     data = finished.summary["data"]
     assert (data["name"], data["image_shape"], len(data["class_names"])) == ("stl10", [96, 96, 3], 10)
     # Of 20 images the first two clients get 4 and the others 3; 5 % of either is no image.

@@ -31,6 +31,7 @@ from hsee_ray.rundir.location import RunLocation
 from hsee_ray.rundir.run import Run, load_run
 from hsee_ray.storage import Storage
 from jobs.chaos import Fault, FaultInjector
+from tests.tiny_data import encode_png, make_images, write_folder
 
 STRATEGIES = {
     "averaging": ["training.aggregate_every=2", "training.optimizer_state=average"],
@@ -477,3 +478,27 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(
     with pytest.raises(DataError, match=r"checkpoints: holds no checkpoint of a run that has trained rounds"):
         resume(tmp_path / "run", ["training.rounds=5"], create=warm_actors)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_resume_begins_with_the_data_that_the_run_began_with(
+    tiny: dict[str, Any], tmp_path: Path, warm_actors: ActorFactory
+) -> None:
+    """Other images are refused by name; the same images elsewhere go on."""
+    for place in ("here", "there"):
+        for split, count in (("train", 30), ("test", 4)):
+            classes = {name: make_images(count, seed=seed) for seed, name in enumerate(("cat", "dog", "owl"))}
+            write_folder(tmp_path / place, split, classes)
+    tiny["data"] = {"name": "folder", "root": str(tmp_path / "here"), "cache": str(tmp_path / "cache")}
+    tiny["training"]["rounds"] = 1
+    run(load_config(tiny), tmp_path / "run", create=warm_actors)
+    longer = ["training.rounds=2", f"data.root={tmp_path / 'there'}"]
+    changed = tmp_path / "there" / "train" / "cat" / "0.png"
+    as_it_was = changed.read_bytes()
+    changed.write_bytes(encode_png(make_images(1, seed=9)[0]))
+    with pytest.raises(DataError, match=r"^training images: not the same as when the run began; .*data\.root"):
+        resume(tmp_path / "run", longer, create=warm_actors)
+    changed.unlink()
+    with pytest.raises(DataError, match=r"^training images, partition: not the same"):
+        resume(tmp_path / "run", longer, create=warm_actors)
+    changed.write_bytes(as_it_was)
+    assert resume(tmp_path / "run", longer, create=warm_actors).summary["rounds"] == 2

@@ -14,8 +14,6 @@ def test_the_quickstart_never_spills(warm_actors: ActorFactory, tmp_path: Path) 
     before = spilled_bytes()
     overrides = [
         "training.rounds=2",
-        *(f"tiers.{tier}.resources.num_cpus=0.25" for tier in range(3)),
-        "server.resources.num_cpus=0.25",
         f"data.cache={tmp_path / 'cache'}",
     ]
     run(load_config("jobs/configs/quickstart.yaml", overrides), tmp_path / "run", create=warm_actors)

@@ -175,7 +175,7 @@ def test_an_override_with_an_unknown_key_is_told_like_one_in_the_file() -> None:
         ({"trainig": {}}, "trainig: unknown key; did you mean training?"),
         ({"training": {"optimizer": {"momentun": 0.5}}}, "training.optimizer.momentun: unknown key; did you mean mom"),
         ({"tiers": [{**SENSOR, "clinets": 3}]}, "tiers.0.clinets: unknown key; did you mean clients?"),
-        ({"data": {"xyz": 1}}, "data.xyz: unknown key (known here: augment, cache,"),
+        ({"data": {"xyz": 1}}, "data.xyz: unknown key (known here: augment, bits, cache,"),
         ({"training": {"rounds": "many"}}, "training.rounds is 'many': should be a valid integer"),
         ({"training": {"rounds": 2.5}}, "training.rounds is 2.5: should be a valid integer"),
         ({"training": {"rounds": True}}, "training: rounds is True: YAML reads yes, no"),

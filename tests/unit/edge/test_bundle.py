@@ -111,6 +111,8 @@ GATES = [{"kind": "hope"}, {"tau": 1.5}, {"tau": -2}, {"tau": float("nan")}, {"t
 WRONG = [
     ("cut_index", math.inf),  # 1e400 in JSON
     ("task", {"name": "a:b"}),
+    ("image_bits", 8),
+    ("image_bits", "many"),
     *DAMAGE.items(),
     *[("gate", vars(BUNDLE.gate) | gate) for gate in GATES],
     *[("codec", codec) for codec in CODECS],
@@ -131,7 +133,7 @@ def test_a_key_is_missing(tmp_path: Path) -> None:
     write_bundle(tmp_path, BUNDLE)
     path = tmp_path / BUNDLE_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
-    for key in content.keys() - {"input_type", "task"}:  # bundles of 0.1 name no task
+    for key in content.keys() - {"input_type", "task", "image_bits"}:  # bundles of 0.1 have no task and no bits
         path.write_text(json.dumps({name: value for name, value in content.items() if name != key}))
         assert_damaged(tmp_path)
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def write_small_folder(tmp_path: Path) -> None:
     write_folder(tmp_path / "data", "test", {"a": make_images(1, seed=2)})
 
 
+def files_in(directory: Path) -> list[Path]:
+    """Files of a cache, without the empty ones that locks are."""
+    return sorted(path for path in directory.iterdir() if path.suffix != ".lock")
+
+
 def test_a_second_run_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_small_folder(tmp_path)
     first = prepare(small_config(tmp_path))
@@ -38,7 +44,8 @@ def test_a_second_run_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(cache, "decode_split", refuse)
     assert prepare(small_config(tmp_path)) == first
-    assert first == DatasetFiles("folder", first.train, first.test, ("a", "b"), (8, 8, 3))
+    assert (first.name, first.class_names, first.image_shape) == ("folder", ("a", "b"), (8, 8, 3))
+    assert list(map(str, first.notes)) == ["1 classes have no test image (first: b)"]
 
 
 def test_a_changed_source_or_key_is_built_anew(tmp_path: Path) -> None:
@@ -77,7 +84,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     write_small_folder(tmp_path)
 
     def full(_descriptor: int) -> None:
-        assert len(list((tmp_path / "cache").iterdir())) == 1
+        assert len(files_in(tmp_path / "cache")) == 1
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
@@ -85,7 +92,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         prepare(small_config(tmp_path))
     assert f"directory {tmp_path / 'cache'} (No space left on device)" in str(caught.value)
     assert "--set data.cache=DIR" in str(caught.value)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert files_in(tmp_path / "cache") == []
 
 
 def test_a_file_size_limit_is_told_like_a_full_disk(tmp_path: Path) -> None:
@@ -105,7 +112,7 @@ def test_a_file_size_limit_is_told_like_a_full_disk(tmp_path: Path) -> None:
         [sys.executable, "-B", "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert f"cannot use the cache directory {tmp_path} (File too large" in run.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []
 
 
 def test_a_cache_that_is_no_directory(tmp_path: Path) -> None:
@@ -126,22 +133,78 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
     assert len(open_images(files.train).labels_N) == 4
 
 
-def test_two_builders_at_once_leave_one_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second builder starts and ends while the first one is between writing and renaming."""
+def test_of_two_builders_one_waits_and_finds_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second builder starts while the first one is between writing and renaming."""
     write_small_folder(tmp_path)
-    fsync = os.fsync
-    nested: list[DatasetFiles] = []
+    fsync, decode = os.fsync, cache.decode_split
+    second: list[Future[DatasetFiles]] = []
+    decoded = []
 
-    def build_meanwhile(descriptor: int) -> None:
+    def start_another(descriptor: int) -> None:
         fsync(descriptor)
-        if not nested:
-            monkeypatch.setattr(os, "fsync", fsync)
-            nested.append(prepare(small_config(tmp_path)))
+        if not second:
+            second.append(pool.submit(prepare, small_config(tmp_path)))
 
-    monkeypatch.setattr(os, "fsync", build_meanwhile)
-    assert prepare(small_config(tmp_path)) == nested[0]
-    assert sorted((tmp_path / "cache").iterdir()) == sorted([nested[0].train, nested[0].test])
-    assert np.array_equal(open_images(nested[0].train).images_NHWC[:2], make_images(2))
+    def count(*args: Any) -> Any:
+        decoded.append(args)
+        return decode(*args)
+
+    monkeypatch.setattr(os, "fsync", start_another)
+    monkeypatch.setattr(cache, "decode_split", count)
+    with ThreadPoolExecutor(1) as pool:
+        first = prepare(small_config(tmp_path))
+        assert second[0].result(timeout=60) == first
+    assert len(decoded) == 2
+    assert files_in(tmp_path / "cache") == sorted([first.train, first.test])
+    assert np.array_equal(open_images(first.train).images_NHWC[:2], make_images(2))
+
+
+def test_a_cache_without_locks_is_built_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_lock: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    write_small_folder(tmp_path)
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    assert prepare(small_config(tmp_path)).class_names == ("a", "b")
+
+
+def test_what_a_killed_builder_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    write_small_folder(tmp_path)
+    (tmp_path / "cache").mkdir()
+    old, young = (tmp_path / "cache" / f".folder-train-{age}.arrow.{age}.tmp" for age in ("old", "young"))
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (1, 1))
+    prepare(small_config(tmp_path))
+    assert not old.exists() and young.exists()
+
+
+def test_a_class_that_comes_later_is_seen(tmp_path: Path) -> None:
+    """Its key covers the classes, not only the files."""
+    write_small_folder(tmp_path)
+    assert prepare(small_config(tmp_path)).class_names == ("a", "b")
+    (tmp_path / "data" / "train" / "c").mkdir()
+    with pytest.raises(DataError, match=r"train/c has no images: add some, or remove the directory"):
+        prepare(small_config(tmp_path))
+
+
+def test_equal_pixels_have_equal_digests_wherever_they_lie(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        write_small_folder(tmp_path / place)
+    here, there = (prepare(small_config(tmp_path / place)) for place in ("here", "there"))
+    assert here.digests == there.digests and len(set(here.digests)) == 2
+    write_folder(tmp_path / "there" / "data", "train", {"a": make_images(2, seed=9)})
+    changed = prepare(small_config(tmp_path / "there"))
+    assert changed.digests[0] != here.digests[0] and changed.digests[1] == here.digests[1]
+
+
+def test_images_that_occur_twice_are_noted(tmp_path: Path) -> None:
+    images = make_images(3)
+    write_folder(tmp_path / "data", "train", {"a": images[:2], "b": images[1:]})
+    write_folder(tmp_path / "data", "test", {"a": images[:1], "b": make_images(1, seed=5)})
+    first, second = map(str, prepare(small_config(tmp_path)).notes)
+    assert first.startswith("1 training images occur with another label too (first: ") and "train/b/0.png" in first
+    assert second.startswith("1 test images occur in training too (first: ") and "test/a/0.png" in second
 
 
 def test_nothing_here_needs_torch(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import URLError
 
@@ -11,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from hsee_ray.config.schema import DataConfig
@@ -196,13 +200,16 @@ def test_the_first_image_decides_for_gray(tmp_path: Path) -> None:
     assert np.array_equal(open_images(coloured.train).images_NHWC, np.repeat(gray[:2], 3, axis=3))
 
 
-def test_sixteen_bits_keep_their_upper_byte(tmp_path: Path) -> None:
+def test_sixteen_bits_are_read_where_it_is_said_how_many_count(tmp_path: Path) -> None:
     values = np.array([[0, 255, 256, 65535]] * 4, np.uint16)
     file = io.BytesIO()
     Image.fromarray(values).save(file, "PNG")
     for split in ("train", "test"):
         write_parquet(tmp_path / "data", split, [file.getvalue()] * 2, [0, 1])
-    files = prepare_in(tmp_path, "parquet")
+    text = message(tmp_path)
+    assert "row 0 has more than 8 bits per pixel (its values go from 0 to 65535)" in text and "data.bits=16" in text
+    files = prepare_in(tmp_path, "parquet", bits=16)
+    assert "2 images reduced from 16 to 8 bits" in str(files.notes[0])
     assert files.image_shape == (4, 4, 1)
     assert open_images(files.train).images_NHWC[0, 0, :, 0].tolist() == [0, 0, 1, 255]
 
@@ -288,8 +295,9 @@ def test_file_that_is_no_parquet(tmp_path: Path) -> None:
 
 def test_no_image_column(tmp_path: Path) -> None:
     write_small_parquet(tmp_path / "data", image_column="photo")
-    text = message(tmp_path)
-    assert "no image column img or image" in text and "photo, label" in text and "data.image_column" in text
+    assert prepare_in(tmp_path, "parquet").class_names == ("0", "1")  # the only column of images
+    text = message(tmp_path, image_column="picture")
+    assert "no image column picture" in text and "photo, label" in text and "data.image_column" in text
     assert "holds int64, not encoded images" in message(tmp_path, image_column="label")
 
 
@@ -371,3 +379,233 @@ def test_single_class(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_folder(tmp_path / "data", split, {"cat": make_images(2)})
     assert "single class" in message(tmp_path, "folder")
+
+
+# Guesses
+
+
+def write_pictures(directory: Path, names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_images(1, seed=number)[0]).save(directory / name)
+
+
+def test_a_folder_is_read_with_all_that_is_below_a_class(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_pictures(
+        data / "train", ["a/0.png", "a/deep/er/1.jfif", "b/0.PNG", "b/1.webp", "@eaDir/0.png", "__MACOSX/0.png"]
+    )
+    write_pictures(data / "test", ["a/0.png", "b/1.png", "b/.hidden.png"])
+    (data / "train" / "readme.txt").write_text("about")
+    (data / "train" / "b" / "list.txt").write_text("of images")
+    (data / "train" / "a" / "deep" / "loop").symlink_to(data / "train" / "a")
+    files = prepare_in(tmp_path, "folder")
+    assert files.class_names == ("a", "b")
+    assert open_images(files.train).labels_N.tolist() == [0, 0, 1, 1]
+    assert open_images(files.test).labels_N.tolist() == [0, 1]
+    texts = [str(note).partition(" (")[0] for note in files.notes]
+    assert texts[:4] == [
+        "3 hidden files and files of systems ignored",
+        "1 files beside the directories of classes ignored",
+        "1 links to a directory above them ignored",
+        "1 files ignored, which by their names are no images",
+    ]
+
+
+def test_class_names_that_are_numbers_stay_apart(tmp_path: Path) -> None:
+    images = {name: make_images(1, seed=int(name)) for name in "123"}
+    for split in ("train", "test"):
+        write_folder(tmp_path / "data", split, images)
+    assert prepare_in(tmp_path, "folder", classes=5).class_names == ("1", "2", "3", "class 3", "4")
+
+
+def write_table(path: Path, **columns: Sequence[int]) -> None:
+    """A table of these columns, and one of images."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [encode_png(image) for image in make_images(len(next(iter(columns.values()))), seed=len(str(path)))]
+    pq.write_table(pa.table({"img": images, **columns}), path)
+
+
+def test_train_and_test_have_one_label_column(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_table(data / "train-0.parquet", label=[0, 1, 0], row=[0, 1, 2])
+    write_table(data / "test-0.parquet", row=[0, 1])
+    text = message(tmp_path)
+    assert ("have no" not in text and "test-0.parquet" not in text.partition(": ")[0]) or "label" in text
+    write_table(data / "test-0.parquet", label=[1, 0], row=[0, 1])
+    assert open_images(prepare_in(tmp_path, "parquet").test).labels_N.tolist() == [1, 0]
+
+
+def test_shards_do_not_mix_columns(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_table(data / "train-0.parquet", label=[0, 1], fine_label=[1, 0])
+    write_table(data / "train-1.parquet", fine_label=[1, 0])
+    write_table(data / "test-0.parquet", fine_label=[0, 1])
+    assert open_images(prepare_in(tmp_path, "parquet").train).labels_N.tolist() == [1, 0, 1, 0]
+    write_table(data / "train-1.parquet", labels=[1, 0])
+    assert "its files have no integer label column in common" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ([0, 1, 2, 3], "each training image has a label of its own"),
+        ([1, 2, 1, 2], "no training image has label 0"),
+        ([10, 20, 20, 10], "21 classes and 4 training images"),
+        ([0, 2, 2, 0], "no training image has label 1"),
+    ],
+)
+def test_numbers_that_are_no_labels(tmp_path: Path, labels: list[int], text: str) -> None:
+    for split in ("train", "test"):
+        write_table(tmp_path / "data" / f"{split}-0.parquet", number=labels)
+    found = message(tmp_path)
+    assert text in found and "data.classes" in found
+    assert len(prepare_in(tmp_path, "parquet", classes=30).class_names) == 30
+
+
+def test_training_and_test_come_from_one_directory(tmp_path: Path) -> None:
+    for directory, split in (("full", "train"), ("small", "train"), ("small", "test")):
+        write_table(tmp_path / "data" / directory / f"{split}-0.parquet", label=[0, 1])
+    assert prepare_in(tmp_path, "parquet").train.exists()
+    assert len(open_images(prepare_in(tmp_path, "parquet").train).labels_N) == 2
+    write_table(tmp_path / "data" / "full" / "test-0.parquet", label=[0, 1])
+    assert "several directories: name one of" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "noted"),
+    [
+        ("train.parquet", "test.parquet", []),
+        ("default/train/0000.parquet", "default/test/0000.parquet", []),
+        (
+            "train-00000-of-00001.parquet",
+            "validation-00000-of-00001.parquet",
+            ["validation split taken as the test set"],
+        ),
+    ],
+)
+def test_parquet_by_any_of_its_names(tmp_path: Path, train: str, test: str, noted: list[str]) -> None:
+    for name in (train, test):
+        write_table(tmp_path / "data" / name, label=[0, 1])
+    files = prepare_in(tmp_path, "parquet")
+    assert all(any(text in str(note) for note in files.notes) for text in noted)
+    assert len(open_images(files.test).labels_N) == 2
+
+
+def test_rows_with_a_path_and_no_bytes_are_read(tmp_path: Path) -> None:
+    data, images = tmp_path / "data", make_images(4)
+    write_pictures(data, ["pictures/0.png"])
+    encoded = [encode_png(image) for image in images]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": None, "path": "pictures/0.png"}, {"bytes": encoded[1], "path": "gone.png"}]
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"image": pa.array(rows, kind), "label": [0, 1]}), data / f"{split}.parquet")
+    first = prepare_in(tmp_path, "parquet")
+    assert np.array_equal(open_images(first.train).images_NHWC, np.stack([make_images(1, seed=0)[0], images[1]]))
+    Image.fromarray(images[2]).save(data / "pictures" / "0.png")
+    changed = prepare_in(tmp_path, "parquet")
+    assert np.array_equal(open_images(changed.train).images_NHWC[0], images[2])
+    (data / "pictures" / "0.png").unlink()
+    assert "train.parquet row 0 does not decode" in message(tmp_path) and "pictures/0.png" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        "{",
+        "[]",
+        '{"info": null}',
+        '{"info": {"features": []}}',
+        '{"info": {"features": {"label": {"names": 3}}}}',
+        '{"info": {"features": {"label": {"names": ["a", 1]}}}}',
+        '{"info": {"features": {"label": {"names": {"0": "a", "2": "b"}}}}}',
+        "[" * 100_000,
+    ],
+)
+def test_metadata_that_names_no_classes(tmp_path: Path, described: str) -> None:
+    for split in ("train", "test"):
+        path = tmp_path / "data" / f"{split}-0.parquet"
+        write_table(path, label=[0, 1])
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({b"huggingface": described.encode()}), path)
+    assert prepare_in(tmp_path, "parquet").class_names == ("0", "1")
+
+
+def test_class_names_given_as_a_mapping(tmp_path: Path) -> None:
+    names = '{"info": {"features": {"label": {"names": {"1": "dog", "0": "cat"}}}}}'
+    for split in ("train", "test"):
+        path = tmp_path / "data" / f"{split}-0.parquet"
+        write_table(path, label=[0, 1])
+        pq.write_table(pq.read_table(path).replace_schema_metadata({b"huggingface": names.encode()}), path)
+    assert prepare_in(tmp_path, "parquet").class_names == ("cat", "dog")
+
+
+COLUMN_TYPES = [pa.int8(), pa.int64(), pa.uint64(), pa.float32(), pa.string(), pa.binary(), pa.bool_(), pa.null()]
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+NAMES = ["img", "image", "label", "labels", "fine_label", "id", "é", "", "a b"]
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> pa.Table:
+    """Any columns under any of the names that mean something, with images that decode, or do not, or are not there."""
+    rows = draw(st.integers(0, 4))
+    pictures = [encode_png(make_images(1)[0]), b"no picture", None]
+    columns: dict[str, pa.Array] = {}
+    for name in draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=4)):
+        kind = draw(st.sampled_from([*COLUMN_TYPES, IMAGE_TYPE]))
+        if kind == IMAGE_TYPE:
+            cells = st.fixed_dictionaries(
+                {"bytes": st.sampled_from(pictures), "path": st.sampled_from([None, "x", ""])}
+            )
+        elif pa.types.is_integer(kind):
+            cells = st.integers(0 if kind == pa.uint64() else -1, 100)
+        else:
+            values = {"float": 1.5, "string": "1", "binary": pictures[0], "bool": True, "null": None}
+            cells = st.just(values[str(kind)])
+        columns[name] = pa.array(draw(st.lists(st.none() | cells, min_size=rows, max_size=rows)), kind)
+    metadata = draw(st.none() | st.binary(max_size=30) | st.sampled_from([b'{"info": {"features": 1}}', b"{}"]))
+    return pa.table(columns).replace_schema_metadata(None if metadata is None else {b"huggingface": metadata})
+
+
+@pytest.mark.long
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(train=tables(), test=tables(), column=st.none() | st.sampled_from(NAMES), classes=st.none() | st.integers(2, 9))
+def test_no_table_ends_in_a_traceback(train: pa.Table, test: pa.Table, column: str | None, classes: int | None) -> None:
+    with TemporaryDirectory() as directory:
+        data = Path(directory) / "data"
+        data.mkdir()
+        for split, table in (("train", train), ("test", test)):
+            pq.write_table(table, data / f"{split}.parquet")
+        try:
+            files = prepare_in(Path(directory), "parquet", label_column=column, classes=classes)
+        except DataError as error:
+            assert "\n" not in str(error)
+        else:
+            assert open_images(files.train).labels_N.max() < len(files.class_names)
+
+
+@pytest.mark.long
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1, max_size=20).filter(
+            lambda name: name not in (".", "..") and len(name.encode("utf-8", "surrogatepass")) < 200
+        ),
+        min_size=1,
+        max_size=3,
+        unique=True,
+    )
+)
+def test_no_name_of_a_class_ends_in_a_traceback(names: list[str]) -> None:
+    with TemporaryDirectory() as directory:
+        try:
+            for split in ("train", "test"):
+                write_folder(Path(directory) / "data", split, {name: make_images(1) for name in names})
+        except UnicodeEncodeError:  # no name of a file
+            return
+        try:
+            files = prepare_in(Path(directory), "folder")
+        except DataError as error:
+            assert "\n" not in str(error)
+        else:
+            assert set(files.class_names) <= set(names)

@@ -32,7 +32,12 @@ def train_run(path: Path, content: Mapping[str, Any]) -> Run:
         "mean": setup.mean_C,
         "std": setup.std_C,
     }
-    summary = {"data": data, "model_units": setup.fleet.unit_names, "weights_sha256": reference.digest()}
+    summary = {
+        "data": data,
+        "model_units": setup.fleet.unit_names,
+        "weights_sha256": reference.digest(),
+        "clients": [{"id": spec.client_id, "trained_rounds": 1} for spec in setup.fleet.clients],
+    }
     write_summary(path / SUMMARY_FILE, summary)
     return load_run(path)
 

@@ -126,7 +126,7 @@ def _check_same_data(run: Run, setup: Setup) -> None:
 
 
 def _take_models(rounds: Rounds, run: Run) -> None:
-    """Every actor reads its model file; a client that was never there has none, and is left out."""
+    """Every actor reads its model file; a client that has learnt nothing is left out."""
     directory = (run.path / MODELS_DIR).absolute()
     snapshots: dict[ModelId, ObjectRef[Any]] = {}
 
@@ -138,9 +138,10 @@ def _take_models(rounds: Rounds, run: Run) -> None:
     calls: dict[ModelId, MemberCall] = {}
     for model in rounds.team.models:
         path = directory / f"{rounds.stem(model)}.safetensors"
-        if model.side == "client" and not path.is_file():
+        if model.side == "client" and not run.models.has_learnt(model.client_id):
             rounds.team.left_out.add(model.client_id)
-            rounds.recovery.tell(Event(run.config.training.rounds, "answer", rounds.team.label(model), "has no model"))
+            told = "was never trained: it is left out"
+            rounds.recovery.tell(Event(run.config.training.rounds, "answer", rounds.team.label(model), told))
             continue
         calls[model] = model, partial(read, model, path)
     rounds.all(calls, run.config.training.rounds, "start")

@@ -218,6 +218,8 @@ class Progress:
         reports = {int(number): _report(report) for number, report in totals.pop("evaluation").items()}
         sent = {int(number): count for number, count in totals.pop("train_sent_bytes").items()}
         missed = {int(number): rounds for number, rounds in totals.pop("missed_rounds").items()}
+        learnt = totals.pop("trained_rounds", dict.fromkeys(sent, 1))  # older checkpoints do not say how many
+        learnt = {int(number): rounds for number, rounds in learnt.items()}
         simulated = totals.pop("simulated", None)
         if simulated is not None:
             totals["simulated"] = SimulatedTotals(**simulated)
@@ -226,7 +228,9 @@ class Progress:
             ledger=Ledger(ledger["newest"], seen),
             trained=tuple(values.pop("trained")),
             averages=tuple(values.pop("averages")),
-            totals=RunTotals(**totals, train_sent_bytes=sent, evaluation=reports, missed_rounds=missed),
+            totals=RunTotals(
+                **totals, train_sent_bytes=sent, evaluation=reports, missed_rounds=missed, trained_rounds=learnt
+            ),
             history=History(**values.pop("history")),
             metrics_parts={name: FileEntry(**entry) for name, entry in values.pop("metrics_parts").items()},
             **values,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.method.figures import evaluation_figures, gate_figures, metrics_of
-from hsee_ray.method.reports import EvaluationReport, RoundReport
+from hsee_ray.method.reports import EvaluationReport, RoundReport, learnt
 from hsee_ray.method.strategies import strategy_of
 from hsee_ray.process import processor
 from hsee_ray.rundir.run import side_figures
@@ -103,6 +103,8 @@ class RunTotals:
     """Of the last round in which a client was evaluated, by client number."""
     missed_rounds: dict[int, list[int]] = field(default_factory=dict)
     """By client number, the rounds in which it had no place on the cluster."""
+    trained_rounds: dict[int, int] = field(default_factory=dict)
+    """By client number, the rounds in which it and its server have learnt something."""
     simulated: SimulatedTotals | None = None
     """None where the devices are not known."""
 
@@ -116,6 +118,8 @@ class RunTotals:
             self.train_s += report.train_s
         for number, trained in report.client_training.items():
             self.train_sent_bytes[number] = self.train_sent_bytes.get(number, 0) + trained.sent_bytes
+        for number in learnt({"client": report.client_training, "server": report.server_training}, self.rounds):
+            self.trained_rounds[number] = self.trained_rounds.get(number, 0) + 1
         self.evaluation = {**self.evaluation, **report.evaluation}
         for number in report.missing:
             self.missed_rounds.setdefault(number, []).append(report.round_number)
@@ -197,6 +201,7 @@ def _client_summary(client: ClientSpec, samples: int, totals: RunTotals, config:
         "samples": samples,
         "train_sent_bytes": totals.train_sent_bytes.get(client.client_id, 0),
         "missed_rounds": totals.missed_rounds.get(client.client_id, []),
+        "trained_rounds": totals.trained_rounds.get(client.client_id, 0),
         **_evaluation_summary(totals.evaluation.get(client.client_id), config),
     }
 

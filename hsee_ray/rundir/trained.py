@@ -85,13 +85,18 @@ class TrainedModels:
         tensors.update({name.removeprefix(own): t for name, t in tensors.items() if name.startswith(own)})
         return _fill(chain, chain.units, tensors)
 
+    def has_learnt(self, client_id: int) -> bool:
+        """Whether a client has a model that it has trained itself; runs of 0.1.0 say no more than that it is there."""
+        there = (self.directory / f"{self._spec(client_id).client_file}.safetensors").is_file()
+        return there and self.summary["clients"][client_id].get("trained_rounds", 1) > 0
+
     def feature_path(self, client_id: int) -> FeaturePath | None:
         """How a client's features travel outside of training.
 
-        None where it never trained: it has no model file, or has seen no range for int8.
+        None where it never trained, or has seen no range for int8.
         """
         spec = self._spec(client_id)
-        if not (self.directory / f"{spec.client_file}.safetensors").is_file():
+        if not self.has_learnt(client_id):
             return None
         found = FeaturePath(self.config, spec, self._feature_shapes[spec.cut - 1])
         tensors = self._tensors(spec.client_file)

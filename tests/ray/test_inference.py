@@ -158,8 +158,18 @@ def test_a_client_that_has_no_model_is_left_out(averaging: Run, warm_actors: Act
     events: list[Event] = []
     with trained_actors(run, [], events.append, create=warm_actors) as rounds:
         found, by_tier = evaluate(rounds, run, Plan("test", (0.5,), "entropy", None))
-    assert [(event.who, event.text) for event in events] == [("client 000", "has no model")]
+    assert [(event.who, event.text) for event in events] == [("client 000", "was never trained: it is left out")]
     assert {row.name for row in found.gates if row.scope == "tier"} == {"hub", "whole"} and set(by_tier) == {"hub"}
+
+
+def test_a_client_that_has_learnt_nothing_is_left_out(run: Run, warm_actors: ActorFactory) -> None:
+    """It has a model, which is as it was initialised."""
+    run.summary["clients"][SENSOR]["trained_rounds"] = 0
+    events: list[Event] = []
+    with trained_actors(run, [], events.append, create=warm_actors) as rounds:
+        assert SENSOR not in ask(rounds, "test", gates(SENDS_ALL))
+    assert [(event.who, event.text) for event in events] == [("client 000", "was never trained: it is left out")]
+    assert run.models.feature_path(SENSOR) is None
 
 
 def test_calibration_sees_only_what_was_set_aside(run: Run, warm_actors: ActorFactory) -> None:

@@ -69,6 +69,14 @@ def test_totals_keep_sums_and_the_last_evaluation() -> None:
     assert totals.missed_rounds == {1: [3]}
 
 
+def test_who_made_no_step_has_not_trained() -> None:
+    """Neither who skipped every batch, nor whose server did."""
+    totals = RunTotals()
+    skipped, trained = TrainReport(0, (), 600, 2), TrainReport(12, (1.0,), 600)
+    totals.add(RoundReport(1, 0.1, 3.0, 2.0, {0: skipped, 1: trained, 2: trained}, {0: skipped, 1: skipped}))
+    assert totals.trained_rounds == {2: 1}
+
+
 def test_run_and_data() -> None:
     summary = summary_of_two_rounds()
     assert {key: summary[key] for key in ("strategy", "seed", "rounds", "wall_s", "samples_per_s")} == {
@@ -108,6 +116,7 @@ def test_a_client_with_a_server() -> None:
         "majority_rate": 0.6,
         "train_sent_bytes": 900,
         "missed_rounds": [],
+        "trained_rounds": 1,
         "eval_samples": 10,
         "eval_sent_bytes": 1000,
         "gated": [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -11,9 +14,39 @@ _MMAP_BYTES = 32 << 20
 _TRIM_BYTES = 64 << 20
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(control_groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those of the machine that it may run on, and no more than its container has."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(there, *(math.ceil(quota) for quota in _cpu_quotas(control_groups))))
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """Cores that control groups of this process, of either version, let it use; infinite at least."""
+    yield math.inf
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "" or "cpu" in controllers.split(","):
+            top = root / "cpu" if controllers else root
+            own = top / group.lstrip("/")
+            for directory in (own, *own.parents):
+                if directory.is_relative_to(top):
+                    yield _cpu_quota(directory)
+
+
+def _cpu_quota(directory: Path) -> float:
+    """Cores that one control group may use."""
+    with suppress(OSError, ValueError):  # no such group, or no limit
+        quota, period = (directory / "cpu.max").read_text(encoding="ascii").split()
+        return int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        names = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+        of_v1, every = (int((directory / name).read_text(encoding="ascii")) for name in names)
+        return of_v1 / every if of_v1 > 0 else math.inf
+    return math.inf
 
 
 def processor() -> str | None:

@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError
 from actors.cluster.capacity import assess
 from actors.cluster.node_types import read_growth
 from actors.cluster.orphan_reaper import kept_processes
-from actors.cluster.ray_internals import free_memory, living_nodes, may_grow, ping
+from actors.cluster.ray_internals import daemons_in_own_groups, free_memory, living_nodes, may_grow, ping
 from actors.cluster.requests import requests
 from actors.cluster.resources import Growth, Request, take_gpus, total_of
 from actors.cluster.slots import SERVERS, SlotPlan, plan_slots
@@ -149,16 +149,17 @@ def _silence_death_logs() -> None:
 
 
 def _start_local(resources: dict[str, float], metrics: bool) -> None:
-    ray.init(
-        address="local",
-        num_cpus=int(resources.pop("CPU")),
-        num_gpus=int(resources.pop("GPU")),
-        resources=resources,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _system_config=NO_CALL_RECORDS if metrics else NO_CALL_RECORDS | NO_METRICS,
-    )
+    with daemons_in_own_groups():
+        ray.init(
+            address="local",
+            num_cpus=int(resources.pop("CPU")),
+            num_gpus=int(resources.pop("GPU")),
+            resources=resources,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _system_config=NO_CALL_RECORDS if metrics else NO_CALL_RECORDS | NO_METRICS,
+        )
 
 
 def _join(address: str, named_by: str) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 import ray
 import ray._private.state
 import ray._private.utils
+from ray._private import services
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.internal_api import get_memory_info_reply
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -22,6 +25,22 @@ from actors.cluster.resources import Node
 
 ASK_S = 5.0
 """For what is only told, and never waited for."""
+
+
+@contextmanager
+def daemons_in_own_groups() -> Iterator[None]:
+    """Ray's daemons that start in the block get process groups of their own.
+
+    A signal to the group of the driver, as `timeout` and terminals send it, would end them before the run can leave a
+    checkpoint.
+    """
+    module: Any = services
+    popen = module.ConsolePopen
+    module.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        module.ConsolePopen = popen
 
 
 def ping(address: str, timeout_s: float) -> None:

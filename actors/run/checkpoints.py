@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from actors.run.run_state import Average, Lineage, RunState, average_refs
 from actors.run.team import AGGREGATOR, Member, Team
 from actors.workers.contract import ObjectList, ReadShard, SaveModel, WriteShard
 from hsee_ray.config.fleet import ModelId
+from hsee_ray.errors import RunError
 from hsee_ray.rundir.checkpoint import (
     AVERAGES_FILE,
     PROGRESS_FILE,
@@ -76,15 +78,21 @@ def save_checkpoint(
         }
         return {**made, AVERAGES_FILE: (AGGREGATOR, write_averages)} if keys else made
 
-    files: dict[str, FileEntry] = rounds.all_of(calls, number, STAGE)
-    check_owner()
-    progress.round_number = number
-    progress.ledger = state.ledger
-    progress.trained = tuple(sorted(state.trained))
-    progress.averages = keys
-    content = progress.to_json()
-    storage.write(f"{directory}/{PROGRESS_FILE}", content)
-    commit(storage, Manifest(number, {**files, PROGRESS_FILE: entry_of(content)}), keep)
+    try:
+        files: dict[str, FileEntry] = rounds.all_of(calls, number, STAGE)
+        check_owner()
+        progress.round_number = number
+        progress.ledger = state.ledger
+        progress.trained = tuple(sorted(state.trained))
+        progress.averages = keys
+        content = progress.to_json()
+        storage.write(f"{directory}/{PROGRESS_FILE}", content)
+        commit(storage, Manifest(number, {**files, PROGRESS_FILE: entry_of(content)}), keep)
+    except (OSError, RunError):
+        with suppress(OSError):  # half a checkpoint may be what fills the disk
+            if number not in committed_rounds(storage):
+                storage.remove(directory)
+        raise
 
 
 def save_models(rounds: Rounds, directory: str) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hsee_ray.planning.planner import planned
 from hsee_ray.rundir.checkpoint import Manifest, Progress, changed_keys, committed_rounds, newest_checkpoint
 from hsee_ray.rundir.location import OWNER_FILE, RunLocation
 from hsee_ray.rundir.run import CONFIG_FILE, ERROR_FILE, SUMMARY_FILE, Run, load_begun, load_run
-from hsee_ray.rundir.run_log import PARTS_DIR
+from hsee_ray.rundir.run_log import PARTS_DIR, check_parts
 from hsee_ray.storage import write_whole
 
 LOCK_FILE = ".lock"
@@ -118,7 +119,7 @@ def _newest_checkpoint(location: RunLocation, listener: Listener) -> tuple[list[
     damaged: list[str] = []
     try:
         newest = committed_rounds(storage)[:1]
-        found = newest_checkpoint(storage, damaged)
+        found = newest_checkpoint(storage, damaged, partial(check_parts, location.local))
     except OSError as error:
         raise UserError(f"{storage.root}: checkpoints cannot be read there ({str(error).splitlines()[0]})") from None
     for reason in damaged:
@@ -224,8 +225,16 @@ def _run(
         except (OSError, TakenOverError):  # a full disk may be what it is about, or that the run is another's now
             where = "no traceback could be left there"
         reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        raise RunError(f"{reason}; {where}") from error
+        raise RunError(f"{reason}; {_kept(location)}{where}") from error
     return load_run(run_dir)
+
+
+def _kept(location: RunLocation) -> str:
+    """The checkpoint from which a failed run can go on, if there is one."""
+    with suppress(OSError):
+        for number in committed_rounds(location.storage(CHECKPOINTS_DIR))[:1]:
+            return f"round {number} is in a checkpoint, continue with --resume {location.shown}; "
+    return ""
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NoReturn
 
 import ray
@@ -26,7 +27,7 @@ from hsee_ray.models.weights import weights_sha256
 from hsee_ray.rundir.checkpoint import Manifest, Progress, newest_checkpoint, remove_newer
 from hsee_ray.rundir.location import RunLocation
 from hsee_ray.rundir.run import ERROR_FILE, MODELS_DIR, SUMMARY_FILE
-from hsee_ray.rundir.run_log import RunLog
+from hsee_ray.rundir.run_log import RunLog, check_parts
 from hsee_ray.rundir.summary import DataSummary, build_summary, write_summary
 from hsee_ray.simulation.clock import clock_of
 from hsee_ray.simulation.prediction import RoundCost
@@ -88,7 +89,7 @@ class Session:
                 return
             except StateLost as lost:
                 damaged: list[str] = []
-                found, again = newest_checkpoint(self.storage, damaged), True
+                found, again = newest_checkpoint(self.storage, damaged, partial(check_parts, self.run_dir)), True
                 where = f"round {found[0].round_number}" if found else "the beginning"
                 reasons = "".join(f" ({reason})" for reason in damaged)
                 self.listener.happened(

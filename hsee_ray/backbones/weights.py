@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"model.weights is {path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
+            return _without_wrapper(load_file(path))
         if path.suffix not in (".pth", ".pt"):
             raise ConfigError(f"model.weights is {path}: use a .safetensors, .pth or .pt file")
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -151,4 +151,12 @@ def _read(path: Path) -> dict[str, Tensor]:
                 f"model.weights is {path}: it is not a state dict: {name!r} is {type(value).__name__}, not a "
                 "tensor; save the network's state_dict()"
             )
-    return dict(content)
+    return _without_wrapper(dict(content))
+
+
+def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as they were before DataParallel or torch.compile wrapped the network."""
+    for prefix in ("module.", "_orig_mod."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

@@ -32,7 +32,14 @@ class Strict(BaseModel):
                         raise ValueError(f"{name} is {value}: YAML reads yes, no, on and off so; quote a word")
                     if isinstance(value, int) and abs(value) >= 1 << 63:
                         raise ValueError(f"{name} has {len(str(abs(value)))} digits: give a number below 2^63")
+                    if isinstance(value, str) and not is_text(value):
+                        raise ValueError(f"{name} is {value!a}: it is no UTF-8 text; give it another name")
         return values
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: bytes of names that are none become lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hsee_ray.config.problems import is_text
 from hsee_ray.config.schema import DataConfig
 from hsee_ray.data.decode import Contents, Note, Notes, Source, Split, decode_split
 from hsee_ray.data.images import ImageMetadata, ImageSet, read_metadata, write_images
@@ -179,6 +180,9 @@ def _class_names(config: DataConfig, contents: Contents) -> tuple[str, ...]:
     names = (contents.class_names or ())[:n_classes]
     more = range(len(names), n_classes)
     names = (*names, *(f"class {k}" if str(k) in names else str(k) for k in more))
+    no_text = [name for name in names if not is_text(name)]
+    if no_text:
+        raise DataError(f"data set {config.name} has a class {no_text[0]!a}, which is no UTF-8 text: rename it")
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise DataError(f"data set {config.name} has two classes of the name {repeated[0]!r}: give each its own")

@@ -9,25 +9,39 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from random import random
+from socket import SO_SNDBUF, SOL_SOCKET
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3 import BaseHTTPResponse
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, HTTPError
+from urllib3.exceptions import TimeoutError as TimeoutErrorOfHTTP
 
 from hsee_ray.edge.bundle import CLIENT_MODEL, checked_file, load_bundle
 from hsee_ray.edge.protocol import MEDIA_TYPE, PATH, decode_answer, encode, error_of
 from hsee_ray.edge.stages import DeviceStage
 from hsee_ray.edge.task import Task
-from hsee_ray.errors import RunError, UserError
+from hsee_ray.errors import DataError, RunError, UserError
 
 Array = np.ndarray[Any, Any]
 
 _log = logging.getLogger(__name__)
 
+_MOST_TIMEOUT_S = 86400.0
+_SEND_BUFFER_BYTES = 64 << 10
+_PIECE_BYTES = 64 << 10
+_MOST_ERROR_BYTES = 64 << 10
+_MOST_LABEL_BYTES = 24
+"""Of a label in an answer, spaces included."""
+_LEAST_BYTES_PER_S = 1000
+"""Of an answer, in the mean."""
 _BUSY = (408, 429, *range(500, 600))
 """Statuses that another try may mend: too late, too many, out of order."""
 _FIRST_PAUSE_S = 0.2
@@ -76,11 +90,12 @@ class EdgeClient:
     ) -> None:
         """`bundle` is the directory of one client. Without a URL the exit answers everything.
 
-        A request is tried 1 + `retries` times, each until nothing has come for `timeout_s`; `on_unreachable` says what
-        follows when all fail. `threads` are those of one inference, by default as many as there are cores. Raises
-        DataError for a bundle that is missing or damaged or names parts that this device lacks, UserError for a URL
-        that is none.
+        A request is tried 1 + `retries` times, each until the link has been silent for `timeout_s`: a slow one may take
+        longer. `on_unreachable` says what follows when all fail. `threads` are those of one inference, by default as
+        many as there are cores. Raises DataError for a bundle that is missing or damaged or names parts that a device
+        lacks, UserError for an argument that is none of these.
         """
+        _check_arguments(token, timeout_s, retries, on_unreachable, threads)
         directory = Path(bundle)
         self.bundle = load_bundle(directory)
         self._stages: list[DeviceStage] = [stage.load(DeviceStage) for stage in self.bundle.stages]
@@ -88,24 +103,21 @@ class EdgeClient:
         self._on_unreachable = on_unreachable
         self._url = None if server_url is None else _answer_url(server_url)
         self._session = _session(checked_file(directory, self.bundle, CLIENT_MODEL), threads)
+        logits = self._session.get_outputs()[0].shape[1:]
+        if len(logits) == 1 and logits != [len(self.bundle.class_names)]:
+            named = len(self.bundle.class_names)
+            raise DataError(f"{directory}: has {named} names of classes for {logits[0]} outputs; export it again")
         headers = {"Content-Type": MEDIA_TYPE}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
+        self._timeout_s, self._retries = timeout_s, retries
         self._http = urllib3.PoolManager(
             maxsize=_CONNECTIONS,
             headers=headers,
-            timeout=urllib3.Timeout(timeout_s),
-            retries=urllib3.Retry(
-                total=retries,
-                redirect=False,
-                status_forcelist=_BUSY,
-                allowed_methods=None,  # an answer changes nothing on the server, so POST may be repeated too
-                backoff_factor=_FIRST_PAUSE_S / 2,
-                backoff_max=timeout_s,
-                backoff_jitter=_FIRST_PAUSE_S,  # devices that failed together do not come back together
-                retry_after_max=max(1, int(timeout_s)),
-                raise_on_status=False,
-            ),
+            timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s),
+            retries=False,
+            # What the system has taken counts as sent: a large buffer would hide that a slow link still carries it.
+            socket_options=[*HTTPConnection.default_socket_options, (SOL_SOCKET, SO_SNDBUF, _SEND_BUFFER_BYTES)],
         )
 
     def predict(self, images: Array | Sequence[Array]) -> list[Prediction]:
@@ -148,6 +160,8 @@ class EdgeClient:
 
     def _batch(self, images: Array | Sequence[Array]) -> Array:
         """One array (B, H, W, C) of what was given."""
+        if images is None or isinstance(images, str | bytes):
+            raise UserError(f"images are {type(images).__name__}: give uint8 arrays (height, width, channels)")
         given = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else images
         shape = self.bundle.image_shape
         arrays = [given] if isinstance(given, np.ndarray) else [image[np.newaxis] for image in map(np.asarray, given)]
@@ -173,25 +187,93 @@ class EdgeClient:
             return None
 
     def _answer(self, url: str, features: Array) -> Array:
+        sent = features
         for stage in self._stages:
-            features = stage(features)
-        body = encode(self.bundle.client, self.bundle.network, self.bundle.codec.encode(features))
+            sent = stage(sent)
+        body = encode(self.bundle.client, self.bundle.network, self.bundle.codec.encode(sent))
+        status, content = self._post(url, body, len(features))
+        if status == 413 and len(features) > 1:
+            half = len(features) // 2
+            return np.concatenate([self._answer(url, features[:half]), self._answer(url, features[half:])])
+        if status == 401:
+            raise ServerRefused(f"{url}: refuses the token ({error_of(content)}); give the server's own")
+        if status != 200:
+            raise ServerRefused(f"{url}: refuses the request (status {status}: {error_of(content)})")
         try:
-            response = self._http.urlopen("POST", url, body=body, headers=self._http.headers, redirect=False)
-        except HTTPError as error:
-            reason = str(error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error)
-            # "HTTPConnection(host='192.168.1.5', port=8000): Read timed out. ..."
-            raise ServerUnreachable(f"{url}: cannot be reached ({reason.partition('): ')[2] or reason})") from error
-        if response.status in _BUSY:
-            raise ServerUnreachable(f"{url}: cannot answer (status {response.status}: {error_of(response.data)})")
-        if response.status == 401:
-            raise ServerRefused(f"{url}: refuses the token ({error_of(response.data)}); give the server's own")
-        if response.status != 200:
-            raise ServerRefused(f"{url}: refuses the request (status {response.status}: {error_of(response.data)})")
-        try:
-            return decode_answer(response.data, len(features), len(self.bundle.class_names))
+            return decode_answer(content, len(features), len(self.bundle.class_names))
         except ValueError as error:
             raise ServerRefused(f"{url}: is no server of this project ({error}); check the URL") from None
+
+    def _post(self, url: str, body: bytes, samples: int) -> tuple[int, bytes]:
+        """Status and content of the first answer that another try would not mend. Raises ServerUnreachable."""
+        most_bytes = _MOST_ERROR_BYTES + _MOST_LABEL_BYTES * samples
+        trouble, pause_s = "", 0.0
+        for attempt in range(1 + self._retries):
+            time.sleep(pause_s)
+            # Devices that failed together do not come back together.
+            pause_s = (
+                min(self._timeout_s, _FIRST_PAUSE_S * 2 ** (attempt - 1) + _FIRST_PAUSE_S * random()) if attempt else 0
+            )
+            try:
+                response = self._http.urlopen(
+                    "POST",
+                    url,
+                    body=BytesIO(body),  # piece by piece, each with the whole patience
+                    headers={**self._http.headers, "Content-Length": str(len(body))},
+                    redirect=False,
+                    preload_content=False,
+                    decode_content=False,
+                )
+                content = _read(response, most_bytes, self._timeout_s)
+            except (HTTPError, OSError) as error:
+                # "HTTPConnection(host='192.168.1.5', port=8000): Read timed out. ..."
+                reason = str(error).partition("): ")[2] or str(error)
+                silent = isinstance(error, TimeoutError | TimeoutErrorOfHTTP) and not isinstance(
+                    error, ConnectTimeoutError
+                )
+                what = f"was silent for {self._timeout_s:g} s" if silent else f"cannot be reached ({reason})"
+                trouble = f"{url}: {what}"
+                continue
+            if response.status not in _BUSY:
+                return response.status, content
+            trouble = f"{url}: cannot answer (status {response.status}: {error_of(content)})"
+            asked = response.headers.get("Retry-After", "")
+            if asked.isdecimal():
+                pause_s = min(float(asked), self._timeout_s)
+        raise ServerUnreachable(trouble)
+
+
+def _read(response: BaseHTTPResponse, most_bytes: int, timeout_s: float) -> bytes:
+    """The content of an answer. Raises HTTPError for one that is larger than any, or that comes by drops."""
+    deadline = time.monotonic() + timeout_s + most_bytes / _LEAST_BYTES_PER_S
+    content = b""
+    try:
+        while piece := response.read1(_PIECE_BYTES):
+            content += piece
+            if len(content) > most_bytes:
+                raise HTTPError(f"its answer has more than {most_bytes} bytes")
+            if time.monotonic() > deadline:
+                raise HTTPError("its answer does not come to an end")
+    except BaseException:
+        response.close()
+        raise
+    response.release_conn()
+    return content
+
+
+def _check_arguments(
+    token: object, timeout_s: object, retries: object, on_unreachable: object, threads: object
+) -> None:
+    """Raises UserError for what would fail later, or mean something else."""
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= _MOST_TIMEOUT_S:
+        raise UserError(f"timeout_s is {timeout_s!r}: give seconds above 0, at most {_MOST_TIMEOUT_S:g}")
+    for name, value, least in (("retries", retries, 0), ("threads", 1 if threads is None else threads, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{name} is {value!r}: give a whole number, {least} or more")
+    if on_unreachable not in ("answer", "raise"):
+        raise UserError(f"on_unreachable is {on_unreachable!r}: give 'answer' or 'raise'")
+    if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable() and token.strip()):
+        raise UserError("token: give one line of printable ASCII")
 
 
 def _session(model: Path, threads: int | None) -> ort.InferenceSession:

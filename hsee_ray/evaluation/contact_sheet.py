@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from hsee_ray.data import open_images
 from hsee_ray.data.batches import augment
 from hsee_ray.method.setup import Setup
+from hsee_ray.pictures import drawing
 from hsee_ray.rng import generator
 
 COLUMNS = 6
@@ -20,6 +21,7 @@ _GAP = 1
 """Pixels of white between images."""
 
 
+@drawing()
 def write_contact_sheet(setup: Setup, path: Path) -> None:
     """A PNG with one row for each class, of the first 50; black where a class has fewer images."""
     shown = min(setup.n_classes, MOST_CLASSES)
@@ -43,7 +45,7 @@ def write_contact_sheet(setup: Setup, path: Path) -> None:
     axes = figure.subplots()
     axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     names = setup.files.class_names[:shown]
-    axes.set_yticks([(k + 0.5) * (height + _GAP) for k in range(shown)], names, parse_math=False)
+    axes.set_yticks([(k + 0.5) * (height + _GAP) for k in range(shown)], names)
     halves = ["as read", "as augmented"][: columns // COLUMNS]
     axes.set_xticks([(half + 0.5) * COLUMNS * (width + _GAP) for half in range(len(halves))], halves)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)

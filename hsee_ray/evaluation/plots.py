@@ -18,12 +18,14 @@ from hsee_ray.evaluation.calibration import ECE_BINS, gate_curve, reliability
 from hsee_ray.evaluation.report import Evaluation
 from hsee_ray.method.predictions import Answers
 from hsee_ray.method.reports import CONFIDENCE_BINS
+from hsee_ray.pictures import drawing
 
 COLUMNS = 4
 Corner = Literal["lower right", "upper right", "upper left"]
 CLIENT, SERVER, RANDOM, RIGHT, WRONG = "#1f6fb4", "#c8551b", "#8a8a8a", "#2b8a5f", "#c23b3b"
 
 
+@drawing()
 def draw(evaluation: Evaluation, answers: Mapping[str, Answers]) -> dict[str, Figure]:
     """The three pictures by name; none where no client has an exit."""
     if not answers:
@@ -35,6 +37,7 @@ def draw(evaluation: Evaluation, answers: Mapping[str, Answers]) -> dict[str, Fi
     }
 
 
+@drawing()
 def save_figures(directory: Path, split: str, figures: Mapping[str, Figure]) -> None:
     """`<split>-<name>.png`, and the same on TensorBoard in `tensorboard/<split>`, in the place of earlier ones."""
     from torch.utils.tensorboard import SummaryWriter

@@ -27,6 +27,10 @@ def look(setup: Setup) -> list[str]:
         if empty:
             more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
             lines.append(f"no {what} images in this run for class {', '.join(empty[:_NAMED])}{more}")
+    if setup.untouched_weights:
+        lines.append(
+            f"model.weights is for another number of classes: {', '.join(setup.untouched_weights)} begin at random"
+        )
     return lines
 
 

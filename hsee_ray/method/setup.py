@@ -55,6 +55,8 @@ class Setup:
     """Training samples, (clients, classes)."""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of what a run begins with, beside its configuration: a resumed run must begin with the same."""
+    untouched_weights: tuple[str, ...] = ()
+    """Tensors that `model.weights` has for another number of classes, and which begin as without it."""
 
     @property
     def strategy(self) -> Strategy:
@@ -84,7 +86,7 @@ def prepare_run(config: Config) -> Setup:
     files = prepare(config.data)
     if config.model.weights is not None and not os.path.isfile(config.model.weights):
         raise ConfigError(f"model.weights is {config.model.weights!r}: there is no such file")
-    backbone = build_network(config, files)
+    backbone, untouched = _network_and_untouched(config, files)
     train, test = open_images(files.train), open_images(files.test)
     n_classes = len(files.class_names)
     check_task(config, n_classes)
@@ -115,6 +117,7 @@ def prepare_run(config: Config) -> Setup:
             "partition": _sha256(*(rows for part in parts for rows in (part.train, part.calibration))),
             "initial weights": _sha256(*_tensor_bytes(backbone)),
         },
+        untouched_weights=untouched,
     )
 
 
@@ -134,10 +137,15 @@ def _tensor_bytes(backbone: Backbone) -> Iterator[Array]:
 
 def build_network(config: Config, files: DatasetFiles) -> Backbone:
     """The whole base network at its seeded initialisation, or with the weights of `model.weights`."""
+    return _network_and_untouched(config, files)[0]
+
+
+def _network_and_untouched(config: Config, files: DatasetFiles) -> tuple[Backbone, tuple[str, ...]]:
+    """The network, and names of the tensors that `model.weights` has left as they were initialised."""
     backbone = build_backbone(config.model, files.image_shape, len(files.class_names), config.seed)
-    if config.model.weights is not None:
-        load_weights(backbone, config.model.weights)
-    return backbone
+    if config.model.weights is None:
+        return backbone, ()
+    return backbone, load_weights(backbone, config.model.weights)
 
 
 def build_client(

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hsee_ray.evaluation.plots import CLIENT, COLUMNS, RIGHT, SERVER, WRONG
+from hsee_ray.pictures import drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ LOGARITHMIC_FROM = 50.0
 """Ratio of the longest bar to the median one from which seconds are shown on a logarithmic scale."""
 
 
+@drawing()
 def draw_plan(plan: Plan) -> Figure:
     """One panel per tier. A star marks the cut of the plan; cuts that the device cannot hold are shaded."""
     columns = min(len(plan.tiers), COLUMNS)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -164,15 +164,20 @@ def read_checkpoint(storage: Storage, round_number: int) -> tuple[Manifest, Prog
         raise DataError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from None
 
 
-def newest_checkpoint(storage: Storage, damaged: list[str]) -> tuple[Manifest, Progress] | None:
+def newest_checkpoint(
+    storage: Storage, damaged: list[str], check: Callable[[Progress], None]
+) -> tuple[Manifest, Progress] | None:
     """The newest whole checkpoint, or None where there never was one; what is damaged is told in `damaged`.
 
-    Raises DataError when there are checkpoints and none is whole.
+    `check` raises DataError where what a checkpoint counts on outside of it is damaged. Raises DataError when there are
+    checkpoints and none is whole.
     """
     rounds = committed_rounds(storage)
     for number in rounds:
         try:
-            return read_checkpoint(storage, number)
+            manifest, progress = read_checkpoint(storage, number)
+            check(progress)
+            return manifest, progress
         except DataError as error:
             damaged.append(str(error))
     if rounds:

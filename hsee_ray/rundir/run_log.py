@@ -31,7 +31,7 @@ class RunLog:
     """The record of one run directory, from the progress that a checkpoint holds on."""
 
     def __init__(self, run_dir: Path, setup: Setup, progress: Progress) -> None:
-        """Removes what the progress does not name. Raises DataError when a part of the metrics is damaged."""
+        """Removes files that the progress does not name; `check_parts` must have found the others well."""
         self.run_dir = run_dir
         self.setup = setup
         self.progress = progress
@@ -43,9 +43,6 @@ class RunLog:
             if path.is_file() and path.stat().st_size > size:
                 os.truncate(path, size)
         _keep_only(run_dir / PARTS_DIR, progress.metrics_parts)
-        for name, entry in progress.metrics_parts.items():
-            path = run_dir / PARTS_DIR / name
-            check_content(str(path), path.read_bytes() if path.is_file() else b"", entry)
         self.board = RunBoard(run_dir / BOARD_DIR, setup.config, setup.fleet)
         if progress.round_number == 0:
             save_class_counts(run_dir / "class_counts.png", setup.class_counts, setup.files.class_names)
@@ -72,10 +69,11 @@ class RunLog:
             write_table(path, metrics_table(self.rows))
             self.progress.metrics_parts[path.name] = entry_of(path.read_bytes())
             self.rows.clear()
-        for path in (self.run_dir / BOARD_DIR).iterdir():
+        events = [path for path in (self.run_dir / BOARD_DIR).iterdir() if path.is_file()]
+        for path in events:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        self.progress.event_files = {path.name: path.stat().st_size for path in (self.run_dir / BOARD_DIR).iterdir()}
+        self.progress.event_files = {path.name: path.stat().st_size for path in events}
         self.progress.wall_s = self.wall_s
 
     def write_metrics(self) -> None:
@@ -93,7 +91,15 @@ class RunLog:
         self.board.close()
 
 
+def check_parts(run_dir: Path, progress: Progress) -> None:
+    """Raises DataError when a part of the metrics is missing or damaged."""
+    for name, entry in progress.metrics_parts.items():
+        path = run_dir / PARTS_DIR / name
+        check_content(str(path), path.read_bytes() if path.is_file() else b"", entry)
+
+
 def _keep_only(directory: Path, names: Any) -> None:
+    """Removes other files; directories are none of a run's own, such as pictures of an evaluation."""
     for path in directory.iterdir() if directory.is_dir() else ():
-        if path.name not in names:
+        if path.is_file() and path.name not in names:
             path.unlink()

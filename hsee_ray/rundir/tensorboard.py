@@ -23,6 +23,7 @@ from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.method.figures import metrics_of
 from hsee_ray.method.reports import CONFIDENCE_BINS, RoundReport
+from hsee_ray.pictures import drawing
 from hsee_ray.rundir.metrics import MetricRow, metric_rows
 from hsee_ray.rundir.summary import SimulatedTotals
 from hsee_ray.simulation.prediction import RoundCost
@@ -46,7 +47,8 @@ class RunBoard:
 
     def class_counts(self, counts_NK: NDArray[np.int64], class_names: Sequence[str]) -> None:
         """Picture of the samples that each client (row) holds of each class (column)."""
-        self._writer.add_figure("data/class_counts", class_counts_figure(counts_NK, class_names), 0)
+        with drawing():
+            self._writer.add_figure("data/class_counts", class_counts_figure(counts_NK, class_names), 0)
         self._writer.flush()
 
     def round(
@@ -132,6 +134,7 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
     return {**_flat(sections), **tiers}
 
 
+@drawing()
 def class_counts_figure(counts_NK: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """Heat map with a row per client and a column per class; labels only where there is room to read them."""
     clients, classes = counts_NK.shape
@@ -152,6 +155,7 @@ def class_counts_figure(counts_NK: NDArray[np.int64], class_names: Sequence[str]
     return figure
 
 
+@drawing()
 def save_class_counts(path: Path, counts_NK: NDArray[np.int64], class_names: Sequence[str]) -> None:
     """PNG file of `class_counts_figure`."""
     class_counts_figure(counts_NK, class_names).savefig(path, format="png")

@@ -92,7 +92,9 @@ def starting(cache: Path) -> Iterator[Callable[..., Command]]:
     """Starts `python -m <module> <arguments>` in the repository; ends what is left of it with the block."""
     started: list[Command] = []
 
-    def start_command(*arguments: Any, environment: dict[str, str] | None = None) -> Command:
+    def start_command(
+        *arguments: Any, environment: dict[str, str] | None = None, own_group: bool = False, own_session: bool = False
+    ) -> Command:
         mark = uuid.uuid4().hex
         inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "HSEE_STORAGE")}
         environment = {**inherited, "XDG_CACHE_HOME": str(cache), **(environment or {}), MARK: mark}
@@ -103,6 +105,8 @@ def starting(cache: Path) -> Iterator[Callable[..., Command]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0 if own_group else None,
+            start_new_session=own_session,
         )
         started.append(Command(process, mark))
         return started[-1]

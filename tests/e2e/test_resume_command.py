@@ -16,6 +16,8 @@ from hsee_ray import load_run
 from hsee_ray.config.files import load_config
 from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
+from hsee_ray.rundir.checkpoint import committed_rounds
+from hsee_ray.storage import Storage
 from tests.e2e.conftest import Command
 from tests.ray.test_recovery import check_each_round_once
 
@@ -79,6 +81,29 @@ def test_a_driver_that_is_killed_again_and_again_ends_in_the_same_bits(
     assert finished.summary["weights_sha256"] == reference_digest(config_file, tmp_path / "reference")
     check_each_round_once(finished, ROUNDS)
     assert command.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "whose"),
+    [
+        (signal.SIGTERM, 143, "own_group"),
+        (signal.SIGTERM, 143, "own_session"),
+        (signal.SIGINT, 130, "own_group"),
+        (signal.SIGHUP, 129, "own_session"),
+    ],
+)
+def test_a_signal_to_the_whole_group_ends_in_a_checkpoint(
+    sent: signal.Signals, code: int, whose: str, start: Start, config_file: Path, tmp_path: Path
+) -> None:
+    """As `timeout`, batch systems, service managers and terminals send it: Ray's daemons do not get it."""
+    command = start("jobs.train", "--config", config_file, "--run-dir", tmp_path / "run", **{whose: True})
+    command.wait_for_line("[round 2/")
+    os.killpg(command.process.pid, sent)
+    _, err = command.finish()
+    assert command.process.returncode == code, err
+    assert f"continue with --resume {tmp_path / 'run'}" in err.splitlines()[-1]
+    assert command.left_behind() == []
+    assert committed_rounds(Storage.at(str(tmp_path / "run" / "checkpoints")))
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(start: Start, config_file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -502,3 +503,39 @@ def test_a_resume_begins_with_the_data_that_the_run_began_with(
         resume(tmp_path / "run", longer, create=warm_actors)
     changed.write_bytes(as_it_was)
     assert resume(tmp_path / "run", longer, create=warm_actors).summary["rounds"] == 2
+
+
+def test_a_resume_verifies_before_it_changes_anything(
+    tiny: dict[str, Any], tmp_path: Path, warm_actors: ActorFactory
+) -> None:
+    """A damaged part of the metrics: an older whole checkpoint is used. Directories of others are left alone."""
+    config = load_config(tiny, ["checkpoint.every=1", "checkpoint.keep=3", "training.rounds=2"])
+    run(config, tmp_path / "run", create=warm_actors)
+    for directory in ("tensorboard", "metrics"):
+        (tmp_path / "run" / directory / "mine").mkdir()
+        (tmp_path / "run" / directory / "mine" / "notes.txt").write_text("keep")
+    newest = sorted((tmp_path / "run" / "metrics").glob("*.parquet"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    events: list[Event] = []
+    finished = resume(tmp_path / "run", ["training.rounds=3"], Listener(happened=events.append), create=warm_actors)
+    assert any(f"{newest.name}: is damaged" in event.text and "not used" in event.text for event in events)
+    assert finished.summary["weights_sha256"] == reference_digest(load_config(tiny, ["training.rounds=3"]))
+    assert len(list((tmp_path / "run").glob("*/mine/notes.txt"))) == 2
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(
+    tiny: dict[str, Any], tmp_path: Path, warm_actors: ActorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Storage.write
+
+    def full(storage: Storage, name: str, content: bytes) -> None:
+        if name.startswith("round-000002"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(storage, name, content)
+
+    monkeypatch.setattr(Storage, "write", full)
+    with pytest.raises(RunError, match=r"No space left.*round 1 is in a checkpoint, continue with --resume .*/run;"):
+        run(load_config(tiny, ["checkpoint.every=1"]), tmp_path / "run", create=warm_actors)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["round-000001"]
+    monkeypatch.undo()
+    assert resume(tmp_path / "run", create=warm_actors).summary["rounds"] == 3

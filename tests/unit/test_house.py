@@ -20,6 +20,7 @@ ORDER = (
     "hsee_ray.errors",
     "hsee_ray.paths",
     "hsee_ray.process",
+    "hsee_ray.pictures",
     "hsee_ray.rng",
     "hsee_ray.storage",
     "hsee_ray.edge",

@@ -56,6 +56,10 @@ def progress(round_number: int) -> Progress:
     )
 
 
+def whatever(_: Progress) -> None:
+    """Nothing outside of a checkpoint is damaged."""
+
+
 def write_checkpoint(storage: Storage, round_number: int, keep: int = 9) -> None:
     directory = directory_of(round_number)
     files = {shard_file(MODEL): b"tensors " * 4, PROGRESS_FILE: progress(round_number).to_json()}
@@ -96,12 +100,12 @@ def test_a_checkpoint_is_read_back(storage: Storage) -> None:
 def test_nothing_counts_before_its_manifest(storage: Storage) -> None:
     write_checkpoint(storage, 2)
     storage.write(f"{directory_of(4)}/{PROGRESS_FILE}", progress(4).to_json())
-    found = newest_checkpoint(storage, [])
+    found = newest_checkpoint(storage, [], whatever)
     assert found is not None and found[0].round_number == 2
 
 
 def test_no_checkpoint_is_none(storage: Storage) -> None:
-    assert newest_checkpoint(storage, []) is None
+    assert newest_checkpoint(storage, [], whatever) is None
 
 
 def test_the_newest_are_kept(storage: Storage) -> None:
@@ -116,16 +120,34 @@ def test_a_damaged_one_is_told_and_the_one_before_it_is_used(storage: Storage) -
         write_checkpoint(storage, number)
     storage.write(f"{directory_of(4)}/{shard_file(MODEL)}", b"other")
     damaged: list[str] = []
-    found = newest_checkpoint(storage, damaged)
+    found = newest_checkpoint(storage, damaged, whatever)
     assert found is not None and found[0].round_number == 2
     assert len(damaged) == 1 and "round-000004/client-3.safetensors: is damaged" in damaged[0]
+
+
+def test_one_that_counts_on_something_damaged_is_not_used(storage: Storage) -> None:
+    def check(found: Progress) -> None:
+        if found.round_number == 4:
+            raise DataError("metrics: are damaged")
+
+    for number in (2, 4):
+        write_checkpoint(storage, number)
+    damaged: list[str] = []
+    found = newest_checkpoint(storage, damaged, check)
+    assert found is not None and found[0].round_number == 2 and damaged == ["metrics: are damaged"]
+
+
+def test_an_older_checkpoint_does_not_say_how_often_who_trained() -> None:
+    older = json.loads(progress(2).to_json())
+    del older["totals"]["trained_rounds"]
+    assert Progress.from_json(json.dumps(older).encode()).totals.trained_rounds == {0: 1, 3: 1}
 
 
 def test_no_whole_one_is_an_error(storage: Storage) -> None:
     write_checkpoint(storage, 2)
     storage.write(f"{directory_of(2)}/{MANIFEST_FILE}", b"{}")
     with pytest.raises(DataError, match=r"none of the 1 checkpoints is whole .*start again"):
-        newest_checkpoint(storage, [])
+        newest_checkpoint(storage, [], whatever)
 
 
 def test_every_flipped_and_every_cut_byte_is_noticed(tmp_path: Path) -> None:

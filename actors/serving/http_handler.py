@@ -28,8 +28,10 @@ from hsee_ray.edge.protocol import (
 Array = np.ndarray[Any, Any]
 
 METHODS = {PATH: "POST", READY_PATH: "GET"}
-BODY_TIMEOUT_S = 60.0
-"""Longest time to read a body: a slower sender holds a place that others wait for."""
+SILENCE_S = 60.0
+"""Longest time in which nothing of a body comes."""
+LEAST_BYTES_PER_S = 500
+"""Of a body, in the mean after that time: who sends less would hold a connection for ever."""
 _SHOWN = 80
 """Characters of a wrong path that the answer repeats."""
 
@@ -51,13 +53,19 @@ class HttpHandler:
         answer: Callable[[Offload], Awaitable[Array]],
         max_body_bytes: int,
         digest: bytes | None,
+        places: int,
     ) -> None:
-        """`served` says what every client sends; `digest` is the token's, None to serve anyone."""
+        """`served` says what every client sends; `digest` is the token's, None to serve anyone.
+
+        So many requests whose bodies are there are answered at the same time, and as many again may wait.
+        """
         self.network = network
         self.served = served
         self.answer = answer
         self.max_body_bytes = max_body_bytes
         self.digest = digest
+        self.places = asyncio.Semaphore(places)
+        self.room = 2 * places
 
     async def __call__(self, request: Request) -> Response:
         """Never raises: whatever is wrong with one request, the next one is answered."""
@@ -80,9 +88,16 @@ class HttpHandler:
             return json.dumps({"network": self.network, "clients": sorted(self.served)}).encode()
         self._check_token(request.headers.get("authorization", ""))
         body = await self._body(request)
-        # Checking a large body takes as long as computing it, and others are waiting to be received.
-        offload = await asyncio.to_thread(decode, memoryview(body), self.network, self.served)
-        return encode_answer(await self.answer(offload))
+        if not self.room:
+            raise BadRequest(503, "the server is busy: come again")
+        self.room -= 1
+        try:
+            async with self.places:
+                # Checking a large body takes as long as computing it, and others are waiting to be received.
+                offload = await asyncio.to_thread(decode, memoryview(body), self.network, self.served)
+                return encode_answer(await self.answer(offload))
+        finally:
+            self.room += 1
 
     def _check_token(self, authorization: str) -> None:
         if self.digest is None:
@@ -101,13 +116,17 @@ class HttpHandler:
             )
         body = bytearray()
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
+            async with asyncio.timeout(SILENCE_S) as deadline:
+                clock = asyncio.get_running_loop().time
+                begin = clock()
                 async for piece in request.stream():
+                    allowed_s = SILENCE_S + (len(body) + len(piece)) / LEAST_BYTES_PER_S
+                    deadline.reschedule(min(clock() + SILENCE_S, begin + allowed_s))
                     if len(body) + len(piece) > limit:
                         raise BadRequest(413, f"the body has more than {limit} bytes: send fewer samples")
                     body += piece
         except TimeoutError:
-            raise BadRequest(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+            raise BadRequest(408, f"nothing of the body came for {SILENCE_S:g} s, or hardly anything") from None
         except ClientDisconnect:
             raise BadRequest(400, "the connection ended before the body did") from None
         return body

@@ -18,6 +18,7 @@ from tests.exports import SHAPE, malformed_bodies
 
 NETWORK = "5eed" * 16
 LIMIT = 4096
+PLACES = 2
 SERVED = {0: SentFeatures(SHAPE), 1: SentFeatures(SHAPE)}
 FEATURES = np.arange(2 * 256, dtype=np.float32).reshape(2, *SHAPE)
 BODY = encode(1, NETWORK, FEATURES)
@@ -38,7 +39,7 @@ async def sample_counts(offload: Offload) -> np.ndarray[Any, Any]:
 
 def handler(answer: Any = sample_counts, token: str | None = None) -> HttpHandler:
     digest = None if token is None else token_digest(token)
-    return HttpHandler(NETWORK, SERVED, answer, LIMIT, digest)
+    return HttpHandler(NETWORK, SERVED, answer, LIMIT, digest, PLACES)
 
 
 def ask(
@@ -140,7 +141,7 @@ def test_a_body_without_a_length_is_read_up_to_the_limit() -> None:
 def test_a_body_of_just_the_limit() -> None:
     samples = (LIMIT - HEADER_BYTES) // 1024
     body = encode(0, NETWORK, np.zeros((samples, *SHAPE), np.float32))
-    exact = HttpHandler(NETWORK, {0: SentFeatures(SHAPE)}, sample_counts, len(body), None)
+    exact = HttpHandler(NETWORK, {0: SentFeatures(SHAPE)}, sample_counts, len(body), None, PLACES)
     assert ask(exact, [body], headers={"Content-Length": str(len(body))}).status == 200
 
 
@@ -183,3 +184,59 @@ def test_a_failure_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> N
         {"error": "the server failed at this request; its log says why"},
     )
     assert "the GPU fell out" in caplog.text
+
+
+def request_of(receive: Any) -> Request:
+    return Request({"type": "http", "method": "POST", "path": "/answer", "query_string": b"", "headers": []}, receive)
+
+
+@pytest.mark.parametrize(
+    ("piece", "pause_s", "status"),
+    [(200, 0.06, 200), (0, 0.3, 408), (1, 0.03, 408)],
+    ids=["slow", "silent", "drips"],
+)
+def test_a_body_may_be_slow_but_not_silent(
+    piece: int, pause_s: float, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patience of 0.1 s, and 2 kB/s at least."""
+    monkeypatch.setattr("actors.serving.http_handler.SILENCE_S", 0.1)
+    monkeypatch.setattr("actors.serving.http_handler.LEAST_BYTES_PER_S", 2000)
+    sent = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        await asyncio.sleep(pause_s)
+        first, sent = sent, sent + (piece or 1)
+        return {"type": "http.request", "body": BODY[first:sent], "more_body": sent < len(BODY)}
+
+    response = asyncio.run(handler()(request_of(receive)))
+    assert response.status_code == status, bytes(response.body)
+
+
+def test_those_who_wait_with_a_body_have_few_places_and_those_who_send_have_many() -> None:
+    async def many() -> list[int]:
+        begin = asyncio.Event()
+
+        async def wait(offload: Offload) -> np.ndarray[Any, Any]:
+            await begin.wait()
+            return await sample_counts(offload)
+
+        async def whole() -> dict[str, Any]:
+            return {"type": "http.request", "body": BODY}
+
+        async def never() -> dict[str, Any]:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        asked = handler(wait)
+        silent = [asyncio.create_task(asked(request_of(never))) for _ in range(50)]
+        ready = [asyncio.create_task(asked(request_of(whole))) for _ in range(2 * PLACES + 1)]
+        refused, _ = await asyncio.wait(ready, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        begin.set()
+        responses = await asyncio.wait_for(asyncio.gather(*ready), 5)
+        for task in silent:
+            task.cancel()
+        assert len(refused) == 1
+        return sorted(response.status_code for response in responses)
+
+    assert asyncio.run(many()) == [200] * 2 * PLACES + [503]

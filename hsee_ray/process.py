@@ -17,7 +17,7 @@ _TRIM_BYTES = 64 << 20
 def cores(control_groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: those of the machine that it may run on, and no more than its container has."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(there, *(math.ceil(quota) for quota in _cpu_quotas(control_groups))))
+    return max(1, math.ceil(min(there, *_cpu_quotas(control_groups))))
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hsee_ray.backbones import published_state_dict
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.deploy.graphs import DeviceNetwork, Graph, chain_names, inline_tensors, tensors_in, trace
+from hsee_ray.deploy.program import Program
 from hsee_ray.edge.bundle import CLIENT_MODEL, Bundle, ServerPart, write_bundle
 from hsee_ray.edge.gate import NEVER_SENDS, Gate
 from hsee_ray.edge.protocol import MOST_DIMENSIONS
@@ -243,12 +244,12 @@ class _Exporter:
 
     def _check_programs(self, written: list[_Written]) -> None:
         """Runs the programs as they lie on disk."""
-        programs: dict[Path, Any] = {}
+        programs: dict[Path, Program] = {}
         for client in written:
             if client.stored is not None and client.server_logits_BK is not None:
                 path = self.out / SERVER_DIR / f"{client.spec.cut_name}.pt2"
                 if path not in programs:
-                    programs[path] = torch.export.load(path).module()
+                    programs[path] = Program(path)
                 tensors = {n: torch.from_numpy(self.shared.tensors[kept]) for n, kept in client.stored.items()}
                 _compare(path, [to_array(programs[path](client.h, tensors))], [client.server_logits_BK])
 

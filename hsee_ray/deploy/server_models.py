@@ -5,7 +5,7 @@ Legend: B samples, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from hsee_ray.deploy.program import Program
 from hsee_ray.edge.bundle import BUNDLE_FILE, Bundle, checked_file, load_bundle
 from hsee_ray.edge.codecs import FeatureCodec
 from hsee_ray.edge.protocol import BadRequest, Offload, SentFeatures
@@ -21,8 +22,6 @@ from hsee_ray.errors import DataError
 
 Array = np.ndarray[Any, Any]
 Tensors = Mapping[str, torch.Tensor]
-Program = Callable[[torch.Tensor, Tensors], torch.Tensor]
-"""Features (B, ...) and the tensors that it takes -> logits (B, K). Holds no weights."""
 Bundles = Mapping[Path, Bundle]
 """Bundles with a server part, by the directories of their clients."""
 
@@ -73,7 +72,7 @@ class ServerModels:
             assert bundle.server is not None and bundle.feature_shape is not None
             program_file, weights_file = files.program_and_weights(directory, bundle)
             if program_file not in programs:
-                programs[program_file] = torch.export.load(program_file).module()
+                programs[program_file] = Program(program_file)
             if weights_file not in weights:
                 weights[weights_file] = load_file(weights_file, str(device))
             tensors = {name: weights[weights_file][stored] for name, stored in bundle.server.tensors.items()}

@@ -144,6 +144,11 @@ def test_what_each_client_sends(served: Served) -> None:
     assert sent == {0: SentFeatures((4, 8, 8)), 1: SentFeatures((4, 8, 8)), 2: SentFeatures((4, 4, 4), "int8")}
 
 
+def test_programs_are_not_read_by_what_runs_their_code(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.export, "load")
+    ServerModels(find_bundles(served.out), torch.device("cpu"))
+
+
 def test_a_single_client_can_be_served(served: Served) -> None:
     bundles = find_bundles(served.out / "client-001")
     features = served.features(1, 16)

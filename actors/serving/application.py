@@ -41,6 +41,8 @@ _NAMESPACE = "serve"
 START_TIMEOUT_S = 300.0
 GONE_S = 300.0
 """Ray Serve replaces what has died of its own sooner; where nothing answers for so long, nothing will."""
+CONNECTIONS = 4096
+"""Requests that a replica reads at once, and as many may wait outside; whoever comes then is told to come again."""
 _POLL_S = 0.2
 _WATCH_S = 5.0
 
@@ -75,7 +77,9 @@ class Replica:
         self.models = ServerModels(bundles, choose_device("auto", service.num_gpus, torch.cuda.is_available()))
         self.served = sent_features(bundles)
         (network,) = {bundle.network for bundle in bundles.values()}
-        self.handle = HttpHandler(network, self.served, self.answer, service.max_body_bytes, service.token_digest)
+        self.handle = HttpHandler(
+            network, self.served, self.answer, service.max_body_bytes, service.token_digest, 4 * service.max_batch_size
+        )
         # A thread beside the event loop, and no second one: it would only take the first one's cores.
         self.computing = ThreadPoolExecutor(1)
         batched = serve.batch(max_batch_size=service.max_batch_size, batch_wait_timeout_s=service.batch_wait_s)
@@ -231,9 +235,8 @@ def _application(bundles: Bundles, service: Service) -> serve.Application:
         # A health check waits for the batch that is being computed.
         health_check_timeout_s=120.0,
         ray_actor_options={"num_cpus": service.num_cpus, "num_gpus": service.num_gpus},
-        # A replica holds the batch that it computes and the next one. As many again may wait outside for each of
-        # its places; whoever comes then is told to come again (503), so that memory has a bound.
-        max_ongoing_requests=2 * service.max_batch_size,
-        max_queued_requests=2 * service.max_batch_size * service.max_replicas,
+        # A body is read in the replica, and only a whole one takes one of its few places (`HttpHandler`).
+        max_ongoing_requests=CONNECTIONS,
+        max_queued_requests=CONNECTIONS,
     )
     return deployment(Replica).bind(bundles, service)

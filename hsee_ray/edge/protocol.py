@@ -55,7 +55,7 @@ class BadRequest(UserError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        """HTTP status, from 400 to 499."""
+        """HTTP status, from 400 to 499; 503 where another time is better."""
 
     def __reduce__(self) -> tuple[type[BadRequest], tuple[int, str]]:
         return BadRequest, (self.status, str(self))

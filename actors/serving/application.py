@@ -25,6 +25,7 @@ from starlette.responses import Response
 from actors.cluster.connection import connected
 from actors.cluster.ray_internals import process_of
 from actors.cluster.resources import Request
+from actors.serving.door import put_in_front
 from actors.serving.http_handler import HttpHandler
 from actors.workers.compute import choose_device
 from hsee_ray.config.schema import ClusterConfig
@@ -158,6 +159,7 @@ def serving(bundles: Bundles, service: Service) -> Iterator[Server]:
     replicas = service.max_replicas if service.address is None else service.min_replicas
     request = Request("a replica", "replicas", "--num-cpus", {"CPU": service.num_cpus, "GPU": service.num_gpus})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    put_in_front()
     with connected(ClusterConfig(address=service.address), [request] * replicas, print_waiting, metrics=True):
         if serve.status().proxies:
             raise ResourceError("Ray Serve is at work on this cluster already; end it with `serve shutdown` first")

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hsee_ray.edge.edge_client import EdgeClient, Prediction, ServerBusy, ServerRefused, ServerUnreachable
 from hsee_ray.errors import DataError, UserError
@@ -331,3 +333,35 @@ def test_a_model_of_another_bundle(tmp_path: Path, field: str, value: Any) -> No
     (directory / "bundle.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"client\.onnx has shapes .*, and bundle\.json names .*; export it again"):
         EdgeClient(directory)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([0, 1, 2, 3, "a:b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@pytest.mark.long
+def test_no_bundle_ends_in_a_traceback(tmp_path: Path) -> None:
+    directory = write_client(tmp_path / "client-003")
+    right = json.loads((directory / "bundle.json").read_text())
+
+    @settings(max_examples=2000, deadline=None)
+    @given(st.sampled_from(sorted(right)), st.none() | st.sampled_from(["name", "kind", "tau", "onnx", "low"]), JSON)
+    def any_value(key: str, inner: str | None, value: Any) -> None:
+        if inner is not None and isinstance(right[key], dict):
+            value = right[key] | {inner: value}
+        (directory / "bundle.json").write_text(json.dumps(right | {key: value}))
+        try:
+            with EdgeClient(directory, threads=1) as client:
+                assert len(client.predict(images_of(SURE, UNSURE))) == 2
+        except DataError as error:
+            assert "\n" not in str(error)
+
+    any_value()

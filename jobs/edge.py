@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.batch_size < 1:
         parser.error("--batch-size: give at least 1")
-    if not 0 < options.timeout_s < MOST_TIMEOUT_S:
-        parser.error(f"--timeout-s: give more than 0 and less than {MOST_TIMEOUT_S:g}")
+    if not 0 < options.timeout_s <= MOST_TIMEOUT_S:
+        parser.error(f"--timeout-s: give more than 0 and up to {MOST_TIMEOUT_S:g}")
     return exit_code(lambda: _predict_and_print(options))
 
 
 def _predict_and_print(options: argparse.Namespace) -> int:
-    from hsee_ray.edge.edge_client import EdgeClient
+    from hsee_ray.edge.edge_client import EdgeClient, ServerRefused, ServerUnreachable
 
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it reports every retry
     client = EdgeClient(
@@ -63,10 +63,16 @@ def _predict_and_print(options: argparse.Namespace) -> int:
     with client:
         images = _images(arrays, shape, client.bundle.image_bits)
         while batch := list(islice(images, options.batch_size)):
-            predictions = client.predict([image for _, image in batch])
+            failure: ServerRefused | ServerUnreachable | None = None
+            try:
+                predictions = client.predict([image for _, image in batch])
+            except (ServerRefused, ServerUnreachable) as error:
+                failure, predictions = error, list(error.predictions)
             for (name, _), prediction in zip(batch, predictions, strict=True):
-                print(_line(name, classes[prediction.label], prediction, widths, options.server is not None))
+                print(_line(name, classes[prediction.label], prediction, widths))
             sys.stdout.flush()
+            if failure is not None:
+                raise failure
             total += len(predictions)
             exited += sum(prediction.exited for prediction in predictions)
             degraded += sum(prediction.degraded for prediction in predictions)
@@ -74,10 +80,10 @@ def _predict_and_print(options: argparse.Namespace) -> int:
     return 0
 
 
-def _line(name: str, class_name: str, prediction: Prediction, widths: tuple[int, int], has_server: bool) -> str:
+def _line(name: str, class_name: str, prediction: Prediction, widths: tuple[int, int]) -> str:
     who = "exit" if prediction.exited else SERVER
     if prediction.degraded:
-        who = "exit (server unreachable)" if has_server else "exit (no server)"
+        who = f"exit ({prediction.reason})"
     times = f"{prediction.confidence:.3f}  {who}  {prediction.latency_ms:.1f} ms"
     return f"{name:<{widths[0]}}  {class_name:<{widths[1]}}  {times}"
 
@@ -142,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
         default="answer",
         help="without an answer of the server: the exit answers (default), or the command ends with 1",
     )
-    parser.add_argument("--timeout-s", type=float, default=10.0, metavar="S", help="of each of 4 tries (default: 10)")
+    parser.add_argument(
+        "--timeout-s", type=float, default=10.0, metavar="S", help="of silence, in each of 4 tries (default: 10)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     return parser
 

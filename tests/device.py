@@ -97,6 +97,8 @@ class Server:
         self.headers: dict[str, str] = {}
         """Of scripted answers."""
         self.delay_s = 0.0
+        self.most_samples = 1 << 30
+        """Larger requests get a 413."""
         self.samples: list[int] = []
         """Of each request that could be read."""
         self.tokens: list[str | None] = []
@@ -131,6 +133,8 @@ class Server:
             arrived = decode(body, NETWORK, SERVED)
             with self._lock:
                 self.samples.append(len(arrived.features))
+            if len(arrived.features) > self.most_samples:
+                raise BadRequest(413, "too many samples")
             features = CODECS[arrived.client].decode(arrived.features)
             answer = encode_answer(features[:, 0, 1, 1].astype(int)) if self.body is None else self.body
         except BadRequest as error:

@@ -25,6 +25,7 @@ from starlette.responses import Response
 from actors.cluster.connection import connected
 from actors.cluster.ray_internals import process_of
 from actors.cluster.resources import Request
+from actors.serving.door import put_in_front
 from actors.serving.http_handler import HttpHandler
 from actors.workers.compute import choose_device
 from hsee_ray.config.schema import ClusterConfig
@@ -41,8 +42,8 @@ _NAMESPACE = "serve"
 START_TIMEOUT_S = 300.0
 GONE_S = 300.0
 """Ray Serve replaces what has died of its own sooner; where nothing answers for so long, nothing will."""
-MOST_CONNECTIONS = 2048
-"""Of one replica, most of which may be slow."""
+CONNECTIONS = 4096
+"""Requests that a replica reads at once, and as many may wait outside; whoever comes then is told to come again."""
 _POLL_S = 0.2
 _WATCH_S = 5.0
 
@@ -77,9 +78,8 @@ class Replica:
         self.models = ServerModels(bundles, choose_device("auto", service.num_gpus, torch.cuda.is_available()))
         self.served = sent_features(bundles)
         (network,) = {bundle.network for bundle in bundles.values()}
-        places = 2 * service.max_batch_size  # for the batch that is computed, and the next one
         self.handle = HttpHandler(
-            network, self.served, self.answer, service.max_body_bytes, service.token_digest, places
+            network, self.served, self.answer, service.max_body_bytes, service.token_digest, 4 * service.max_batch_size
         )
         # A thread beside the event loop, and no second one: it would only take the first one's cores.
         self.computing = ThreadPoolExecutor(1)
@@ -159,6 +159,7 @@ def serving(bundles: Bundles, service: Service) -> Iterator[Server]:
     replicas = service.max_replicas if service.address is None else service.min_replicas
     request = Request("a replica", "replicas", "--num-cpus", {"CPU": service.num_cpus, "GPU": service.num_gpus})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    put_in_front()
     with connected(ClusterConfig(address=service.address), [request] * replicas, print_waiting, metrics=True):
         if serve.status().proxies:
             raise ResourceError("Ray Serve is at work on this cluster already; end it with `serve shutdown` first")
@@ -236,9 +237,8 @@ def _application(bundles: Bundles, service: Service) -> serve.Application:
         # A health check waits for the batch that is being computed.
         health_check_timeout_s=120.0,
         ray_actor_options={"num_cpus": service.num_cpus, "num_gpus": service.num_gpus},
-        # Whoever is still sending takes one of many places. `HttpHandler` has few for those whose bodies are there, and
-        # tells others to come again (503).
-        max_ongoing_requests=MOST_CONNECTIONS,
-        max_queued_requests=2 * service.max_batch_size * service.max_replicas,
+        # A body is read in the replica, and only a whole one takes one of its few places (`HttpHandler`).
+        max_ongoing_requests=CONNECTIONS,
+        max_queued_requests=CONNECTIONS,
     )
     return deployment(Replica).bind(bundles, service)

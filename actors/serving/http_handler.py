@@ -28,10 +28,9 @@ from hsee_ray.edge.protocol import (
 Array = np.ndarray[Any, Any]
 
 METHODS = {PATH: "POST", READY_PATH: "GET"}
-SILENCE_S = 60.0
-"""Longest time in which nothing of a body comes."""
-LEAST_BYTES_PER_S = 500
-"""Of a body, in the mean after that time: who sends less would hold a connection for ever."""
+BODY_IDLE_S = 60.0
+"""Longest silence within a body. After the first two, each must bring `BODY_LEAST_BYTES`."""
+BODY_LEAST_BYTES = 1024
 _SHOWN = 80
 """Characters of a wrong path that the answer repeats."""
 
@@ -57,15 +56,16 @@ class HttpHandler:
     ) -> None:
         """`served` says what every client sends; `digest` is the token's, None to serve anyone.
 
-        So many requests whose bodies are there are answered at the same time, and as many again may wait.
+        As many whole bodies as there are `places` are answered at once, and no more bytes are held than those can have.
+        A body takes its place when it is whole: whoever sends slowly keeps nobody out.
         """
         self.network = network
         self.served = served
         self.answer = answer
         self.max_body_bytes = max_body_bytes
         self.digest = digest
-        self.places = asyncio.Semaphore(places)
-        self.room = 2 * places
+        self.free_places = places
+        self.free_bytes = places * max_body_bytes
 
     async def __call__(self, request: Request) -> Response:
         """Never raises: whatever is wrong with one request, the next one is answered."""
@@ -87,17 +87,20 @@ class HttpHandler:
         if path == READY_PATH:
             return json.dumps({"network": self.network, "clients": sorted(self.served)}).encode()
         self._check_token(request.headers.get("authorization", ""))
-        body = await self._body(request)
-        if not self.room:
-            raise BadRequest(503, "the server is busy: come again")
-        self.room -= 1
+        body = bytearray()
         try:
-            async with self.places:
+            await self._read(request, body)
+            if self.free_places == 0:
+                raise BadRequest(503, "too many requests are here already; come again later")
+            self.free_places -= 1
+            try:
                 # Checking a large body takes as long as computing it, and others are waiting to be received.
                 offload = await asyncio.to_thread(decode, memoryview(body), self.network, self.served)
                 return encode_answer(await self.answer(offload))
+            finally:
+                self.free_places += 1
         finally:
-            self.room += 1
+            self.free_bytes += len(body)
 
     def _check_token(self, authorization: str) -> None:
         if self.digest is None:
@@ -106,30 +109,33 @@ class HttpHandler:
         if scheme.lower() != "bearer" or not hmac.compare_digest(token_digest(token.strip()), self.digest):
             raise BadRequest(401, "this server wants its token, in a header `Authorization: Bearer <token>`")
 
-    async def _body(self, request: Request) -> bytearray:
-        """The body; no more than the limit is ever held."""
+    async def _read(self, request: Request, body: bytearray) -> None:
+        """Adds the request's body, whose bytes are then no longer free; no more than the limit is ever held."""
         limit = self.max_body_bytes
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise BadRequest(
                 413, f"the body has {announced} bytes, this server takes up to {limit}: send fewer samples"
             )
-        body = bytearray()
+        clock = asyncio.get_running_loop().time
+        begun_s = clock()
         try:
-            async with asyncio.timeout(SILENCE_S) as deadline:
-                clock = asyncio.get_running_loop().time
-                begin = clock()
+            async with asyncio.timeout(BODY_IDLE_S) as patience:
                 async for piece in request.stream():
-                    allowed_s = SILENCE_S + (len(body) + len(piece)) / LEAST_BYTES_PER_S
-                    deadline.reschedule(min(clock() + SILENCE_S, begin + allowed_s))
                     if len(body) + len(piece) > limit:
                         raise BadRequest(413, f"the body has more than {limit} bytes: send fewer samples")
+                    if len(piece) > self.free_bytes:
+                        raise BadRequest(503, "too many bodies are here already; come again later")
                     body += piece
+                    self.free_bytes -= len(piece)
+                    paid_s = BODY_IDLE_S * (2 + len(body) / BODY_LEAST_BYTES)
+                    patience.reschedule(min(clock() + BODY_IDLE_S, begun_s + paid_s))
         except TimeoutError:
-            raise BadRequest(408, f"nothing of the body came for {SILENCE_S:g} s, or hardly anything") from None
+            raise BadRequest(
+                408, f"the body stopped: less than {BODY_LEAST_BYTES} bytes in {BODY_IDLE_S:g} s"
+            ) from None
         except ClientDisconnect:
             raise BadRequest(400, "the connection ended before the body did") from None
-        return body
 
 
 def _json(status: int, content: bytes, headers: Mapping[str, str] | None = None) -> Response:

@@ -6,42 +6,31 @@ Needs numpy, onnxruntime and urllib3: neither torch nor Ray. Legend: B samples; 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from os import PathLike
 from pathlib import Path
-from random import random
-from socket import SO_SNDBUF, SOL_SOCKET
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnxruntime as ort
 import urllib3
-from urllib3 import BaseHTTPResponse
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError
-from urllib3.exceptions import TimeoutError as TimeoutErrorOfHTTP
+from urllib3.exceptions import HTTPError, MaxRetryError
 
-from hsee_ray.edge.bundle import CLIENT_MODEL, checked_file, load_bundle
-from hsee_ray.edge.protocol import MEDIA_TYPE, PATH, decode_answer, encode, error_of
+from hsee_ray.edge.bundle import BUNDLE_FILE, CLIENT_MODEL, Bundle, checked_file, load_bundle
+from hsee_ray.edge.protocol import MEDIA_TYPE, PATH, decode_answer, encode, error_of, is_token, most_answer_bytes
 from hsee_ray.edge.stages import DeviceStage
 from hsee_ray.edge.task import Task
+from hsee_ray.edge.transport import Question, Silence, TooLong, connections
 from hsee_ray.errors import DataError, RunError, UserError
 
 Array = np.ndarray[Any, Any]
 
 _log = logging.getLogger(__name__)
 
-_MOST_TIMEOUT_S = 86400.0
-_SEND_BUFFER_BYTES = 64 << 10
-_PIECE_BYTES = 64 << 10
-_MOST_ERROR_BYTES = 64 << 10
-_MOST_LABEL_BYTES = 24
-"""Of a label in an answer, spaces included."""
-_LEAST_BYTES_PER_S = 1000
-"""Of an answer, in the mean."""
 _BUSY = (408, 429, *range(500, 600))
 """Statuses that another try may mend: too late, too many, out of order."""
 _FIRST_PAUSE_S = 0.2
@@ -50,12 +39,9 @@ _CONNECTIONS = 8
 """Connections that are kept open, for so many threads."""
 
 
-class ServerUnreachable(RunError):
-    """No answer after all retries."""
-
-
-class ServerRefused(UserError):
-    """The server answered, and it will not be another time: bundle, token or URL are wrong."""
+MOST_TIMEOUT_S = 86_400.0
+_MOST_REASON = 200
+"""Characters of a reason that another program has given."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,50 @@ class Prediction:
     latency_ms: float
     """From the call until this answer was known. `predict` returns all answers together, with the last one."""
     degraded: bool = False
-    """The exit was not sure, but its answer stands: the server could not be reached, or there is none."""
+    """The exit was not sure, but its answer stands: the server has not answered, or there is none."""
+    reason: str = ""
+    """Why it is degraded: `no server`, `server unreachable`, `server silent`, `server busy`, `server refused`."""
+
+
+class ServerUnreachable(RunError):
+    """No answer after all retries."""
+
+    reason: ClassVar = "server unreachable"
+    predictions: Sequence[Prediction] = ()
+    """Of the whole call: who was sure or has been answered is not lost, the others are degraded."""
+
+
+class ServerSilent(ServerUnreachable):
+    """The server was reached, and then nothing moved: a link that is too slow, or a server that hangs."""
+
+    reason: ClassVar = "server silent"
+
+
+class ServerBusy(ServerUnreachable):
+    """The server answered each time that it cannot answer now."""
+
+    reason: ClassVar = "server busy"
+
+
+class ServerRefused(UserError):
+    """The server answered, and it will not be another time: bundle, token or URL are wrong."""
+
+    reason: ClassVar = "server refused"
+    predictions: Sequence[Prediction] = ()
+    """As those of ServerUnreachable."""
+
+
+class _BodyTooLarge(ServerRefused):
+    """The server, or a proxy before it, takes smaller requests only."""
+
+
+class _Retry(urllib3.Retry):
+    def parse_retry_after(self, retry_after: str) -> float:
+        """Seconds; 0 where the header makes no sense."""
+        try:
+            return super().parse_retry_after(retry_after)
+        except (HTTPError, ValueError, OverflowError):
+            return 0.0
 
 
 class EdgeClient:
@@ -90,11 +119,13 @@ class EdgeClient:
     ) -> None:
         """`bundle` is the directory of one client. Without a URL the exit answers everything.
 
-        A request is tried 1 + `retries` times, each until the link has been silent for `timeout_s`: a slow one may take
+        A request is tried 1 + `retries` times, each until nothing has come or gone for `timeout_s`: a slow link takes
         longer. `on_unreachable` says what follows when all fail. `threads` are those of one inference, by default as
-        many as there are cores. Raises DataError for a bundle that is missing or damaged or names parts that a device
-        lacks, UserError for an argument that is none of these.
+        many as there are cores. Raises DataError for a bundle that is missing or damaged or names parts that this
+        device lacks, UserError for other arguments that cannot be meant.
         """
+        if not isinstance(bundle, (str, PathLike)):
+            raise UserError(f"bundle is {bundle!r}; give the directory of one client")
         _check_arguments(token, timeout_s, retries, on_unreachable, threads)
         directory = Path(bundle)
         self.bundle = load_bundle(directory)
@@ -103,28 +134,35 @@ class EdgeClient:
         self._on_unreachable = on_unreachable
         self._url = None if server_url is None else _answer_url(server_url)
         self._session = _session(checked_file(directory, self.bundle, CLIENT_MODEL), threads)
-        logits = self._session.get_outputs()[0].shape[1:]
-        if len(logits) == 1 and logits != [len(self.bundle.class_names)]:
-            named = len(self.bundle.class_names)
-            raise DataError(f"{directory}: has {named} names of classes for {logits[0]} outputs; export it again")
+        _check_model(directory, self._session, self.bundle)
+        self._most_samples = sys.maxsize
+        """Of one request, as far as is known of what server and proxies take."""
         headers = {"Content-Type": MEDIA_TYPE}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        self._timeout_s, self._retries = timeout_s, retries
-        self._http = urllib3.PoolManager(
+        self._http = connections(
             maxsize=_CONNECTIONS,
             headers=headers,
-            timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s),
-            retries=False,
-            # What the system has taken counts as sent: a large buffer would hide that a slow link still carries it.
-            socket_options=[*HTTPConnection.default_socket_options, (SOL_SOCKET, SO_SNDBUF, _SEND_BUFFER_BYTES)],
+            timeout=urllib3.Timeout(timeout_s),
+            retries=_Retry(
+                total=retries,
+                redirect=False,
+                status_forcelist=_BUSY,
+                allowed_methods=None,  # an answer changes nothing on the server, so POST may be repeated too
+                backoff_factor=_FIRST_PAUSE_S / 2,
+                backoff_max=timeout_s,
+                backoff_jitter=_FIRST_PAUSE_S,  # devices that failed together do not come back together
+                retry_after_max=max(1, int(timeout_s)),
+                raise_on_status=False,
+            ),
         )
 
     def predict(self, images: Array | Sequence[Array]) -> list[Prediction]:
         """Answers of uint8 images (B, H, W, C), of one (H, W, C), or of a list of them, in their order.
 
-        All unsure ones go to the server in one request. Raises UserError for images of another type or shape,
-        ServerRefused, and ServerUnreachable where the client was told to raise it.
+        All unsure ones go to the server in one request, or in smaller ones where it takes no larger. Raises UserError
+        for images of another type or shape, ServerRefused, and ServerUnreachable where the client was told to raise it;
+        the last two hold the answers that there are.
         """
         begin = time.perf_counter()
         images_BHWC = self._batch(images)
@@ -136,15 +174,22 @@ class EdgeClient:
         exited_B = confidence_B > self.bundle.gate.tau
         latency_ms_B = np.full(len(images_BHWC), _ms_since(begin))
         degraded_B = np.zeros(len(images_BHWC), bool)
+        error: ServerUnreachable | ServerRefused | None = None
         if not exited_B.all():
-            answer = self._ask(features[0][~exited_B])
-            if answer is None:
-                degraded_B = ~exited_B
-            else:
-                label_B[~exited_B] = answer
-            latency_ms_B[~exited_B] = _ms_since(begin)
-        columns = (label_B, confidence_B, exited_B, latency_ms_B, degraded_B)
-        return [Prediction(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+            unsure = np.flatnonzero(~exited_B)
+            answers, error = self._ask(features[0][unsure])
+            label_B[unsure[: len(answers)]] = answers
+            degraded_B[unsure[len(answers) :]] = True
+            latency_ms_B[unsure] = _ms_since(begin)
+        reason = "no server" if error is None else error.reason
+        columns = (label_B, confidence_B, exited_B, latency_ms_B, degraded_B, np.where(degraded_B, reason, ""))
+        predictions = [Prediction(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        if isinstance(error, ServerRefused) or (error is not None and self._on_unreachable == "raise"):
+            error.predictions = predictions
+            raise error
+        if error is not None:
+            _log.warning("%s; the exit answers", error)
+        return predictions
 
     def close(self) -> None:
         """Closes the connections to the server."""
@@ -160,11 +205,16 @@ class EdgeClient:
 
     def _batch(self, images: Array | Sequence[Array]) -> Array:
         """One array (B, H, W, C) of what was given."""
-        if images is None or isinstance(images, str | bytes):
-            raise UserError(f"images are {type(images).__name__}: give uint8 arrays (height, width, channels)")
-        given = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else images
         shape = self.bundle.image_shape
-        arrays = [given] if isinstance(given, np.ndarray) else [image[np.newaxis] for image in map(np.asarray, given)]
+        try:
+            if isinstance(images, np.ndarray):
+                arrays = [images[np.newaxis] if images.ndim == 3 else images]
+            else:
+                arrays = [np.asarray(image)[np.newaxis] for image in images]
+        except (TypeError, ValueError):
+            raise UserError(
+                f"images as {type(images).__name__} cannot be read; give arrays of uint8 and {shape}"
+            ) from None
         for array in arrays:
             if array.dtype != np.uint8 or array.shape[1:] != shape:
                 raise UserError(
@@ -174,106 +224,96 @@ class EdgeClient:
         batch: Array = np.concatenate(arrays) if arrays else np.zeros((0, *shape), np.uint8)
         return batch
 
-    def _ask(self, features: Array) -> Array | None:
-        """The server's labels (B,), or None where there is no server or none that can be reached."""
-        if self._url is None:
-            return None
+    def _ask(self, features: Array) -> tuple[Array, ServerUnreachable | ServerRefused | None]:
+        """The server's labels of the first samples, int64, and why the others have none.
+
+        Without a server no sample has one, and that is no error.
+        """
+        labels = [np.zeros(0, np.int64)]
+        done = 0
         try:
-            return self._answer(self._url, features)
-        except ServerUnreachable as error:
-            if self._on_unreachable == "raise":
-                raise
-            _log.warning("%s; the exit answers", error)
-            return None
+            while self._url is not None and done < len(features):
+                piece = features[done : done + self._most_samples]
+                try:
+                    labels.append(self._answer(self._url, piece))
+                except _BodyTooLarge:
+                    if len(piece) == 1:
+                        raise
+                    self._most_samples = min(self._most_samples, (len(piece) + 1) // 2)
+                    continue
+                done += len(piece)
+        except (ServerUnreachable, ServerRefused) as error:
+            return np.concatenate(labels), error
+        return np.concatenate(labels), None
 
     def _answer(self, url: str, features: Array) -> Array:
-        sent = features
         for stage in self._stages:
-            sent = stage(sent)
-        body = encode(self.bundle.client, self.bundle.network, self.bundle.codec.encode(sent))
-        status, content = self._post(url, body, len(features))
-        if status == 413 and len(features) > 1:
-            half = len(features) // 2
-            return np.concatenate([self._answer(url, features[:half]), self._answer(url, features[half:])])
-        if status == 401:
-            raise ServerRefused(f"{url}: refuses the token ({error_of(content)}); give the server's own")
-        if status != 200:
-            raise ServerRefused(f"{url}: refuses the request (status {status}: {error_of(content)})")
+            features = stage(features)
+        n_classes = len(self.bundle.class_names)
+        body = Question(encode(self.bundle.client, self.bundle.network, self.bundle.codec.encode(features)))
+        body.answer_bytes = most_answer_bytes(len(features), n_classes)
         try:
-            return decode_answer(content, len(features), len(self.bundle.class_names))
+            response = self._http.urlopen(
+                "POST", url, body=body, headers=self._http.headers, redirect=False, decode_content=False
+            )
+        except TooLong as error:
+            raise ServerRefused(f"{url}: is no server of this project ({error}); check the URL") from None
+        except HTTPError as error:
+            cause = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
+            if isinstance(cause, Silence):
+                raise ServerSilent(
+                    f"{url}: was reached, and {cause}: the link is too slow, or the server hangs; a longer timeout_s "
+                    "waits longer"
+                ) from error
+            # "HTTPConnection(host='192.168.1.5', port=8000): Failed to establish a new connection ..."
+            reason = (str(cause).partition("): ")[2] or str(cause))[:_MOST_REASON]
+            raise ServerUnreachable(f"{url}: cannot be reached ({reason})") from error
+        said = f"(status {response.status}: {error_of(response.data)})"
+        if response.status in _BUSY:
+            raise ServerBusy(f"{url}: cannot answer {said}")
+        if response.status == 401:
+            raise ServerRefused(f"{url}: refuses the token ({error_of(response.data)}); give the server's own")
+        if response.status == 413:
+            raise _BodyTooLarge(
+                f"{url}: refuses the request {said}: one sample has {len(body)} bytes; raise the limit of the server, "
+                "or of the proxy before it"
+            )
+        if response.status != 200:
+            raise ServerRefused(f"{url}: refuses the request {said}")
+        try:
+            return decode_answer(response.data, len(features), n_classes)
         except ValueError as error:
             raise ServerRefused(f"{url}: is no server of this project ({error}); check the URL") from None
 
-    def _post(self, url: str, body: bytes, samples: int) -> tuple[int, bytes]:
-        """Status and content of the first answer that another try would not mend. Raises ServerUnreachable."""
-        most_bytes = _MOST_ERROR_BYTES + _MOST_LABEL_BYTES * samples
-        trouble, pause_s = "", 0.0
-        for attempt in range(1 + self._retries):
-            time.sleep(pause_s)
-            # Devices that failed together do not come back together.
-            pause_s = (
-                min(self._timeout_s, _FIRST_PAUSE_S * 2 ** (attempt - 1) + _FIRST_PAUSE_S * random()) if attempt else 0
-            )
-            try:
-                response = self._http.urlopen(
-                    "POST",
-                    url,
-                    body=BytesIO(body),  # piece by piece, each with the whole patience
-                    headers={**self._http.headers, "Content-Length": str(len(body))},
-                    redirect=False,
-                    preload_content=False,
-                    decode_content=False,
-                )
-                content = _read(response, most_bytes, self._timeout_s)
-            except (HTTPError, OSError) as error:
-                # "HTTPConnection(host='192.168.1.5', port=8000): Read timed out. ..."
-                reason = str(error).partition("): ")[2] or str(error)
-                silent = isinstance(error, TimeoutError | TimeoutErrorOfHTTP) and not isinstance(
-                    error, ConnectTimeoutError
-                )
-                what = f"was silent for {self._timeout_s:g} s" if silent else f"cannot be reached ({reason})"
-                trouble = f"{url}: {what}"
-                continue
-            if response.status not in _BUSY:
-                return response.status, content
-            trouble = f"{url}: cannot answer (status {response.status}: {error_of(content)})"
-            asked = response.headers.get("Retry-After", "")
-            if asked.isdecimal():
-                pause_s = min(float(asked), self._timeout_s)
-        raise ServerUnreachable(trouble)
 
-
-def _read(response: BaseHTTPResponse, most_bytes: int, timeout_s: float) -> bytes:
-    """The content of an answer. Raises HTTPError for one that is larger than any, or that comes by drops."""
-    deadline = time.monotonic() + timeout_s + most_bytes / _LEAST_BYTES_PER_S
-    content = b""
-    try:
-        while piece := response.read1(_PIECE_BYTES):
-            content += piece
-            if len(content) > most_bytes:
-                raise HTTPError(f"its answer has more than {most_bytes} bytes")
-            if time.monotonic() > deadline:
-                raise HTTPError("its answer does not come to an end")
-    except BaseException:
-        response.close()
-        raise
-    response.release_conn()
-    return content
-
-
-def _check_arguments(
-    token: object, timeout_s: object, retries: object, on_unreachable: object, threads: object
-) -> None:
-    """Raises UserError for what would fail later, or mean something else."""
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= _MOST_TIMEOUT_S:
-        raise UserError(f"timeout_s is {timeout_s!r}: give seconds above 0, at most {_MOST_TIMEOUT_S:g}")
-    for name, value, least in (("retries", retries, 0), ("threads", 1 if threads is None else threads, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{name} is {value!r}: give a whole number, {least} or more")
+def _check_arguments(token: Any, timeout_s: Any, retries: Any, on_unreachable: Any, threads: Any) -> None:
+    """Raises UserError for the first of them that cannot be meant. The token is a secret, and is not shown."""
+    if token is not None and not is_token(token):
+        raise UserError("token: give one word of printable ASCII characters")
+    if not _is_number(timeout_s, (int, float)) or not 0 < timeout_s <= MOST_TIMEOUT_S:
+        raise UserError(f"timeout_s is {timeout_s!r}; give seconds, above 0 and up to {MOST_TIMEOUT_S:g}")
+    if not _is_number(retries, int) or retries < 0:
+        raise UserError(f"retries is {retries!r}; give a whole number from 0")
     if on_unreachable not in ("answer", "raise"):
-        raise UserError(f"on_unreachable is {on_unreachable!r}: give 'answer' or 'raise'")
-    if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable() and token.strip()):
-        raise UserError("token: give one line of printable ASCII")
+        raise UserError(f"on_unreachable is {on_unreachable!r}; give 'answer' or 'raise'")
+    if threads is not None and (not _is_number(threads, int) or threads < 1):
+        raise UserError(f"threads is {threads!r}; give a whole number from 1, or None")
+
+
+def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _check_model(directory: Path, session: ort.InferenceSession, bundle: Bundle) -> None:
+    """Raises DataError where the model is none of this bundle."""
+    given = [tuple(each.shape[1:]) for each in (*session.get_inputs(), *session.get_outputs())]
+    features = [] if bundle.feature_shape is None else [bundle.feature_shape]
+    named = [bundle.image_shape, (len(bundle.class_names),), *features]
+    if given != named:
+        raise DataError(
+            f"{directory}: {CLIENT_MODEL} has shapes {given}, and {BUNDLE_FILE} names {named} "
+            "(images, classes, features); export it again"
+        )
 
 
 def _session(model: Path, threads: int | None) -> ort.InferenceSession:
@@ -286,10 +326,10 @@ def _session(model: Path, threads: int | None) -> ort.InferenceSession:
 
 def _answer_url(server_url: str) -> str:
     try:
-        url = urllib3.util.parse_url(server_url)
+        url = urllib3.util.parse_url(server_url if isinstance(server_url, str) and server_url.isprintable() else "")
     except HTTPError:
         url = urllib3.util.Url()
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or url.query is not None or url.fragment is not None:
         raise UserError(f"server URL {server_url!r}: give one such as http://192.168.1.5:8000")
     return server_url.rstrip("/") + PATH
 

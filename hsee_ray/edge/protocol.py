@@ -41,6 +41,8 @@ MOST_DIMENSIONS = 5
 PATH = "/answer"
 READY_PATH = "/ready"
 MEDIA_TYPE = "application/octet-stream"
+_BETWEEN_LABELS = 16
+_MOST_SAID = 200
 
 _HEADER = struct.Struct(f"<4sHBBI{MOST_DIMENSIONS}I8s")
 _CHECKSUM = struct.Struct("<I")
@@ -53,7 +55,7 @@ class BadRequest(UserError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        """HTTP status, from 400 to 499, or 503."""
+        """HTTP status, from 400 to 499; 503 where another time is better."""
 
     def __reduce__(self) -> tuple[type[BadRequest], tuple[int, str]]:
         return BadRequest, (self.status, str(self))
@@ -150,12 +152,22 @@ def decode_answer(body: bytes, samples: int, n_classes: int) -> Array:
     return np.array(labels, np.int64)
 
 
+def most_answer_bytes(samples: int, n_classes: int) -> int:
+    """The longest answer with so many labels, however a server sets its JSON."""
+    return samples * (len(str(n_classes)) + _BETWEEN_LABELS)
+
+
 def error_of(body: bytes) -> str:
-    """The sentence in an answer with an error status, or what stands there instead."""
+    """The sentence in an answer with an error status, or what stands there instead; its beginning, if it is long."""
     try:
-        return str(json.loads(body)["error"])
+        return str(json.loads(body)["error"])[:_MOST_SAID]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return body[:200].decode(errors="replace").strip() or "no reason given"
+        return body[:_MOST_SAID].decode(errors="replace").strip() or "no reason given"
+
+
+def is_token(token: object) -> bool:
+    """Whether a header can carry it as a token."""
+    return isinstance(token, str) and bool(token) and token.isascii() and token.isprintable() and " " not in token
 
 
 def _network_bytes(network: str) -> bytes:

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,42 @@ def memory_mib(pid: int) -> float:
     match = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
     assert match is not None
     return int(match[1]) / 1024
+
+
+STILL = 300
+
+
+def test_connections_that_stand_still_keep_nobody_out(server: Server) -> None:
+    good = body(server)
+    head = f"POST /answer HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(good)}\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(STILL):
+            still = stack.enter_context(socket.create_connection((server.http.host, server.http.port), TIMEOUT_S))
+            still.sendall(head.encode() + good[:4])
+        for _ in range(20):
+            assert server.http.request("GET", "/ready").status == 200
+            assert server.send(good)[0] == 200
+        still.sendall(good[4:])
+        assert still.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+SHAKE = UPGRADE + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+
+
+@pytest.mark.parametrize("path", [b"/answer", b"/ready", b"/-/healthz"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [(SHAKE, 403), (UPGRADE, 400)]
+    + [(name + b": \xff\xfe\r\n", 200) for name in (b"X-Request-ID", b"X-Session-ID", b"Serve-Multiplexed-Model-ID")],
+)
+def test_what_is_no_request_of_a_device_gets_a_proper_answer(
+    server: Server, path: bytes, headers: bytes, status: int
+) -> None:
+    expected_status = 405 if (path, status) == (b"/answer", 200) else status
+    with socket.create_connection((server.http.host, server.http.port), TIMEOUT_S) as connection:
+        connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n" + headers + b"\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 %d " % expected_status)
 
 
 # Failures and the end

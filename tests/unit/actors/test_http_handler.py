@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.requests import Request
 
+from actors.serving import http_handler
 from actors.serving.http_handler import HttpHandler, token_digest
 from hsee_ray.edge.protocol import HEADER_BYTES, BadRequest, Offload, SentFeatures, encode
 from tests.exports import SHAPE, malformed_bodies
@@ -186,57 +189,105 @@ def test_a_failure_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> N
     assert "the GPU fell out" in caplog.text
 
 
+# Senders that are slow, or many
+
+
 def request_of(receive: Any) -> Request:
-    return Request({"type": "http", "method": "POST", "path": "/answer", "query_string": b"", "headers": []}, receive)
+    scope = {"type": "http", "method": "POST", "path": "/answer", "query_string": b"", "headers": []}
+    return Request(scope, receive)
 
 
-@pytest.mark.parametrize(
-    ("piece", "pause_s", "status"),
-    [(200, 0.06, 200), (0, 0.3, 408), (1, 0.03, 408)],
-    ids=["slow", "silent", "drips"],
-)
-def test_a_body_may_be_slow_but_not_silent(
-    piece: int, pause_s: float, status: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Patience of 0.1 s, and 2 kB/s at least."""
-    monkeypatch.setattr("actors.serving.http_handler.SILENCE_S", 0.1)
-    monkeypatch.setattr("actors.serving.http_handler.LEAST_BYTES_PER_S", 2000)
-    sent = 0
+def sender(pieces: Sequence[bytes], pause_s: float, then: float = 0.0) -> Any:
+    """A body that comes in pieces with pauses, and ends after a last one."""
+    left = list(pieces)
 
     async def receive() -> dict[str, Any]:
-        nonlocal sent
-        await asyncio.sleep(pause_s)
-        first, sent = sent, sent + (piece or 1)
-        return {"type": "http.request", "body": BODY[first:sent], "more_body": sent < len(BODY)}
+        await asyncio.sleep(pause_s if left else then)
+        return {"type": "http.request", "body": left.pop(0) if left else b"", "more_body": bool(left) or then > 0}
 
-    response = asyncio.run(handler()(request_of(receive)))
-    assert response.status_code == status, bytes(response.body)
+    return receive
 
 
-def test_those_who_wait_with_a_body_have_few_places_and_those_who_send_have_many() -> None:
-    async def many() -> list[int]:
-        begin = asyncio.Event()
+def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_handler, "BODY_IDLE_S", 0.2)
+    pieces = [BODY[begin : begin + 200] for begin in range(0, len(BODY), 200)]
+    response = asyncio.run(handler()(request_of(sender(pieces, 0.05))))
+    assert (response.status_code, bytes(response.body)) == (200, b'{"labels": [1, 1]}')
 
-        async def wait(offload: Offload) -> np.ndarray[Any, Any]:
-            await begin.wait()
+
+@pytest.mark.parametrize(("pieces", "pause_s", "then_s"), [([BODY[:4]], 0.0, 60.0), ([b"H"] * 1000, 0.02, 0.0)])
+def test_silence_and_dripping_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], pause_s: float, then_s: float
+) -> None:
+    monkeypatch.setattr(http_handler, "BODY_IDLE_S", 0.2)
+    response = asyncio.run(handler()(request_of(sender(pieces, pause_s, then_s))))
+    assert response.status_code == 408
+    assert json.loads(bytes(response.body)) == {"error": "the body stopped: less than 1024 bytes in 0.2 s"}
+
+
+def test_who_sends_slowly_keeps_nobody_out() -> None:
+    async def scene() -> None:
+        asked = handler()
+        slow = [asyncio.create_task(asked(request_of(sender([BODY[:4]], 0.0, 60.0)))) for _ in range(300)]
+        await asyncio.sleep(0.05)
+        good = await asked(request_of(sender([BODY], 0.0)))
+        assert good.status_code == 200
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        assert (asked.free_places, asked.free_bytes) == (PLACES, PLACES * LIMIT)
+
+    asyncio.run(scene())
+
+
+def test_whole_bodies_beyond_the_places_are_told_to_come_again() -> None:
+    async def scene() -> None:
+        go_on = asyncio.Event()
+
+        async def waits(offload: Offload) -> np.ndarray[Any, Any]:
+            await go_on.wait()
             return await sample_counts(offload)
 
-        async def whole() -> dict[str, Any]:
-            return {"type": "http.request", "body": BODY}
+        asked = handler(waits)
+        tasks = [asyncio.create_task(asked(request_of(sender([BODY], 0.0)))) for _ in range(PLACES + 1)]
+        done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        assert [task.result().status_code for task in done] == [503]
+        go_on.set()
+        assert [response.status_code for response in await asyncio.gather(*waiting)] == [200] * PLACES
+        assert (asked.free_places, asked.free_bytes) == (PLACES, PLACES * LIMIT)
 
-        async def never() -> dict[str, Any]:
-            await asyncio.sleep(60)
-            raise AssertionError
+    asyncio.run(scene())
 
-        asked = handler(wait)
-        silent = [asyncio.create_task(asked(request_of(never))) for _ in range(50)]
-        ready = [asyncio.create_task(asked(request_of(whole))) for _ in range(2 * PLACES + 1)]
-        refused, _ = await asyncio.wait(ready, timeout=5, return_when=asyncio.FIRST_COMPLETED)
-        begin.set()
-        responses = await asyncio.wait_for(asyncio.gather(*ready), 5)
-        for task in silent:
+
+def test_bodies_that_are_not_whole_have_a_bound_together() -> None:
+    async def scene() -> None:
+        asked = handler()
+        large = [bytes(LIMIT - 1)]
+        tasks = [asyncio.create_task(asked(request_of(sender(large, 0.0, 60.0)))) for _ in range(PLACES + 1)]
+        done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        assert [task.result().status_code for task in done] == [503]
+        for task in waiting:
             task.cancel()
-        assert len(refused) == 1
-        return sorted(response.status_code for response in responses)
+        await asyncio.gather(*waiting, return_exceptions=True)
 
-    assert asyncio.run(many()) == [200] * 2 * PLACES + [503]
+    asyncio.run(scene())
+
+
+@pytest.mark.long
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.lists(st.binary(max_size=80) | st.just(BODY) | st.just(BODY[:44]), max_size=4),
+    st.sampled_from(["POST", "GET", "PUT", "\xff"]),
+    st.sampled_from(["/answer", "/ready", "/", "/\udcff\n"]),
+    st.dictionaries(
+        st.sampled_from(["Content-Length", "Authorization", "X"]), st.text("0123456789-²\xff \n", max_size=9)
+    ),
+    st.booleans(),
+)
+def test_no_request_ends_in_a_traceback(
+    pieces: list[bytes], method: str, path: str, headers: dict[str, str], disconnects: bool
+) -> None:
+    for token in (None, "secret"):
+        reply = ask(handler(token=token), pieces, method=method, path=path, headers=headers, disconnects=disconnects)
+        assert reply.status == 200 or 400 <= reply.status < 500
+        assert reply.status == 200 or "\n" not in reply.content["error"]

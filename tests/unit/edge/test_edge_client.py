@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hsee_ray.edge.edge_client import EdgeClient, Prediction, ServerRefused, ServerUnreachable
+from hsee_ray.edge.edge_client import EdgeClient, Prediction, ServerBusy, ServerRefused, ServerUnreachable
 from hsee_ray.errors import DataError, UserError
 from tests.device import DROP, HANG, HANG_S, SURE, UNSURE, Server, images_of, running_server, write_client
 
@@ -213,3 +216,152 @@ def test_a_damaged_bundle(tmp_path: Path) -> None:
         EdgeClient(directory)
     with pytest.raises(DataError, match=r"bundle\.json: cannot be read"):
         EdgeClient(tmp_path)
+
+
+# Requests that are too large
+
+
+def test_smaller_requests_are_sent_where_a_proxy_takes_no_larger(bundle: Path, server: Server) -> None:
+    server.most_samples = 3
+    with EdgeClient(bundle, server.url, on_unreachable="raise") as client:
+        assert labels(client.predict(images_of(SURE, *[UNSURE] * 10))) == [0, *[2] * 10]
+        assert server.samples == [10, 5, 3, 3, 3, 1]
+        assert labels(client.predict(images_of(*[UNSURE] * 4))) == [2] * 4
+    assert server.samples[6:] == [3, 1], "what was learnt is kept"
+
+
+def test_one_sample_that_is_too_large(bundle: Path, server: Server) -> None:
+    server.most_samples = 0
+    message = r"status 413: too many samples\): one sample has 60 bytes; raise the limit of the server, or of the proxy"
+    with EdgeClient(bundle, server.url) as client, pytest.raises(ServerRefused, match=message) as raised:
+        client.predict(images_of(SURE, UNSURE, UNSURE))
+    assert labels(list(raised.value.predictions)) == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "reason"),
+    [(409, ServerRefused, "server refused"), (401, ServerRefused, "server refused"), (503, ServerBusy, "server busy")],
+)
+def test_what_has_been_answered_is_kept(
+    bundle: Path, server: Server, status: int, error: type[ServerRefused | ServerBusy], reason: str
+) -> None:
+    server.most_samples, server.script = 2, [200, 200, status]
+    with (
+        EdgeClient(bundle, server.url, retries=0, on_unreachable="raise") as client,
+        pytest.raises(error) as raised,
+    ):
+        client.predict(images_of(UNSURE, SURE, UNSURE, UNSURE, UNSURE))
+    kept = raised.value.predictions
+    assert [(each.label, each.exited, each.degraded) for each in kept] == [
+        (2, False, False), (0, True, False), (2, False, False), (1, False, True), (1, False, True)
+    ]  # fmt: skip
+    assert [each.reason for each in kept] == ["", "", "", reason, reason]
+
+
+def test_why_an_answer_is_degraded(bundle: Path, server: Server) -> None:
+    def reason(url: str | None) -> str:
+        with EdgeClient(bundle, url, retries=0, timeout_s=1.0) as client:
+            (prediction,) = client.predict(images_of(UNSURE))
+        assert prediction.degraded
+        return prediction.reason
+
+    server.script = [503, HANG]
+    found = [reason(None), reason("http://127.0.0.1:9"), reason(server.url), reason(server.url)]
+    assert found == ["no server", "server unreachable", "server busy", "server silent"]
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("on_unreachable", "blah", "on_unreachable is 'blah'; give 'answer' or 'raise'"),
+        ("on_unreachable", None, "on_unreachable is None"),
+        ("retries", -1, "retries is -1; give a whole number from 0"),
+        ("retries", 1.5, "retries is 1.5"),
+        ("retries", True, "retries is True"),
+        ("timeout_s", 0, "timeout_s is 0; give seconds, above 0 and up to 86400"),
+        ("timeout_s", -1.0, "timeout_s is -1.0"),
+        ("timeout_s", float("nan"), "timeout_s is nan"),
+        ("timeout_s", float("inf"), "timeout_s is inf"),
+        ("timeout_s", 10**400, "timeout_s is 1"),
+        ("timeout_s", None, "timeout_s is None"),
+        ("timeout_s", "10", "timeout_s is '10'"),
+        ("threads", 0, "threads is 0; give a whole number from 1, or None"),
+        ("threads", "2", "threads is '2'"),
+        ("token", "", "token: give one word of printable ASCII characters"),
+        ("token", "sec\nret", "token: give one word"),
+        ("token", "secret\r", "token: give one word"),
+        ("token", "schlüssel", "token: give one word"),
+        ("token", "秘密", "token: give one word"),
+        ("token", b"secret", "token: give one word"),
+        ("server_url", 8000, "server URL 8000: give one such as http://"),
+        ("server_url", "http://a/?x=1", "give one such as http://"),
+        ("server_url", "http://a/\n", "give one such as http://"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(bundle: Path, option: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        EdgeClient(bundle, **{"server_url": "http://a", option: value})
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert option != "token" or not value or str(value) not in str(raised.value), "it is a secret"
+
+
+@pytest.mark.parametrize("directory", [None, 3, "a\0b"])
+def test_a_directory_that_is_none(directory: Any) -> None:
+    with pytest.raises(UserError) as raised:
+        EdgeClient(directory)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("images", [None, 3, "abc", {"a": 1}, [None], [[[1, 2], [3]]], np.uint8(3), [images_of(SURE)]])
+def test_images_that_are_none(bundle: Path, images: Any) -> None:
+    with EdgeClient(bundle) as client, pytest.raises(UserError, match=r"uint8 and \(2, 2, 1\)"):
+        client.predict(images)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("class_names", ["ant", "bee"]), ("image_shape", [2, 3, 1]), ("feature_shape", [1, 2, 3]), ("server", None)],
+)
+def test_a_model_of_another_bundle(tmp_path: Path, field: str, value: Any) -> None:
+    directory = write_client(tmp_path / "client-003")
+    content = json.loads((directory / "bundle.json").read_text()) | {field: value}
+    if value is None:
+        content["feature_shape"] = None
+    (directory / "bundle.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"client\.onnx has shapes .*, and bundle\.json names .*; export it again"):
+        EdgeClient(directory)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([0, 1, 2, 3, "a:b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@pytest.mark.long
+def test_no_bundle_ends_in_a_traceback(tmp_path: Path) -> None:
+    directory = write_client(tmp_path / "client-003")
+    right = json.loads((directory / "bundle.json").read_text())
+
+    @settings(max_examples=2000, deadline=None)
+    @given(st.sampled_from(sorted(right)), st.none() | st.sampled_from(["name", "kind", "tau", "onnx", "low"]), JSON)
+    def any_value(key: str, inner: str | None, value: Any) -> None:
+        if inner is not None and isinstance(right[key], dict):
+            value = right[key] | {inner: value}
+        (directory / "bundle.json").write_text(json.dumps(right | {key: value}))
+        try:
+            with EdgeClient(directory, threads=1) as client:
+                assert len(client.predict(images_of(SURE, UNSURE))) == 2
+        except DataError as error:
+            assert "\n" not in str(error)
+
+    any_value()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import struct
@@ -24,6 +25,7 @@ from hsee_ray.edge.protocol import (
     encode_answer,
     encode_error,
     error_of,
+    most_answer_bytes,
 )
 
 NETWORK = "0123456789abcdef" * 4
@@ -200,6 +202,54 @@ def test_bodies_that_hypothesis_thinks_of(body: bytes) -> None:
     assert 400 <= refusal(body).status < 500
 
 
+@st.composite
+def nearly_right(draw: st.DrawFn) -> bytes:
+    """A body with some bytes changed, added or left out, with the right checksum or not."""
+    body = body_of(draw(st.sampled_from(sorted(SERVED))), draw(st.integers(1, 3)))
+    for _ in range(draw(st.integers(1, 3))):
+        begin = draw(st.integers(0, len(body)) | st.integers(0, 44))
+        body[begin : begin + draw(st.integers(0, 8))] = draw(st.binary(max_size=8))
+    return signed(body) if len(body) >= 44 and draw(st.booleans()) else bytes(body)
+
+
+@pytest.mark.long
+@settings(max_examples=2000, deadline=None)
+@given(nearly_right() | st.binary(max_size=400))
+def test_no_body_ends_in_a_traceback(body: bytes) -> None:
+    try:
+        arrived = decode(body, NETWORK, SERVED)
+    except BadRequest as error:
+        assert 400 <= error.status < 500 and "\n" not in str(error)
+    else:
+        assert arrived.features.shape[1:] == SERVED[arrived.client].shape
+        assert np.isfinite(arrived.features).all()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["labels", "error", ""]), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.mark.long
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.binary(max_size=80)
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | st.just(b'{"labels": [1' + b"0" * 5000 + b", 1]}")
+)
+def test_no_answer_is_misread(body: bytes) -> None:
+    assert len(error_of(body)) <= 200
+    try:
+        labels = decode_answer(body, 2, 4)
+    except ValueError:
+        return
+    assert labels.shape == (2,) and labels.dtype == np.int64 and (labels >= 0).all() and (labels < 4).all()
+
+
 def test_answers() -> None:
     assert decode_answer(encode_answer(np.array([3, 0, 2])), 3, 4).tolist() == [3, 0, 2]
     wrong = [b"", b"{", b"[]", b"3", b"null", b"{}", b'{"labels": 3}', b'{"labels": [1]}', b'{"labels": [1, 4]}']
@@ -223,6 +273,13 @@ def test_errors() -> None:
     assert error_of(b"[" * 100_000) == "[" * 200
     assert error_of(b"\xff" * 500).startswith("�")
     assert error_of(b"") == "no reason given"
+    assert error_of(encode_error("x" * 5000)) == "x" * 200
+
+
+def test_no_answer_is_longer_than_what_is_read() -> None:
+    for samples, n_classes in ((1, 2), (3, 10), (1000, 1000)):
+        longest = encode_answer([n_classes - 1] * samples)
+        assert len(json.dumps(json.loads(longest), indent=4)) < most_answer_bytes(samples, n_classes) + 64
 
 
 def test_a_refusal_keeps_its_status_over_processes() -> None:

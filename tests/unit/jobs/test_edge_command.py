@@ -143,6 +143,18 @@ def test_bad_input_of_the_command(
             main(["--bundle", str(bundle), "--images", "x.png", *option])
 
 
+def test_answers_before_a_failure_are_printed(
+    bundle: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "images.npy", images_of(SURE, UNSURE))
+    server.script = [404]
+    options = ["--bundle", str(bundle), "--images", str(tmp_path / "images.npy"), "--server", server.url]
+    assert main(options) == 2
+    said = capsys.readouterr()
+    assert [line.split()[3:-2] for line in said.out.splitlines()] == [["exit"], ["exit", "(server", "refused)"]]
+    assert_one_line(said.err, "status 404: scripted 404")
+
+
 def assert_one_line(text: str, said: str) -> None:
     assert said in text
     assert text.startswith("error: ")

@@ -68,7 +68,8 @@ class _Connection(HTTPConnection):
 
     def send(self, data: Any) -> None:
         if self.sock is None:
-            self.connect()
+            self.connect()  # whose own deadline is the timeout for each address
+            self._begun_s = time.monotonic()
         view = memoryview(data)
         while view:
             # One call takes what has room, where `sendall` would have one deadline for everything.

@@ -85,7 +85,7 @@ def labels(count: int) -> bytes:
     return reply(json.dumps({"labels": [2] * count}).encode())
 
 
-def ask(bundle: Path, answer: Answer, unsure: int = 1, timeout_s: float = 0.3) -> list[Prediction]:
+def ask(bundle: Path, answer: Answer, unsure: int = 1, timeout_s: float = 1.0) -> list[Prediction]:
     images = np.repeat(images_of(UNSURE), unsure, axis=0)
     with (
         answering(answer) as url,
@@ -110,7 +110,7 @@ def test_an_answer_may_come_slowly(bundle: Path) -> None:
         read_request(connection)
         answer = labels(2000)
         for begin in range(0, len(answer), 600):
-            time.sleep(0.1)
+            time.sleep(0.2)
             connection.sendall(answer[begin : begin + 600])
 
     assert len(ask(bundle, slowly, 2000)) == 2000
@@ -121,11 +121,11 @@ def test_silence_is_told_from_a_server_that_cannot_be_reached(bundle: Path, read
     def silent(connection: socket.socket) -> None:
         if reads:
             read_request(connection)
-        time.sleep(1.0)
+        time.sleep(2.0)
 
     what = "has said nothing" if reads else r"has not taken the last \d+ bytes"
     with pytest.raises(ServerSilent, match=rf"answer: was reached, and it {what} for .* s: the link is too slow, or"):
-        ask(bundle, silent, 1 if reads else 400_000)
+        ask(bundle, silent, 1 if reads else 400_000, timeout_s=0.3)
     with (
         EdgeClient(bundle, "http://127.0.0.1:9", retries=0, on_unreachable="raise") as client,
         pytest.raises(ServerUnreachable, match="cannot be reached") as raised,
@@ -145,7 +145,7 @@ def test_a_server_that_drips_does_not_hold_a_device(bundle: Path, begin: bytes) 
             time.sleep(0.05)
 
     with pytest.raises(ServerSilent, match=r"less than 1024 bytes have moved in each 0\.3 s"):
-        ask(bundle, drip)
+        ask(bundle, drip, timeout_s=0.3)
 
 
 @pytest.mark.parametrize(

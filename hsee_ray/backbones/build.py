@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hsee_ray.backbones.backbone import Backbone
-from hsee_ray.backbones.check import check_backbone
+from hsee_ray.backbones.check import check_backbone, check_own
 from hsee_ray.backbones.custom import build_custom
 from hsee_ray.config.schema import ModelConfig
 from hsee_ray.errors import ConfigError
@@ -25,15 +25,17 @@ def build_backbone(
     Every process that builds it gets the same bits, and torch's global generator is left as it was.
     `config.weights` is not read here; see `load_weights`.
     Raises ConfigError for a name or an option that is not known, and for a network that `check_backbone`
-    refuses.
+    or `check_own` refuses.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "initialisation"))
         if ":" in config.name:
             backbone = build_custom(config, image_shape, n_classes)
+            check_backbone(backbone, image_shape, n_classes)
+            check_own(backbone, image_shape)
         else:
             backbone = _built_in(config, in_channels=image_shape[2], n_classes=n_classes)
-        check_backbone(backbone, image_shape, n_classes)
+            check_backbone(backbone, image_shape, n_classes)
     return backbone
 
 

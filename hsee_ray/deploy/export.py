@@ -18,7 +18,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from hsee_ray.backbones import published_state_dict
+from hsee_ray.backbones import published_state_dict, tensors_of
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.deploy.graphs import DeviceNetwork, Graph, chain_names, inline_tensors, tensors_in, trace
 from hsee_ray.deploy.program import Program
@@ -306,7 +306,7 @@ class _Exporter:
 
 
 def _arrays(network: nn.Module, names: Mapping[str, str]) -> dict[str, Array]:
-    own = network.state_dict()
+    own = tensors_of(network)
     return {name: to_array(own[inside]) for name, inside in names.items()}
 
 

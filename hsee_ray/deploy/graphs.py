@@ -20,6 +20,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from hsee_ray.backbones import tensors_of
 from hsee_ray.config.fleet import EXIT
 from hsee_ray.errors import UserError
 from hsee_ray.models.split import UnitChain
@@ -59,16 +60,16 @@ class DeviceNetwork(nn.Module):
     @property
     def names(self) -> dict[str, str]:
         """As `chain_names`, with the exit head's."""
-        head = {} if self.exit_head is None else {f"{EXIT}.{n}": f"exit_head.{n}" for n in self.exit_head.state_dict()}
+        head = {} if self.exit_head is None else {f"{EXIT}.{n}": f"exit_head.{n}" for n in tensors_of(self.exit_head)}
         return {**chain_names(self.chain, "chain."), **head}
 
 
 def chain_names(chain: UnitChain, inside: str = "") -> dict[str, str]:
-    """Names in a chain's state dict by ours, `<unit>.<name in the unit>`; without what only training reads."""
+    """Names of a chain's tensors by ours, `<unit>.<name in the unit>`; without what only training reads."""
     return {
         f"{unit_name}.{name}": f"{inside}chain.{index}.{name}"
         for index, (unit_name, unit) in enumerate(chain.units.items())
-        for name in unit.state_dict()
+        for name in tensors_of(unit)
         if name.rpartition(".")[2] != _COUNTER
     }
 
@@ -79,10 +80,17 @@ class _Stateless(nn.Module):
     def __init__(self, network: nn.Module, names: Mapping[str, str]) -> None:
         super().__init__()
         self._network = (network,)  # torch finds no module in a tuple, and so none of its tensors
-        self._names = dict(names)
+        places: dict[int, list[str]] = {}
+        for prefix, module in network.named_modules():
+            for named in (module.named_parameters, module.named_buffers):
+                for place, tensor in named(prefix, recurse=False, remove_duplicate=False):
+                    places.setdefault(id(tensor), []).append(place)
+        own = tensors_of(network)
+        self._places = {name: places[id(own[inside])] for name, inside in names.items()}
+        """Of a tensor that several modules have, by our name: each of them is given it."""
 
     def forward(self, x: Tensor, tensors: dict[str, Tensor]) -> Any:
-        inside = {self._names[name]: tensor for name, tensor in tensors.items()}
+        inside = {place: tensor for name, tensor in tensors.items() for place in self._places[name]}
         return torch.func.functional_call(self._network[0], inside, (x,), tie_weights=False)
 
 
@@ -118,14 +126,14 @@ def trace(
 ) -> Graph:
     """Graph of a network in evaluation mode for inputs like one sample (without the batch).
 
-    `names` are those in its state dict by ours. Raises UserError for a network that cannot be traced.
+    `names` are those of its tensors by ours. Raises UserError for a network that cannot be traced.
     """
     for module in network.modules():
         if getattr(module, "inplace", False):
             vars(module)["inplace"] = (
                 False  # the same values; torch would trace each through its definition, many times slower
             )
-    own = network.state_dict()
+    own = tensors_of(network)
     tensors = {name: own[inside].detach() for name, inside in names.items()}
     batch = torch.zeros((_TRACED_BATCH, *sample.shape), dtype=sample.dtype)
     with warnings.catch_warnings(), torch.no_grad():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hsee_ray.backbones.backbone import tensors_of
 from hsee_ray.config.fleet import CODEC, PATH, ClientSpec, Fleet
 from hsee_ray.config.plugins import PlugIn, create
 from hsee_ray.config.schema import Config
@@ -39,7 +40,7 @@ class FeaturePath:
     @property
     def units(self) -> dict[str, nn.Module]:
         """The stages that have a state, for the client's model."""
-        return {name: stage for name, stage in self.stages.items() if stage.state_dict()}
+        return {name: stage for name, stage in self.stages.items() if tensors_of(stage)}
 
     @property
     def ready(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from hsee_ray.backbones.backbone import tensors_of
 from hsee_ray.config.fleet import EXIT, OBJECTIVE
 from hsee_ray.config.schema import TrainingConfig
 from hsee_ray.errors import DataError
@@ -48,7 +49,7 @@ class Model:
 
     def remembers(self, objective: nn.Module) -> None:
         """Adds an objective's buffers to the model's state, as `objective`."""
-        if objective.state_dict():
+        if tensors_of(objective):
             self.beside[OBJECTIVE] = objective
 
     @property

@@ -83,8 +83,9 @@ def write_unit(unit: nn.Module, optimizer: torch.optim.Optimizer | None, state: 
     """Copies what the state holds into the unit; tensors that it does not name stay as they are."""
     import torch
 
-    parameters = dict(unit.named_parameters())
-    tensors = {**parameters, **dict(unit.named_buffers())}
+    from hsee_ray.backbones.backbone import tensors_of
+
+    parameters, tensors = dict(unit.named_parameters()), tensors_of(unit)
     with torch.no_grad():
         for arrays in (state.parameters, state.buffers, state.statistics):
             for name, array in arrays.items():

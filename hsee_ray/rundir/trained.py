@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
+from hsee_ray.backbones import Backbone, build_backbone, feature_shapes, tensors_of
 from hsee_ray.config.fleet import EXIT, ClientSpec, Fleet, ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.data.batches import normalise
@@ -140,6 +140,7 @@ class TrainedModels:
 def _fill(module: Network, units: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> Network:
     """The module in evaluation mode, its units filled from tensors named `<unit>.<name in the unit>`."""
     for name, unit in units.items():
-        own = f"{name}."
-        unit.load_state_dict({key.removeprefix(own): t for key, t in tensors.items() if key.startswith(own)})
+        with torch.no_grad():
+            for key, tensor in tensors_of(unit).items():
+                tensor.copy_(tensors[f"{name}.{key}"])
     return module.eval()

@@ -54,6 +54,8 @@ class Admission:
         self._count = count()
         self._in_flight: set[int] = set()
         """Positions of pieces between their start and their end."""
+        self._started: list[int] = []
+        """A heap of the same positions, and of some that are over."""
         self._active: set[int] = set()
         self._slotted: set[int] = set()
 
@@ -107,7 +109,7 @@ class Admission:
                 continue
             # Work that is repeated comes before everything that already waits for the server.
             most = self.limits.concurrent * self.limits.window
-            if len(self._in_flight) >= most and position > min(self._in_flight):
+            if len(self._in_flight) >= most and position > self._oldest():
                 break
             no_core = self._has_no_core(piece.client)
             if piece.client.client_id in self._active and no_core:
@@ -117,10 +119,17 @@ class Admission:
             else:
                 heapq.heappop(heap)
                 self._in_flight.add(position)
+                heapq.heappush(self._started, position)
                 self.asked(piece.client)
                 admitted.set_result(None)
         for pool, entry in passed_over:
             heapq.heappush(self._waiting[pool], entry)
+
+    def _oldest(self) -> int:
+        """The earliest position in flight, at a cost that does not grow with their number."""
+        while self._started[0] not in self._in_flight:
+            heapq.heappop(self._started)
+        return self._started[0]
 
     def _activate(self, piece: Piece) -> bool:
         client_id = piece.client.client_id

@@ -90,7 +90,16 @@ def calibrated_evaluation(run: Run, split: str) -> Evaluation:
     if calibration is None:
         raise UserError(f"{run.path}: is not calibrated, and savings count with its gates; run hsee calibrate first")
     evaluation = read_evaluation(run.path, split)
-    if evaluation.network != run.summary["weights_sha256"] or evaluation.target != calibration.target:
+    if evaluation.network != run.summary["weights_sha256"]:
+        raise UserError(f"{run.path}: its evaluation is of other models; run hsee evaluate again")
+    if evaluation.confidence != calibration.confidence:
+        raise UserError(
+            f"{run.path}: was evaluated by {evaluation.confidence} and calibrated by {calibration.confidence}; run "
+            f"hsee evaluate again with --confidence {calibration.confidence}"
+        )
+    rows = [row for row in evaluation.of("tier", "calibrated") if row.name in calibration.tiers]
+    gates = [(calibration.tiers[row.name].tau, calibration.tiers[row.name].temperature) for row in rows]
+    if evaluation.target != calibration.target or [(row.tau, row.temperature) for row in rows] != gates:
         raise UserError(f"{run.path}: was calibrated after it had been evaluated; run hsee evaluate again")
     return evaluation
 

@@ -26,6 +26,11 @@ PATIENCE_S = 300.0
 """Longest time in which the files of a round are sent."""
 SENT_DIRS = ("", "metrics", "tensorboard")
 """Directories of a run whose files are sent; what lies deeper is none of them."""
+GROWING = "tensorboard/"
+"""Files that are only added to, and can be sent as a whole only."""
+GROWTH = 1.1
+"""Factor by which those grow before a round sends them again: all of a run's rounds send some ten times what they end
+with, however many there are. A checkpoint, and the end, send them as they are."""
 
 
 class RunLocation:
@@ -124,7 +129,7 @@ class RunLocation:
         if self._sending is not None and not self._sending.done():
             return None
         trouble = self._trouble()
-        self._sending = self._sender.submit(self._send, *self._changed())
+        self._sending = self._sender.submit(self._send, *self._changed(GROWTH))
         return trouble
 
     def send_all(self) -> None:
@@ -155,8 +160,11 @@ class RunLocation:
             raise error
         return None
 
-    def _changed(self) -> tuple[dict[str, tuple[bytes, tuple[int, int]]], list[str]]:
-        """Files to send as they are now, with their stamps, and names of those that are no more."""
+    def _changed(self, growth: float = 1.0) -> tuple[dict[str, tuple[bytes, tuple[int, int]]], list[str]]:
+        """Files to send as they are now, with their stamps, and names of those that are no more.
+
+        Files that only grow are among them when they have become `growth` times as long as what was sent.
+        """
         found: dict[str, Path] = {}
         for directory in SENT_DIRS:
             for path in (self.local / directory).iterdir() if (self.local / directory).is_dir() else ():
@@ -168,8 +176,14 @@ class RunLocation:
             name: (found[name].read_bytes(), _stamp(found[name]))
             for name in names
             if self._sent.get(name) != _stamp(found[name])
+            and not (name.startswith(GROWING) and self._is_hardly_longer(name, found[name], growth))
         }
         return changed, [name for name in self._sent if name not in found]
+
+    def _is_hardly_longer(self, name: str, path: Path, growth: float) -> bool:
+        """Whether a file has grown since it was sent, by less than a factor."""
+        sent = self._sent.get(name, (0, 0))[0]
+        return sent < path.stat().st_size < growth * sent
 
     def _send(self, changed: dict[str, tuple[bytes, tuple[int, int]]], gone: list[str]) -> None:
         assert self.remote is not None

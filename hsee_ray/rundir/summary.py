@@ -143,8 +143,8 @@ def build_summary(
     `failures` counts the replaced actors by name. `local_samples` counts each client's own training samples, in the
     order of the fleet. Accuracies and ratios lie in [0, 1]; `samples_per_s` counts training samples per second of
     training, without rounds in which actors started. Tiers and `overall` are means over their clients, each client
-    with the same weight; `server_accuracy` is the mean over the clients that have one, or None. `simulation` tells what
-    the run took on the tiers' devices, or is None.
+    with the same weight, those that have learnt nothing left out of figures; `server_accuracy` is the mean over the
+    clients that have one, or None. `simulation` tells what the run took on the tiers' devices, or is None.
     """
     clients = [
         _client_summary(client, samples, totals, config)
@@ -259,7 +259,8 @@ def _tier_summary(tier: str, clients: Sequence[Mapping[str, Any]]) -> dict[str, 
     }
 
 
-def _means(clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _means(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    clients = [client if client["trained_rounds"] else _without_figures(client) for client in members]
     names = ["samples", "train_sent_bytes", *_EVALUATED, *(name for client in clients for name in side_figures(client))]
     means: dict[str, Any] = {name: _mean(client.get(name) for client in clients) for name in names}
     means["gated"] = [
@@ -271,6 +272,11 @@ def _means(clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for gates in zip(*(client["gated"] for client in clients), strict=True)
     ]
     return means
+
+
+def _without_figures(client: Mapping[str, Any]) -> dict[str, Any]:
+    gated = [{**gate, "accuracy": None, "offload_ratio": None} for gate in client["gated"]]
+    return {**client, **dict.fromkeys({*_EVALUATED, *side_figures(client)}), "gated": gated}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -504,8 +504,8 @@ def chain(*units: nn.Module) -> Backbone:
         (lambda: nn.Dropout(0.3), r"unit0 has dropout \(unit0, p=0\.3\).*set it to 0"),
         (lambda: nn.Sequential(nn.Identity(), nn.AlphaDropout(0.1)), r"dropout \(unit0\.1, p=0\.1\)"),
         (lambda: nn.Linear(5, 4), r"unit0 cannot take features of shape \(4,\)"),
-        (Pair, "unit0 returns tuple for 2 samples"),
-        (lambda: nn.Flatten(0), r"unit0 returns shape \(8,\) for 2 samples"),
+        (Pair, "unit0 returns tuple for 2 sample"),
+        (lambda: nn.Flatten(0), r"unit0 returns shape \(8,\) for 2 sample"),
     ],
 )
 def test_units_that_are_refused(make: Callable[[], nn.Module], message: str) -> None:

@@ -242,4 +242,4 @@ class _Scaled(nn.Module):
     """Multiplies by a tensor that it makes on the CPU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.from_numpy(x.detach().numpy().max(keepdims=True))
+        return x * torch.from_numpy(x.detach().numpy().max(axis=(1, 2, 3), keepdims=True))

@@ -74,7 +74,7 @@ def evaluate(run: Run, **changes: Any) -> None:
     hub = replace(row, name="hub", offload_ratio=0.0, sent_bytes=0.0)
     rows = [replace(each, gate=kind) for each in (row, hub) for kind in ("local", "calibrated", "sent")]
     found = Evaluation("run", run.summary["weights_sha256"], "test", "entropy", TARGET, rows, [], [])
-    (run.path / EVALUATION_DIR).mkdir()
+    (run.path / EVALUATION_DIR).mkdir(exist_ok=True)
     write_evaluation(run.path / EVALUATION_DIR, replace(found, **changes))
 
 
@@ -115,6 +115,14 @@ def test_what_savings_need_is_said(run: Run, tmp_path: Path, capsys: pytest.Capt
     calibrate(run)
     assert "has not been evaluated (it has no evaluation/test.json); run hsee evaluate" in refused(capsys, *asked)
     evaluate(run, target=None)
+    assert "was calibrated after it had been evaluated; run hsee evaluate again" in refused(capsys, *asked)
+    evaluate(run, confidence="margin")
+    assert "was evaluated by margin and calibrated by entropy; run hsee evaluate" in refused(capsys, *asked)
+    evaluate(run, network="00" * 32)
+    assert "its evaluation is of other models; run hsee evaluate again" in refused(capsys, *asked)
+    evaluate(run)
+    gate = TierCalibration(1.0, 0.25, 10, 0.25, 0.8, 0.7, 0.9, 0.1, 64.0)
+    save_calibration(run.path, Calibration(TARGET, "entropy", run.summary["weights_sha256"], {"sensor": gate}))
     assert "was calibrated after it had been evaluated; run hsee evaluate again" in refused(capsys, *asked)
     (run.path / EVALUATION_DIR / "test.json").write_text("{")
     assert "is damaged" in refused(capsys, *asked)

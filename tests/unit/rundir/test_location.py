@@ -103,6 +103,26 @@ def test_what_is_sent_in_the_background_is_the_file_of_that_moment(uri: str, kep
     assert (kept / "tensorboard" / "e").read_text() == "round 1 and half a"
 
 
+def test_files_that_grow_are_not_sent_after_every_round(uri: str, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    location = begun(uri)
+    sent = 0
+    write_whole = Storage.write
+
+    def counted(storage: Storage, name: str, content: bytes) -> None:
+        nonlocal sent
+        sent += len(content) if name == "tensorboard/e" else 0
+        write_whole(storage, name, content)
+
+    monkeypatch.setattr(Storage, "write", counted)
+    for number in range(1, 201):
+        write(location, tensorboard__e="x" * 100 * number)
+        location.send()
+        location._trouble()  # it has come to its end
+    assert sent < 12 * 20_000, "whole files after each of 200 rounds are 100 times the last one"
+    location.send_all()
+    assert len((kept / "tensorboard" / "e").read_text()) == 20_000
+
+
 def test_what_could_not_be_sent_is_told_and_sent_the_next_time(
     uri: str, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

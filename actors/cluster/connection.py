@@ -123,8 +123,9 @@ def joined_context(config: Config, fleet: Fleet) -> ClusterContext:
 
 
 def address_of(config: ClusterConfig) -> str | None:
-    """Address of the cluster to join; None for a local Ray of the run's own."""
-    return config.address or os.environ.get("RAY_ADDRESS")
+    """Address of the cluster to join; None for a local Ray of the run's own, which `local` means to Ray too."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    return address if address and address != "local" else None
 
 
 def start(address: str | None, requests: Sequence[Request], named_by: str, metrics: bool) -> None:

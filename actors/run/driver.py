@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import traceback
@@ -46,18 +47,14 @@ def run(
     Interrupted when `stop` was asked for. `create` makes the actors.
     """
     location = RunLocation(place)
-    if not _is_free(location.local):
-        raise ConfigError(
-            f"{location.local}: is not empty, it may hold a run; continue that with --resume, name another directory "
-            "with --run-dir, or remove it"
-        )
-    location.check_free()
+    _check_free(location)
     setup = prepare_run(planned(config))
     if setup.config != config:
         picked = ", ".join(f"{tier.cut} for {tier.name}" for tier in setup.config.tiers)
         listener.happened(Event(0, "start", "plan", f"cuts by the devices' profiles: {picked}"))
     # From here on its own configuration: a cut that was left to the planner stands there by name, and stays.
     with cluster_context(setup.config, setup.fleet, _teller(listener)) as context, _locked(location.local):
+        _check_free(location)  # somebody may have come first
         if not context.local:
             check_nodes(setup, context, location, _teller(listener))
         location.claim()
@@ -139,6 +136,16 @@ def _check_not_lost(found: Resumed, run_dir: Path, location: RunLocation) -> Non
             f"{location.place(CHECKPOINTS_DIR)}: holds no checkpoint of a run that has trained rounds; restore it, or "
             "start a new run with --config and --run-dir"
         )
+
+
+def _check_free(location: RunLocation) -> None:
+    """Raises ConfigError where there may be a run already, UserError where none can be."""
+    if not _is_free(location.local):
+        raise ConfigError(
+            f"{location.local}: is not empty, it may hold a run; continue that with --resume, name another directory "
+            "with --run-dir, or remove it"
+        )
+    location.check_free()
 
 
 def _is_free(run_dir: Path) -> bool:
@@ -250,4 +257,8 @@ def _locked(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{run_dir}: another process is training there; wait for it, or end it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise UserError(f"{run_dir}: cannot be locked ({error.strerror})") from None
+            # A file system without locks: of two processes, the first one ends when it sees that the run is taken over.
         yield

@@ -279,7 +279,8 @@ def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
         if report.round_number == 3:
             raise RunError("ended here")
 
-    with pytest.raises(RunError, match=f"ended here; the traceback is in {uri}/error.log"):
+    kept_and_where = f"round 3 is in a checkpoint, continue with --resume {uri}; the traceback is in {uri}/error.log"
+    with pytest.raises(RunError, match=f"ended here; {kept_and_where}"):
         run(config, uri, Listener(finished_round=after), create=warm_actors)
     kept = tmp_path / "store" / "night-1"
     assert "ended here" in (kept / "error.log").read_text()

@@ -14,6 +14,8 @@ def test_the_quickstart_never_spills(warm_actors: ActorFactory, tmp_path: Path) 
     before = spilled_bytes()
     overrides = [
         "training.rounds=2",
+        *(f"tiers.{tier}.{key}" for tier in range(3) for key in ("resources.num_cpus=0.25", "slots=1")),
+        "server.slots=3",
         f"data.cache={tmp_path / 'cache'}",
     ]
     run(load_config("jobs/configs/quickstart.yaml", overrides), tmp_path / "run", create=warm_actors)

@@ -75,38 +75,3 @@ def test_a_node_that_is_taken_back_with_notice_is_left_in_time(placement: str, s
     assert said["failures"] == {}
     assert said["digest"] == reference_digest(config_file, tmp_path / "reference")
     assert command.left_behind() == []
-
-
-def test_a_tier_that_goes_away_is_left_out_and_taken_back(start: Start, tmp_path: Path) -> None:
-    """Under 20 kills; what the run says of who took part is what happened."""
-    stays, goes = ({"num_cpus": 0.25, "custom": {node: 1}} for node in ("stays", "goes"))
-    config = {
-        **CONFIG,
-        "tiers": [
-            {"name": "sensor", "clients": 2, "cut": "stem", "resources": stays},
-            {"name": "hub", "clients": 2, "cut": "body.1", "resources": goes},
-        ],
-        "server": {"resources": stays},
-        "training": {"strategy": "averaging", "rounds": 12, "batch_size": 8},
-        "failures": {
-            "on_lost_client": "drop",
-            "max_per_actor": 200,
-            "max_total": 200,
-            "step_timeout_s": 15,
-        },
-        "cluster": {"placement_timeout_s": 5},
-    }
-    config_file = tmp_path / "nodes.yaml"
-    config_file.write_text(yaml.safe_dump(config))
-    command = start("tests.e2e.lost_tier", config_file, tmp_path / "run", 20, 3, 7)
-    out, err = command.finish(timeout_s=500)
-    assert command.process.returncode == 0, err
-    said = json.loads(next(line for line in out.splitlines() if line.startswith('{"summary"')))
-    summary, took_part = said["summary"], {int(number): who for number, who in said["took_part"].items()}
-    assert summary["rounds"] == 12 and said["hits"] > 10
-    assert all(not {2, 3} & set(took_part[number]) for number in (5, 6, 7)), took_part
-    assert {2, 3} <= set(took_part[12]), took_part
-    for client in summary["clients"]:
-        missed = [number for number, who in took_part.items() if client["client"] not in who]
-        assert client["missed_rounds"] == missed, said["events"]
-    assert command.left_behind() == []

@@ -87,6 +87,11 @@ def marked_processes(mark: str) -> dict[int, str]:
     return found
 
 
+def _hear_hangups() -> None:
+    """Under `nohup` commands would start with SIGHUP ignored, and leave it so."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def starting(cache: Path) -> Iterator[Callable[..., Command]]:
     """Starts `python -m <module> <arguments>` in the repository; ends what is left of it with the block."""
@@ -107,6 +112,7 @@ def starting(cache: Path) -> Iterator[Callable[..., Command]]:
             text=True,
             process_group=0 if own_group else None,
             start_new_session=own_session,
+            preexec_fn=_hear_hangups,
         )
         started.append(Command(process, mark))
         return started[-1]

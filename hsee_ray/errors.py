@@ -63,3 +63,9 @@ class ClientError(RunError):
 
     def __reduce__(self) -> tuple[type[ClientError], tuple[str, int, str, str]]:
         return ClientError, (self.who, self.round_number, self.stage, self.reason)
+
+
+def first_line(error: BaseException) -> str:
+    """Kind of an error of foreign code, and the first line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

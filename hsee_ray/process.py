@@ -1,14 +1,17 @@
-"""Process-level facts and settings: the processor, usable cores, and memory that it keeps after freeing."""
+"""Process-level facts and settings: the processor, usable cores, the job that it is, memory kept after freeing."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells a job about itself."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_BYTES = 32 << 20
 _TRIM_BYTES = 64 << 20
@@ -56,6 +59,18 @@ def processor() -> str | None:
     except OSError:
         return None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def submission_id() -> str | None:
+    """Id under which this process was submitted to Ray as a job; None when it was not."""
+    job = json.loads(os.environ.get(JOB_VARIABLE) or "{}")
+    found: str | None = job.get("metadata", {}).get("job_submission_id")
+    return found
+
+
+def stop_wait_s() -> float:
+    """Seconds between a job's SIGTERM and its SIGKILL, as its supervisor reads them."""
+    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 3))
 
 
 def keep_freed_memory() -> None:

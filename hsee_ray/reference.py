@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from hsee_ray.config.fleet import ModelId
+from hsee_ray.config.schema import ResourcesConfig
 from hsee_ray.method.aggregation import Ledger, average_copies, plan_aggregation
 from hsee_ray.method.client import Client
-from hsee_ray.method.legs import EVALUATION, Side, Work, legs_of
+from hsee_ray.method.legs import EVALUATION, Leg, Side, Trip, Work, legs_of
 from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport, learnt
 from hsee_ray.method.schedule import (
     evaluates_after,
@@ -22,7 +24,7 @@ from hsee_ray.method.schedule import (
     round_batches,
 )
 from hsee_ray.method.server import Server
-from hsee_ray.method.setup import Setup, build_client, build_server, mapped_client_data
+from hsee_ray.method.setup import Setup, build_client, build_network, build_server, mapped_client_data
 from hsee_ray.models.model import Model
 from hsee_ray.models.state import Arrays, UnitState
 from hsee_ray.models.weights import digest_lines, weights_sha256
@@ -33,17 +35,28 @@ CPU = torch.device("cpu")
 class Reference:
     """All clients and servers of a run, side by side in this process."""
 
-    def __init__(self, setup: Setup, device: torch.device = CPU) -> None:
+    def __init__(
+        self, setup: Setup, device_of: Callable[[ResourcesConfig], torch.device] = lambda resources: CPU
+    ) -> None:
+        """`device_of` the resources of a client, or of the servers, is where its model computes."""
         torch.set_num_threads(setup.config.training.threads)
         self.setup = setup
         self.config = setup.config
+        network = build_network(setup.config, setup.files)
         self.clients = [
-            build_client(setup, spec.client_id, mapped_client_data(setup, spec.client_id), device)
+            build_client(
+                setup,
+                spec.client_id,
+                mapped_client_data(setup, spec.client_id),
+                device_of(spec.resources),
+                copy.deepcopy(network),
+            )
             for spec in setup.fleet.clients
         ]
         self.strategy = setup.strategy
         self.servers = {
-            server: build_server(setup, served, device) for server, served in self.strategy.served(setup.fleet).items()
+            server: build_server(setup, served, device_of(self.config.server.resources), copy.deepcopy(network))
+            for server, served in self.strategy.served(setup.fleet).items()
         }
         self.ledger = Ledger()
         self.averages: dict[str, UnitState] = {}
@@ -58,21 +71,18 @@ class Reference:
         begin = time.perf_counter()
         who = participants(self.config, self.setup.fleet, round_number)
         for model, units in self.ledger.catch_up(self.config, self.setup.fleet, who).items():
-            self._model(model).load({unit: self.averages[key] for unit, key in units.items()})
+            self.of(model).load({unit: self.averages[key] for unit, key in units.items()})
         reports: dict[Side, dict[int, TrainReport]] = {"client": {}, "server": {}}
         for client_id, step in self._steps(round_number):
-            work, payload = Work(client_id, round_number, step, step + 1), None
-            for leg in legs_of(self.strategy.trip, self.setup.fleet.clients[client_id].has_server):
-                payload, report = leg.run(self._side(leg.side, client_id), work, payload)
-                own = reports[leg.side]
+            work = Work(client_id, round_number, step, step + 1)
+            for side, report in self.trip("train", self.strategy.trip, work).items():
+                own = reports[side]
                 own[client_id] = own[client_id] + report if client_id in own else report
-                if payload is None:
-                    break
         train_s = time.perf_counter() - begin
         self.trained |= learnt(reports, round_number)
         if self.strategy.aggregates_after(self.config.training, round_number):
             self._aggregate(round_number)
-        evaluation = self._evaluate() if evaluates_after(self.config, round_number) else {}
+        evaluation = self._evaluate(round_number) if evaluates_after(self.config, round_number) else {}
         return RoundReport(
             round_number=round_number,
             learning_rate=learning_rate(self.config.training, round_number),
@@ -109,7 +119,7 @@ class Reference:
     def _aggregate(self, round_number: int) -> None:
         training = self.config.training
         plan = plan_aggregation(self.config, self.setup.fleet, self.trained, self.setup.local_samples)
-        states = {model: self._model(model).state() for model in plan.sources}
+        states = {model: self.of(model).state() for model in plan.sources}
         self.averages |= average_copies(
             plan.copies,
             states,
@@ -117,22 +127,35 @@ class Reference:
             optimizer=training.optimizer_state == "average",
         )
         for model, units in plan.takes.items():
-            self._model(model).load({unit: self.averages[key] for unit, key in units.items()})
+            self.of(model).load({unit: self.averages[key] for unit, key in units.items()})
         self.ledger.record(plan, round_number)
         self.trained.clear()
 
-    def _evaluate(self) -> dict[int, EvaluationReport]:
+    def _evaluate(self, round_number: int) -> dict[int, EvaluationReport]:
         reports: dict[int, EvaluationReport] = {}
         size, n_test = self.config.evaluation.batch_size, len(self.setup.test_indices)
-        for client_id, spec in enumerate(self.setup.fleet.clients):
+        for client_id in range(len(self.setup.fleet.clients)):
             for first in range(0, n_test, size):
-                work, payload, report = Work(client_id, 0, first, min(first + size, n_test)), None, None
-                for leg in legs_of(EVALUATION, spec.has_server):
-                    payload, own = leg.run(self._side(leg.side, client_id), work, payload)
-                    report = own or report
-                assert report is not None
+                work = Work(client_id, round_number, first, min(first + size, n_test))
+                of_piece = self.trip("evaluate", EVALUATION, work)
+                report = of_piece.get("server") or of_piece["client"]
                 reports[client_id] = reports[client_id] + report if client_id in reports else report
         return reports
+
+    def trip(self, stage: str, trip: Trip, work: Work) -> dict[Side, Any]:
+        """Takes a client's batch over the cut; the reports of both sides."""
+        reports: dict[Side, Any] = {}
+        payload = None
+        for leg in legs_of(trip, self.setup.fleet.clients[work.client_id].has_server):
+            payload, report = self.perform(stage, leg, work, payload)
+            reports[leg.side] = reports[leg.side] + report if leg.side in reports else report
+            if payload is None:
+                break
+        return reports
+
+    def perform(self, stage: str, leg: Leg, work: Work, payload: Any) -> tuple[Any, Any]:
+        """Computes one leg: what goes on, and a report."""
+        return leg.run(self._side(leg.side, work.client_id), work, payload)
 
     def _side(self, side: Side, client_id: int) -> Any:
         """The client, or the server that takes up its features."""
@@ -142,7 +165,7 @@ class Reference:
         assert server_id is not None
         return self.servers[server_id]
 
-    def _model(self, model: ModelId) -> Model:
+    def of(self, model: ModelId) -> Model:
         side: Client | Server = (
             self.clients[model.client_id] if model.side == "client" else self.servers[model.client_id]
         )

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.evaluate import add_common
+from jobs.evaluate import add_common, trained_exits
 from jobs.options import add_run, job_parser
 from jobs.outcome import exit_code
 
@@ -31,13 +31,12 @@ def _calibrate(options: argparse.Namespace) -> int:
     run = load_run(options.run)
     target = parse_target(options.target)
 
-    from actors.inference.evaluate import calibrate
-    from actors.inference.trained import trained_actors
+    from hsee_ray.evaluation.evaluate import calibrate
     from hsee_ray.evaluation.tables import render_calibration
 
     confidence = options.confidence or run.config.exits.confidence
-    with trained_actors(run, options.set, lambda event: print(event, flush=True)) as rounds:
-        found = calibrate(rounds, run, target, confidence)
+    with trained_exits(run, options) as exits:
+        found = calibrate(exits, run, target, confidence)
     save_calibration(run.path, found)
     print(f"{target}, by {confidence}\n\n{render_calibration(found)}\n\nstored in {run.path / CALIBRATION_FILE}")
     return 0

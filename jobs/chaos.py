@@ -22,9 +22,9 @@ from jobs.options import add_config, add_overrides, user_path
 from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
-    from actors.run.listener import Event, Listener
     from actors.run.team import Member, Team
     from hsee_ray.config.schema import Config
+    from hsee_ray.training.listener import Event, Listener
 
 START, TRAIN, AGGREGATE, EVALUATE, CHECKPOINT, SAVE = "start", "train", "aggregate", "evaluate", "checkpoint", "save"
 LONGEST_DELAY_S = {START: 2.0, TRAIN: 1.0, EVALUATE: 0.2}
@@ -141,7 +141,7 @@ class FaultInjector:
             time.sleep(0.1)
 
     def listener(self) -> Listener:
-        from actors.run.listener import Listener
+        from hsee_ray.training.listener import Listener
 
         return Listener(assembled=self.assembled, entered=self.entered, happened=self.happened)
 

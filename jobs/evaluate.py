@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
-from jobs.options import add_overrides, add_run
+from jobs.options import add_in_process, add_overrides, add_run
 from jobs.outcome import exit_code
+
+if TYPE_CHECKING:
+    from hsee_ray.evaluation.exits import Exits
+    from hsee_ray.rundir.run import Run
 
 DESCRIPTION = """Run the exits of a finished run as they would run on devices: a client answers what it is sure of, only
 the other samples are sent, and only those are computed by the server. Every threshold of the grid is a run of its own,
@@ -31,23 +37,22 @@ def _evaluate(options: argparse.Namespace) -> int:
     if any(not 0 <= tau <= 1 for tau in options.taus or ()):
         raise ConfigError(f"--taus {' '.join(map(str, options.taus))}: a tau lies in [0, 1]")
 
-    from actors.inference.evaluate import Plan, calibrate, evaluate
-    from actors.inference.trained import trained_actors
+    from hsee_ray.evaluation.evaluate import Plan, calibrate, evaluate
     from hsee_ray.evaluation.plots import draw, save_figures
     from hsee_ray.evaluation.report import EVALUATION_DIR, write_evaluation
     from hsee_ray.evaluation.tables import render_calibration, render_evaluation
 
-    with trained_actors(run, options.set, lambda event: print(event, flush=True)) as rounds:
+    with trained_exits(run, options) as exits:
         calibration = calibration_of(run)
         confidence = options.confidence or (calibration or run.config.exits).confidence
         if calibration is not None and calibration.confidence != confidence:
             calibration = None
         if target is not None and (calibration is None or calibration.target != str(target)):
-            calibration = calibrate(rounds, run, target, confidence)
+            calibration = calibrate(exits, run, target, confidence)
             print(f"{target}, by {confidence}\n\n{render_calibration(calibration)}\n", flush=True)
-        taus = tuple(sorted(set(options.taus or rounds.config.exits.taus)))
+        taus = tuple(sorted(set(options.taus or exits.setup.config.exits.taus)))
         plan = Plan(options.split, taus, confidence, calibration)
-        found, answers = evaluate(rounds, run, plan, lambda gate: print(f"answering: {gate}", flush=True))
+        found, answers = evaluate(exits, run, plan, lambda gate: print(f"answering: {gate}", flush=True))
     directory = run.path / EVALUATION_DIR
     write_evaluation(directory, found)
     save_figures(directory, options.split, draw(found, answers))
@@ -68,12 +73,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def trained_exits(run: Run, options: argparse.Namespace) -> AbstractContextManager[Exits]:
+    """The models of a finished run for the length of a block: over actors, or in this process."""
+    if options.in_process:
+        from hsee_ray.evaluation.exits import ExitsHere
+
+        return nullcontext(ExitsHere(run, options.set))
+    from actors.inference.trained import trained_actors
+
+    return trained_actors(run, options.set, lambda event: print(event, flush=True))
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Options of every job that asks a trained run's exits."""
     kinds = ("entropy", "max_prob", "margin")
     parser.add_argument("--confidence", choices=kinds, help="default: the config's; evaluate: the calibrated")
     text = "where the run computes and where its data lies, such as data.root=DIR or cluster.address=auto"
     add_overrides(parser, text)
+    add_in_process(parser)
 
 
 if __name__ == "__main__":

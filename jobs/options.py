@@ -44,6 +44,11 @@ def add_run(parser: Options, required: bool = True) -> None:
     parser.add_argument("--run", type=user_path, required=required, metavar="RUN_DIR", help=text)
 
 
+def add_in_process(parser: Options) -> None:
+    text = "compute in this process, without Ray: the same bits, and a small run starts at once"
+    parser.add_argument("--in-process", action="store_true", help=text)
+
+
 def at_least(options: object, **least: int) -> None:
     """Raises ConfigError when an option, or one of a list of them, is smaller than it may be."""
     for name, bound in least.items():

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import fmean
+from typing import Any
 
-from actors.run.listener import Event, Listener
-from actors.run.team import Team
 from hsee_ray.method.figures import gathered
 from hsee_ray.method.look import look
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.schedule import participants
 from hsee_ray.method.setup import Setup
 from hsee_ray.simulation.prediction import RoundCost
+from hsee_ray.training.listener import Event, Listener
 
 
 @contextmanager
@@ -102,13 +102,13 @@ def round_line(report: RoundReport, rounds: int, cost: RoundCost | None = None) 
 
 
 class _Opening:
-    """The first lines about a run that lives at `place`: what it trains, and in how many actors."""
+    """The first lines about a run that lives at `place`: what it trains, and in how many processes."""
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self.slot_plan = ""
+        self.slot_plan = "all in this process, without Ray"
 
-    def assembled(self, team: Team) -> None:
+    def assembled(self, team: Any) -> None:
         self.slot_plan = str(team.slot_plan)
 
     def text(self, setup: Setup, done: int) -> str:

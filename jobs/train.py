@@ -10,16 +10,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.options import add_config, add_overrides, job_parser
+from jobs.options import add_config, add_in_process, add_overrides, job_parser
 from jobs.outcome import exit_code
 
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
 if TYPE_CHECKING:
     from types import FrameType
 
-    from actors.run.interrupt import StopRequest
     from hsee_ray.config.schema import Config
     from hsee_ray.rundir.run import Run
+    from hsee_ray.training.engine import Opened
+    from hsee_ray.training.interrupt import StopRequest
 
 DESCRIPTION = """\
 Train a network over clients of unequal power (Hetero-SplitEE), on Ray.
@@ -30,6 +31,7 @@ the clients are, what they train on, and how. Every key is explained in jobs/con
 EXAMPLES = """\
 examples:
   python -m jobs.train --config jobs/configs/quickstart.yaml
+  python -m jobs.train --config jobs/configs/quickstart.yaml --in-process
   python -m jobs.train --config jobs/configs/cifar10_cpu.yaml --set data.root=/data/cifar10 training.rounds=5
   python -m jobs.train --config my.yaml --set tiers.0.cut=layer1 --set 'data.partition={kind: dirichlet, alpha: 0.3}'
 
@@ -47,24 +49,37 @@ exit codes:
 """
 
 
-def train(config: str | Path | Mapping[str, Any] | Config, run_dir: str | Path | None = None) -> Run:
-    """Trains a configuration (a file, a mapping or a Config) and returns the finished run.
+def train(
+    config: str | Path | Mapping[str, Any] | Config, run_dir: str | Path | None = None, in_process: bool = False
+) -> Run:
+    """Trains a configuration (a file, a mapping or a Config) over actors or `in_process`; returns the finished run.
 
     `run_dir`, a directory or a URI, is `<config name>-<date>-<time>` in the configuration's storage unless given.
     Raises UserError or RunError.
     """
-    from actors.run.driver import run
     from hsee_ray.config.files import load_config
     from hsee_ray.config.schema import Config
+    from hsee_ray.training.begin import run
 
     name = Path(config).stem if isinstance(config, str | Path) else "run"
     resolved = config if isinstance(config, Config) else load_config(config)
-    return run(resolved, run_dir if run_dir is not None else new_place(resolved, name))
+    return run(resolved, run_dir if run_dir is not None else new_place(resolved, name), _backend(in_process))
+
+
+def _backend(in_process: bool) -> Opened:
+    """Where a run is computed."""
+    if in_process:
+        from hsee_ray.training.in_process import in_process as opened
+
+        return opened
+    from actors.run.engine import over_actors
+
+    return over_actors()
 
 
 def new_place(config: Config, config_name: str) -> str:
     """Location of an unnamed run: a submitted job's bears its submission id."""
-    from actors.cluster.ray_internals import submission_id
+    from hsee_ray.process import submission_id
     from hsee_ray.rundir.location import run_place
 
     job = submission_id()
@@ -88,19 +103,19 @@ def _train_and_print(options: argparse.Namespace) -> int:
     # A wrong key is told before anything heavy is loaded.
     config = None if options.config is None else load_config(options.config, options.set)
 
-    from actors.run.driver import resume, run
     from hsee_ray.rundir.tables import render_summary
+    from hsee_ray.training.begin import resume, run
     from jobs.progress import show_progress
 
     place = options.resume
     if config is not None:
         place = options.run_dir or new_place(config, options.config.stem)
-    stop = _stop_on_signals()
+    stop, backend = _stop_on_signals(), _backend(options.in_process)
     with show_progress(place) as listener:
         if config is not None:
-            finished = run(config, place, listener, stop)
+            finished = run(config, place, backend, listener, stop)
         else:
-            finished = resume(place, options.set, listener, stop)
+            finished = resume(place, backend, options.set, listener, stop)
     print()
     print(render_summary(finished.summary))
     print(f"weights_sha256 {finished.summary['weights_sha256']}")
@@ -110,8 +125,8 @@ def _train_and_print(options: argparse.Namespace) -> int:
 
 def _stop_on_signals() -> StopRequest:
     """A request that the first SIGINT, SIGTERM or SIGHUP makes; where the run cannot follow it, it ends at once."""
-    from actors.cluster.ray_internals import stop_wait_s, submission_id
-    from actors.run.interrupt import StopRequest
+    from hsee_ray.process import stop_wait_s, submission_id
+    from hsee_ray.training.interrupt import StopRequest
 
     # A job is killed soon after it has been asked: half of that time for the round, half for the checkpoint.
     stop = StopRequest() if submission_id() is None else StopRequest(stop_wait_s() / 2)
@@ -136,7 +151,7 @@ def _tensorboard_command() -> str:
 
     Who reads the log of a submitted job is on another machine.
     """
-    from actors.cluster.ray_internals import submission_id
+    from hsee_ray.process import submission_id
 
     beside = Path(sys.executable).with_name("tensorboard")
     if submission_id() is not None or not beside.exists():
@@ -162,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         help="directory or URI where the run is written (default: below storage.uri, else in runs/; by the name of "
         "the job or of the config)",
     )
+    add_in_process(parser)
     return parser
 
 

@@ -28,7 +28,7 @@ from actors.cluster.connection import (
 from actors.cluster.describe import cluster_text
 from actors.cluster.node_report import SHM, NodeReport, look_at_node
 from actors.cluster.node_types import read_growth
-from actors.cluster.ray_internals import living_nodes, node_ids, submission_id
+from actors.cluster.ray_internals import living_nodes, node_ids
 from actors.cluster.requests import requests
 from actors.cluster.resources import Growth, Node
 from actors.cluster.slots import plan_slots
@@ -45,6 +45,7 @@ from hsee_ray.method.schedule import evaluation_window, window_batches
 from hsee_ray.method.setup import Setup
 from hsee_ray.method.strategies import build_fleet
 from hsee_ray.planning.planner import pick_cuts
+from hsee_ray.process import submission_id
 from hsee_ray.rundir.location import RunLocation, run_place
 from hsee_ray.simulation.loads import check_profiles
 from hsee_ray.storage import Storage, is_uri

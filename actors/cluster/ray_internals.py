@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,6 @@ import ray._private.utils
 from ray._private import services
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.internal_api import get_memory_info_reply
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.actor import ActorHandle
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -124,15 +122,3 @@ def free_memory() -> int:
     """Bytes of memory that this machine, or the container that this is in, has left."""
     utils: Any = ray._private.utils
     return max(0, int(utils.get_system_memory() - utils.get_used_memory()))
-
-
-def submission_id() -> str | None:
-    """Id under which this process was submitted as a job; None when it was not."""
-    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
-    found: str | None = job.get("metadata", {}).get("job_submission_id")
-    return found
-
-
-def stop_wait_s() -> float:
-    """Seconds between a job's SIGTERM and its SIGKILL, as its supervisor reads them."""
-    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 3))

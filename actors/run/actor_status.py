@@ -15,9 +15,9 @@ from ray import ObjectRef
 from ray.exceptions import RayError
 
 from actors.cluster.ray_internals import draining_nodes, placed_actors
-from actors.run.listener import Event
 from actors.run.team import Member, Team
 from actors.workers.actor_location import ActorLocation
+from hsee_ray.training.listener import Event
 
 LOOK_S = 1.0
 GLANCE_S = 0.02

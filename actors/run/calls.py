@@ -23,9 +23,10 @@ from ray.exceptions import (
 )
 
 from actors.run.actor_status import ActorStatus
-from actors.run.interrupt import StopRequest
 from actors.run.team import Member, Team
+from hsee_ray.errors import first_line
 from hsee_ray.rundir.failures import Failure, Kind
+from hsee_ray.training.interrupt import StopRequest
 
 TICK_S = 1.0
 """At most so long passes before a request to stop, or an actor that hangs, is noticed."""
@@ -191,7 +192,7 @@ def diagnosis(error: RayError) -> tuple[Kind, str]:
     """Kind of failure of a Ray error, and one line about it."""
     if isinstance(error, RayTaskError):
         # A call also fails with the error of the call that it depends on.
-        return diagnosis(error.cause) if isinstance(error.cause, RayError) else ("error", _first_line(error.cause))
+        return diagnosis(error.cause) if isinstance(error.cause, RayError) else ("error", first_line(error.cause))
     if isinstance(error, ObjectLostError):
         return "lost", "an object that it needs went with its node"
     if isinstance(error, ActorDiedError):
@@ -208,12 +209,7 @@ def diagnosis(error: RayError) -> tuple[Kind, str]:
         return "died", "its process died"
     if isinstance(error, NodeDiedError):
         return "node", "its node is gone"
-    return "error", _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return "error", first_line(error)
 
 
 def _last_line(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,44 +14,31 @@ from actors.run.run_state import Average, Lineage, RunState, average_refs
 from actors.run.team import AGGREGATOR, Member, Team
 from actors.workers.contract import ObjectList, ReadShard, SaveModel, WriteShard
 from hsee_ray.config.fleet import ModelId
-from hsee_ray.errors import RunError
 from hsee_ray.rundir.checkpoint import (
     AVERAGES_FILE,
-    PROGRESS_FILE,
-    FileEntry,
     Manifest,
     Progress,
-    commit,
-    committed_rounds,
     directory_of,
-    entry_of,
     shard_file,
+    write_checkpoint,
 )
-from hsee_ray.storage import Storage
+from hsee_ray.rundir.location import RunLocation
+from hsee_ray.rundir.run import CHECKPOINTS_DIR
 
 STAGE = "checkpoint"
 
 
-def save_checkpoint(
-    rounds: Rounds,
-    storage: Storage,
-    uri: str,
-    keep: int,
-    progress: Progress,
-    spread: bool,
-    check_owner: Callable[[], None],
-) -> None:
-    """Writes the state after the last whole round. It counts when everything else is there: the manifest is last.
+def save_checkpoint(rounds: Rounds, location: RunLocation, progress: Progress, spread: bool) -> None:
+    """Writes the state after the last whole round.
 
     `spread`: every model's file is written by an actor of its tier; else the aggregator writes all of them.
-    `check_owner` raises when the run is another process's by then.
     """
     state = rounds.whole
-    number = state.round_number
-    if number == 0 or number in committed_rounds(storage):
-        return
-    directory = directory_of(number)
-    keys = tuple(state.averages)
+    number = progress.round_number = state.round_number
+    progress.ledger = state.ledger
+    progress.trained = tuple(sorted(state.trained))
+    progress.averages = tuple(state.averages)
+    uri, directory = location.place(CHECKPOINTS_DIR), directory_of(number)
 
     def write_averages() -> ObjectRef[Any]:
         objects = ObjectList()
@@ -76,23 +62,15 @@ def save_checkpoint(
             for model, lineage in state.lineages.items()
             if lineage.snapshot is not None
         }
-        return {**made, AVERAGES_FILE: (AGGREGATOR, write_averages)} if keys else made
+        return {**made, AVERAGES_FILE: (AGGREGATOR, write_averages)} if state.averages else made
 
-    try:
-        files: dict[str, FileEntry] = rounds.all_of(calls, number, STAGE)
-        check_owner()
-        progress.round_number = number
-        progress.ledger = state.ledger
-        progress.trained = tuple(sorted(state.trained))
-        progress.averages = keys
-        content = progress.to_json()
-        storage.write(f"{directory}/{PROGRESS_FILE}", content)
-        commit(storage, Manifest(number, {**files, PROGRESS_FILE: entry_of(content)}), keep)
-    except (OSError, RunError):
-        with suppress(OSError):  # half a checkpoint may be what fills the disk
-            if number not in committed_rounds(storage):
-                storage.remove(directory)
-        raise
+    write_checkpoint(
+        location.storage(CHECKPOINTS_DIR),
+        progress,
+        rounds.config.checkpoint.keep,
+        lambda: rounds.all_of(calls, number, STAGE),
+        location.check_owner,
+    )
 
 
 def save_models(rounds: Rounds, directory: str) -> list[str]:

@@ -8,21 +8,14 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from actors.run.calls import CallFailed
-from actors.run.listener import Event
 from actors.run.run_state import RunState
 from actors.run.team import Member, Team
 from hsee_ray.errors import ClientError
 from hsee_ray.rundir.failures import Action, Failure, History, decide
+from hsee_ray.training.engine import StateLost
+from hsee_ray.training.listener import Event
 
 T = TypeVar("T")
-
-
-class StateLost(Exception):
-    """A state that is needed went with a node: the run goes back to the newest one that still exists."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
 
 
 class LeftOut(Exception):

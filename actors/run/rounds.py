@@ -16,8 +16,6 @@ from actors.run.actor_status import ActorStatus
 from actors.run.admission import Limits
 from actors.run.calls import TICK_S, Calls, Worked
 from actors.run.fanout import K, MemberCall, fan_out
-from actors.run.interrupt import StopRequest
-from actors.run.listener import Event
 from actors.run.pieces import Piece, RetryUnit
 from actors.run.pipeline import Pipeline, Reports
 from actors.run.recovery import LeftOut, Recovery
@@ -42,6 +40,8 @@ from hsee_ray.method.schedule import (
     window_batches,
 )
 from hsee_ray.method.setup import Setup
+from hsee_ray.training.interrupt import StopRequest
+from hsee_ray.training.listener import Event
 
 T = TypeVar("T")
 

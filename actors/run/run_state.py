@@ -81,5 +81,6 @@ class RunState:
 
     def copy(self) -> RunState:
         """The same state, untouched by what happens to this one."""
-        ledger = Ledger(dict(self.ledger.newest), dict(self.ledger.seen))
-        return RunState(self.round_number, dict(self.lineages), dict(self.averages), ledger, set(self.trained))
+        return RunState(
+            self.round_number, dict(self.lineages), dict(self.averages), self.ledger.copy(), set(self.trained)
+        )

@@ -24,7 +24,7 @@ from actors.workers.model_actor import ClientActor, ServerActor, own_rows
 from actors.workers.origin import Origin
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.method.setup import Setup, mapped_client_data
-from hsee_ray.method.strategies import models_of
+from hsee_ray.method.strategies import label_of, models_of
 
 Member = ModelId | Literal["aggregator"]
 """Party that answers a call: a model in its slot, or the aggregator. An actor bears the name of its slot."""
@@ -216,9 +216,7 @@ class Team:
         """`client 003`, `server 003`, `shared server`, `aggregator`."""
         if isinstance(member, str):
             return member
-        if member.side == "server" and self.strategy.shared_server:
-            return "shared server"
-        return f"{member.side} {self.setup.fleet.clients[member.client_id].label}"
+        return label_of(self.strategy, self.setup.fleet, member)
 
     def asked(self, member: Member) -> str:
         """Resource request of an actor, as text."""

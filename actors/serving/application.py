@@ -27,12 +27,12 @@ from actors.cluster.ray_internals import process_of
 from actors.cluster.resources import Request
 from actors.serving.door import put_in_front
 from actors.serving.http_handler import HttpHandler
-from actors.workers.compute import choose_device
 from hsee_ray.config.schema import ClusterConfig
 from hsee_ray.deploy.server_models import Bundles, ServerModels, sent_features
 from hsee_ray.edge.codecs import CODE_TYPES
 from hsee_ray.edge.protocol import READY_PATH, Offload
 from hsee_ray.errors import ResourceError, RunError
+from hsee_ray.models.torch_device import choose_device
 
 Array = np.ndarray[Any, Any]
 

@@ -15,7 +15,6 @@ from actors.workers.contract import (
     state_of,
 )
 from actors.workers.origin import Origin
-from actors.workers.shards import read_snapshot, write_snapshot
 from actors.workers.store_resident import StoreResident, store_resident
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import TrainingConfig
@@ -24,6 +23,7 @@ from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.state import ModelState, named_tensors
 from hsee_ray.models.weights import write_model
 from hsee_ray.rundir.checkpoint import FileEntry
+from hsee_ray.rundir.shards import read_snapshot, write_snapshot
 
 
 class Aggregator:

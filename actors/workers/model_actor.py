@@ -32,7 +32,6 @@ from actors.workers.contract import (
     state_of,
 )
 from actors.workers.origin import Origin
-from actors.workers.shards import read_snapshot, write_snapshot
 from actors.workers.store_resident import store_resident
 from hsee_ray.backbones import Backbone
 from hsee_ray.method.client import Client, ClientData, Samples
@@ -40,6 +39,7 @@ from hsee_ray.method.server import Server
 from hsee_ray.method.setup import Setup, build_client, build_network, build_server, mapped_client_data
 from hsee_ray.models.state import ModelState, read_unit, write_unit
 from hsee_ray.models.weights import read_model, write_model
+from hsee_ray.rundir.shards import read_snapshot, write_snapshot
 
 
 class ModelActor(Worker):

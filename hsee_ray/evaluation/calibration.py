@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from hsee_ray.config.problems import read_stored
 from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Gate
@@ -123,6 +122,8 @@ def pick(curve: Curve, target: Target) -> int | None:
 
 def fit_temperature(answers: Answers) -> float:
     """T at which logits / T make the labels most likely (Guo et al. 2017, arXiv:1706.04599)."""
+
+    from scipy.optimize import minimize_scalar  # takes a second to import, and a run only reads what was calibrated
 
     def loss_nats(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)

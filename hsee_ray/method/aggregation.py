@@ -90,6 +90,9 @@ class Ledger:
     seen: dict[tuple[ModelId, str], int] = field(default_factory=dict)
     """By copy (model, unit)."""
 
+    def copy(self) -> Ledger:
+        return Ledger(dict(self.newest), dict(self.seen))
+
     def record(self, aggregation: Aggregation, round_number: int) -> None:
         """Notes an aggregation: its averages are the newest, and its copies have seen them."""
         for key, copies in aggregation.copies.items():

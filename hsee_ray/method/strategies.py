@@ -167,3 +167,10 @@ def models_of(strategy: Strategy, fleet: Fleet) -> list[ModelId]:
         if not strategy.shared_server and spec.has_server:
             models.append(ModelId("server", spec.client_id))
     return models
+
+
+def label_of(strategy: Strategy, fleet: Fleet, model: ModelId) -> str:
+    """`client 003`, `server 003`, `shared server`."""
+    if model.side == "server" and strategy.shared_server:
+        return "shared server"
+    return f"{model.side} {fleet.clients[model.client_id].label}"

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from hsee_ray.config.schema import TrainingConfig
+from hsee_ray.errors import RunError
+
 PRECISIONS = {"bfloat16": torch.bfloat16}
+
+
+def computing_device(training: TrainingConfig, num_gpus: float) -> torch.device:
+    """The device of a model that was given so many GPUs, made ready for what the configuration asks of it.
+
+    Raises RunError as `choose_device` does.
+    """
+    device = choose_device(training.device, num_gpus, torch.cuda.is_available())
+    if device.type == "cuda" and training.deterministic:
+        # Another algorithm, or TF32, gives other bits; cuBLAS needs its workspace fixed before it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    return device
+
+
+def choose_device(wanted: str, num_gpus: float, cuda_available: bool) -> torch.device:
+    """`auto` computes on CUDA where the model was given a GPU and torch can use it. Raises RunError without CUDA."""
+    if wanted == "auto":
+        return torch.device("cuda" if num_gpus > 0 and cuda_available else "cpu")
+    if wanted == "cuda" and not cuda_available:
+        raise RunError("training.device is cuda, and torch finds no CUDA on this node; use auto, or a node with a GPU")
+    return torch.device(wanted)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

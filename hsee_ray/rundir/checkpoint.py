@@ -12,6 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 from hsee_ray.config.files import rename_old_keys
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
-from hsee_ray.errors import DataError, UserError
+from hsee_ray.errors import DataError, RunError, UserError
 from hsee_ray.method.aggregation import Ledger
 from hsee_ray.method.reports import EvaluationReport
 from hsee_ray.rundir.failures import History
@@ -125,6 +126,36 @@ def commit(storage: Storage, manifest: Manifest, keep: int) -> None:
             storage.remove(directory_of(old))
     except OSError as error:  # the new checkpoint is whole: an old one too many harms nothing
         logging.getLogger("hsee_ray").warning("%s: an old checkpoint cannot be removed (%s)", storage.root, error)
+
+
+def write_checkpoint(
+    storage: Storage,
+    progress: Progress,
+    keep: int,
+    write_files: Callable[[], Mapping[str, FileEntry]],
+    check_owner: Callable[[], None],
+) -> None:
+    """Writes a checkpoint of `progress`, whose tensors `write_files` writes into the directory of its round.
+
+    Nothing is done where its round is in a checkpoint, or is none. `check_owner` raises when the run is another
+    process's by then.
+    """
+    number = progress.round_number
+    if number == 0 or number in committed_rounds(storage):
+        return
+    directory = directory_of(number)
+    try:
+        files = write_files()
+        check_owner()
+        content = progress.to_json()
+        storage.write(f"{directory}/{PROGRESS_FILE}", content)
+        # The manifest is last: the checkpoint counts when everything else is there.
+        commit(storage, Manifest(number, {**files, PROGRESS_FILE: entry_of(content)}), keep)
+    except (OSError, RunError):
+        with suppress(OSError):  # half a checkpoint may be what fills the disk
+            if number not in committed_rounds(storage):
+                storage.remove(directory)
+        raise
 
 
 def remove_newer(storage: Storage, round_number: int) -> None:

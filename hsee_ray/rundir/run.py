@@ -29,6 +29,7 @@ SUMMARY_FILE = "summary.json"
 ERROR_FILE = "error.log"
 METRICS_FILE = "metrics.parquet"
 MODELS_DIR = "final"
+CHECKPOINTS_DIR = "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ def run_rounds(
     `finished` is told of every round, and when its first piece of work was done, on the clock of `time.monotonic`.
     """
     from actors.run.driver import run
-    from actors.run.listener import Listener
     from actors.run.team import create_actor
     from hsee_ray.errors import RunError
+    from hsee_ray.training.listener import Listener
 
     first_done_s: float | None = None
 

@@ -15,10 +15,10 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from actors.run.driver import run
-from actors.run.listener import Listener
 from actors.run.team import Team
 from hsee_ray.config.files import load_config
 from hsee_ray.method.reports import RoundReport
+from hsee_ray.training.listener import Listener
 
 NOTICE_S = 30.0
 

@@ -12,8 +12,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from actors.run.driver import run
-from actors.run.listener import Event, Listener
 from hsee_ray.config.files import load_config
+from hsee_ray.training.listener import Event, Listener
 
 
 def main(config_file: str, run_dir: str, lose_in_round: int) -> None:

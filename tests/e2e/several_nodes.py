@@ -13,12 +13,12 @@ from ray import ObjectRef
 from ray.cluster_utils import Cluster
 
 from actors.run.driver import run
-from actors.run.listener import Listener
 from actors.run.pieces import Piece
 from actors.run.stages import TrainingStage
 from actors.run.team import Team
 from hsee_ray.config.files import load_config
 from hsee_ray.method.legs import Leg
+from hsee_ray.training.listener import Listener
 
 NODES = ("sensor", "gateway", "server")
 

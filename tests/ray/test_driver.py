@@ -17,7 +17,6 @@ from actors.cluster.node_report import NodeReport
 from actors.cluster.slots import plan_slots
 from actors.run.calls import Calls
 from actors.run.driver import run
-from actors.run.listener import SILENT
 from actors.run.team import AGGREGATOR, RowRefs, Team
 from actors.workers.actor_location import ActorLocation
 from actors.workers.contract import ActorFactory, ObjectList, Outcome, RunLeg
@@ -31,6 +30,7 @@ from hsee_ray.method.reports import EvaluationReport, TrainReport
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.models.weights import digest_lines, weights_sha256
 from hsee_ray.rundir.checkpoint import FileEntry
+from hsee_ray.training.listener import SILENT
 from tests.ray.conftest import WarmActors
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from actors.run.driver import resume, run
-from actors.run.interrupt import StopRequest
-from actors.run.listener import Listener
 from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.errors import Interrupted
+from hsee_ray.training.interrupt import StopRequest
+from hsee_ray.training.listener import Listener
 from tests.ray.test_recovery import kills, reference_digest
 
 NOISE = "tiers.0.stages=[{name: 'tests.extensions.noise:Noise', options: {share: 0.1}}]"

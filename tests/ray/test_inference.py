@@ -14,10 +14,7 @@ import pytest
 import torch
 
 from actors.cluster.ray_internals import process_of
-from actors.inference.evaluate import Plan, calibrate, costs, evaluate
-from actors.inference.trained import ask, trained_actors
-from actors.run.listener import Event
-from actors.run.rounds import Rounds
+from actors.inference.trained import ActorExits, trained_actors
 from actors.run.team import Team
 from actors.workers.contract import ActorFactory, RunLeg, WorkerRequest
 from hsee_ray.config.fleet import ModelId
@@ -37,11 +34,13 @@ from hsee_ray.evaluation.calibration import (
     fit_temperature,
     save_calibration,
 )
+from hsee_ray.evaluation.evaluate import Plan, calibrate, costs, evaluate
 from hsee_ray.method.predictions import Answers
 from hsee_ray.method.reports import EvaluationReport
 from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
 from hsee_ray.rundir.run import MODELS_DIR, Run, load_run
+from hsee_ray.training.listener import Event
 from tests.run_directories import train_run, without_client
 
 STRATEGIES = ("averaging", "sequential")
@@ -91,10 +90,10 @@ def test_ends_are_exactly_the_exits_and_the_servers(run: Run, warm_actors: Actor
 
     monkeypatch.setattr(Team, "submit", recorded)
     known = in_training(run)
-    with trained_actors(run, [], unexpected, create=warm_actors) as rounds:
-        local = ask(rounds, "test", gates(NEVER_SENDS))
+    with trained_actors(run, [], unexpected, create=warm_actors) as exits:
+        local = exits.ask("test", gates(NEVER_SENDS))
         assert "server" not in called, "nothing is sent, so no server is even asked"
-        sent = ask(rounds, "test", gates(SENDS_ALL))
+        sent = exits.ask("test", gates(SENDS_ALL))
 
     for number in (SENSOR, HUB):
         assert local[number].stays_N.all() and local[number].server_samples == 0 == local[number].sent_bytes
@@ -108,10 +107,10 @@ def test_ends_are_exactly_the_exits_and_the_servers(run: Run, warm_actors: Actor
 
 
 def test_servers_compute_only_what_was_unsure(run: Run, warm_actors: ActorFactory) -> None:
-    with trained_actors(run, [], unexpected, create=warm_actors) as rounds:
-        sent = ask(rounds, "test", gates(SENDS_ALL))
+    with trained_actors(run, [], unexpected, create=warm_actors) as exits:
+        sent = exits.ask("test", gates(SENDS_ALL))
         tau = between(sent[HUB])
-        some = ask(rounds, "test", gates(tau))
+        some = exits.ask("test", gates(tau))
 
     for number in (SENSOR, HUB):
         own = some[number]
@@ -125,9 +124,9 @@ def test_servers_compute_only_what_was_unsure(run: Run, warm_actors: ActorFactor
 
 
 def test_actors_are_those_that_a_reader_of_the_run_finds(run: Run, warm_actors: ActorFactory) -> None:
-    with trained_actors(run, ["data.test_samples=8"], unexpected, create=warm_actors) as rounds:
-        sent = ask(rounds, "test", gates(SENDS_ALL))
-        samples = prepare_run(rounds.config)
+    with trained_actors(run, ["data.test_samples=8"], unexpected, create=warm_actors) as exits:
+        sent = exits.ask("test", gates(SENDS_ALL))
+        samples = prepare_run(exits.setup.config)
     images = open_images(samples.files.test).images_NHWC[samples.test_indices]
     with torch.no_grad():
         for number in (SENSOR, HUB):
@@ -139,13 +138,13 @@ def test_actors_are_those_that_a_reader_of_the_run_finds(run: Run, warm_actors: 
 
 def test_killed_actors_change_no_answer(averaging: Run, warm_actors: ActorFactory) -> None:
     events: list[Event] = []
-    with trained_actors(averaging, [], events.append, create=warm_actors) as rounds:
-        before = ask(rounds, "test", gates(SENDS_ALL))
+    with trained_actors(averaging, [], events.append, create=warm_actors) as exits:
+        before = exits.ask("test", gates(SENDS_ALL))
         for model in (ModelId("client", SENSOR), ModelId("server", HUB)):
-            pid = process_of(rounds.team.actors[model])
+            pid = process_of(exits.rounds.team.actors[model])
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-        after = ask(rounds, "test", gates(SENDS_ALL))
+        after = exits.ask("test", gates(SENDS_ALL))
     for number in range(3):
         np.testing.assert_array_equal(before[number].logits_NK, after[number].logits_NK)
         np.testing.assert_array_equal(before[number].server_prediction_N, after[number].server_prediction_N)
@@ -156,8 +155,8 @@ def test_killed_actors_change_no_answer(averaging: Run, warm_actors: ActorFactor
 def test_a_client_that_has_no_model_is_left_out(averaging: Run, warm_actors: ActorFactory) -> None:
     run = without_client(averaging, SENSOR)
     events: list[Event] = []
-    with trained_actors(run, [], events.append, create=warm_actors) as rounds:
-        found, by_tier = evaluate(rounds, run, Plan("test", (0.5,), "entropy", None))
+    with trained_actors(run, [], events.append, create=warm_actors) as exits:
+        found, by_tier = evaluate(exits, run, Plan("test", (0.5,), "entropy", None))
     assert [(event.who, event.text) for event in events] == [("client 000", "was never trained: it is left out")]
     assert {row.name for row in found.gates if row.scope == "tier"} == {"hub", "whole"} and set(by_tier) == {"hub"}
 
@@ -166,18 +165,18 @@ def test_a_client_that_has_learnt_nothing_is_left_out(run: Run, warm_actors: Act
     """It has a model, which is as it was initialised."""
     run.summary["clients"][SENSOR]["trained_rounds"] = 0
     events: list[Event] = []
-    with trained_actors(run, [], events.append, create=warm_actors) as rounds:
-        assert SENSOR not in ask(rounds, "test", gates(SENDS_ALL))
+    with trained_actors(run, [], events.append, create=warm_actors) as exits:
+        assert SENSOR not in exits.ask("test", gates(SENDS_ALL))
     assert [(event.who, event.text) for event in events] == [("client 000", "was never trained: it is left out")]
     assert run.models.feature_path(SENSOR) is None
 
 
 def test_calibration_sees_only_what_was_set_aside(run: Run, warm_actors: ActorFactory) -> None:
-    with trained_actors(run, [], unexpected, create=warm_actors) as rounds:
-        found = calibrate(rounds, run, Target("offload", 0.5), "margin")
-        aside = {number: part.calibration for number, part in enumerate(rounds.setup.parts)}
+    with trained_actors(run, [], unexpected, create=warm_actors) as exits:
+        found = calibrate(exits, run, Target("offload", 0.5), "margin")
+        aside = {number: part.calibration for number, part in enumerate(exits.setup.parts)}
         plan = Plan("test", (0.2, 0.6), "margin", found)
-        evaluation, _ = evaluate(rounds, run, plan)
+        evaluation, _ = evaluate(exits, run, plan)
     assert set(found.tiers) == {"sensor", "hub"} and found.network == run.summary["weights_sha256"]
     train = open_images(prepare_run(run.config).files.train)
     for number, tier in ((SENSOR, "sensor"), (HUB, "hub")):
@@ -216,26 +215,26 @@ def test_costs_are_counted_on_both_sides(averaging: Run) -> None:
 def test_targets_that_cannot_be_met_say_what_can(averaging: Run, warm_actors: ActorFactory) -> None:
     reason = r"accuracy_drop<=-1 cannot be met .*sensor reaches -?\d.*nothing was stored"
     with (
-        trained_actors(averaging, [], unexpected, create=warm_actors) as rounds,
+        trained_actors(averaging, [], unexpected, create=warm_actors) as exits,
         pytest.raises(UserError, match=reason),
     ):
-        calibrate(rounds, averaging, Target("accuracy_drop", -1.0), "entropy")
+        calibrate(exits, averaging, Target("accuracy_drop", -1.0), "entropy")
 
 
 def test_nothing_set_aside(tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path) -> None:
     run = train_run(tmp_path / "run", {**tiny, "data": {**tiny["data"], "calibration_fraction": 0.0}})
-    with trained_actors(run, [], unexpected, create=warm_actors) as rounds:
+    with trained_actors(run, [], unexpected, create=warm_actors) as exits:
         with pytest.raises(ConfigError, match=r"sensor, hub: no samples are set aside .*calibration_fraction above 0"):
-            calibrate(rounds, run, Target("offload", 0.5), "entropy")
+            calibrate(exits, run, Target("offload", 0.5), "entropy")
         with pytest.raises(ConfigError, match="--split calibration: no client has samples"):
-            evaluate(rounds, run, Plan("calibration", (), "entropy", None))
-        found, _ = evaluate(rounds, run, Plan("test", (), "entropy", None))
+            evaluate(exits, run, Plan("calibration", (), "entropy", None))
+        found, _ = evaluate(exits, run, Plan("test", (), "entropy", None))
     assert all(row.temperature is None for row in found.exits)
 
 
-def entered(run: Run, *overrides: str) -> Rounds:
-    with trained_actors(run, overrides, unexpected) as rounds:
-        return rounds
+def entered(run: Run, *overrides: str) -> ActorExits:
+    with trained_actors(run, overrides, unexpected) as exits:
+        return exits
 
 
 def test_another_run_is_refused(averaging: Run) -> None:
@@ -295,11 +294,11 @@ def test_exported_bundles_decide_as_the_actors_do(
 ) -> None:
     """1,000 images through ONNX, the codec, the body that travels, and the served programs."""
     averaging = train_run(tmp_path / "run", {**tiny, "tiers": [{**tier, "codec": codec} for tier in tiny["tiers"]]})
-    with trained_actors(averaging, ["data.test_samples=1000"], unexpected, create=warm_actors) as rounds:
-        setup = rounds.setup
-        sent = ask(rounds, "test", gates(SENDS_ALL))
+    with trained_actors(averaging, ["data.test_samples=1000"], unexpected, create=warm_actors) as exits:
+        setup = exits.setup
+        sent = exits.ask("test", gates(SENDS_ALL))
         own = {number: Gate(kind, between(sent[number], kind, 1.5), 1.5) for number in range(3)}
-        found = ask(rounds, "test", own)
+        found = exits.ask("test", own)
     tiers = {name: TierCalibration(1.5, own[n].tau, *[1] * 7) for n, name in ((SENSOR, "sensor"), (HUB, "hub"))}
     network = averaging.summary["weights_sha256"]
     save_calibration(averaging.path, Calibration("offload<=0.5", kind, network, tiers))

@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from actors.run.driver import resume, run
-from actors.run.listener import Listener
 from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.planning import planner
+from hsee_ray.training.listener import Listener
 from tests.ray.test_simulated_run import with_devices
 
 

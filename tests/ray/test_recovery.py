@@ -14,8 +14,6 @@ import pytest
 import ray
 
 from actors.run.driver import resume, run
-from actors.run.interrupt import StopRequest
-from actors.run.listener import Event, Listener
 from actors.run.team import Team, create_actor
 from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
@@ -31,6 +29,8 @@ from hsee_ray.rundir.failures import Action, Decision, Failure, decide
 from hsee_ray.rundir.location import RunLocation
 from hsee_ray.rundir.run import Run, load_run
 from hsee_ray.storage import Storage
+from hsee_ray.training.interrupt import StopRequest
+from hsee_ray.training.listener import Event, Listener
 from jobs.chaos import Fault, FaultInjector
 from tests.tiny_data import encode_png, make_images, write_folder
 

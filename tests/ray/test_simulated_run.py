@@ -11,8 +11,6 @@ import pytest
 import yaml
 
 from actors.run.driver import resume, run
-from actors.run.interrupt import StopRequest
-from actors.run.listener import Listener
 from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.errors import Interrupted
@@ -21,6 +19,8 @@ from hsee_ray.method.setup import prepare_run
 from hsee_ray.reference import Reference
 from hsee_ray.rundir.summary import SimulatedTotals
 from hsee_ray.simulation.clock import clock_of
+from hsee_ray.training.interrupt import StopRequest
+from hsee_ray.training.listener import Listener
 
 BOARD = {
     "compute_gflops": 0.001,

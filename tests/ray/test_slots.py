@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.inference.trained import ask, trained_actors
+from actors.inference.trained import trained_actors
 from actors.run.driver import resume, run
-from actors.run.interrupt import StopRequest
-from actors.run.listener import Listener
 from actors.run.team import Team
 from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
@@ -20,6 +18,8 @@ from hsee_ray.edge.gate import Gate
 from hsee_ray.errors import Interrupted
 from hsee_ray.method.predictions import Answers
 from hsee_ray.method.reports import RoundReport
+from hsee_ray.training.interrupt import StopRequest
+from hsee_ray.training.listener import Listener
 from tests.ray.test_recovery import kills, reference_digest
 
 STRATEGIES = {
@@ -109,8 +109,8 @@ def test_answers_are_the_same_from_slots(crowd: dict[str, Any], warm_actors: Act
     everything = {number: Gate("entropy", 1.0, 1.0) for number in range(8)}
 
     def answers(*slots: str) -> dict[int, Answers]:
-        with trained_actors(finished, slots, lambda event: None, create=warm_actors) as rounds:
-            return ask(rounds, "test", everything)
+        with trained_actors(finished, slots, lambda event: None, create=warm_actors) as exits:
+            return exits.ask("test", everything)
 
     in_one = answers()
     one_each = answers("tiers.0.slots=null", "tiers.1.slots=null", "tiers.2.slots=null", "server.slots=null")

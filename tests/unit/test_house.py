@@ -36,6 +36,7 @@ ORDER = (
     "hsee_ray.rundir",
     "hsee_ray.evaluation",
     "hsee_ray.planning",
+    "hsee_ray.training",
     "hsee_ray.deploy",
     "hsee_ray",
     "actors.workers",

@@ -9,17 +9,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from actors.cluster.connection import connected, local_context
-from actors.run.interrupt import StopRequest
-from actors.run.listener import Listener
+from actors.run.engine import ActorEngine
 from actors.run.rounds import Rounds
-from actors.run.session import Session
 from actors.run.team import create_actor
 from actors.workers.contract import ActorFactory
 from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import RunError
 from hsee_ray.method.setup import Setup, prepare_run
+from hsee_ray.rundir.failures import History
 from hsee_ray.rundir.location import RunLocation
+from hsee_ray.training.engine import RunContext
+from hsee_ray.training.interrupt import StopRequest
+from hsee_ray.training.listener import Listener
 from jobs.benches.common import NEVER, tell
 from jobs.benches.idle_actors import IdleClient, IdleServer, idle_factory
 
@@ -83,9 +85,10 @@ def begin(setup: Setup, place: Path, stack: ExitStack, create: ActorFactory = cr
     """A run's rounds, its actors asked for."""
     listener = Listener(happened=lambda event: tell(f"  {event}"))
     context = local_context(setup.config, setup.fleet)
-    session = Session(setup, RunLocation(place), listener, StopRequest(), context, create)
-    stack.callback(session.close)
-    return session.rounds
+    run = RunContext(setup, RunLocation(place), listener, StopRequest(), History(), lambda *worked: None)
+    engine = ActorEngine(run, context, create)
+    stack.callback(engine.close)
+    return engine.rounds
 
 
 def _with_features(setup: Setup, batch_bytes: int) -> Setup:

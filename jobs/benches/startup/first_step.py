@@ -11,13 +11,13 @@ from unittest.mock import patch
 from jobs.train import main
 
 if TYPE_CHECKING:
-    from actors.run.listener import Listener
+    from hsee_ray.training.listener import Listener
 
 
 @contextmanager
 def first_lines(place: str) -> Iterator[Listener]:
     """A listener in the place of the job's progress: says when the driver is ready, and when the first work is done."""
-    from actors.run.listener import Listener
+    from hsee_ray.training.listener import Listener
 
     said = False
 

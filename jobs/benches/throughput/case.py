@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from actors.run.driver import run
-from actors.run.listener import Listener
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
@@ -27,6 +26,7 @@ from hsee_ray.models.state import Arrays, UnitState
 from hsee_ray.models.weights import read_model, weights_sha256
 from hsee_ray.process import cores
 from hsee_ray.rundir.run import MODELS_DIR, Run
+from hsee_ray.training.listener import Listener
 from jobs.benches.common import NEVER, Result, Spread, tell
 from jobs.benches.throughput.helpers import Helper, call_all, helpers
 from jobs.benches.throughput.loops import RoundTimes, Share, WholeLoop

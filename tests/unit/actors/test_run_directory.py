@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from actors.cluster.connection import address_of
-from actors.run.driver import _check_free, _locked
 from hsee_ray.config.schema import ClusterConfig
 from hsee_ray.errors import ConfigError, UserError
 from hsee_ray.rundir.location import RunLocation
+from hsee_ray.training.begin import _check_free, _locked
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:

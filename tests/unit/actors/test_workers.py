@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 from actors.workers.aggregator import Aggregator
-from actors.workers.compute import choose_device, prepare_process
+from actors.workers.compute import prepare_process
 from actors.workers.contract import AverageRefs, LoadAverages, RunLeg, SaveModel
 from actors.workers.model_actor import ClientActor, ModelActor, ServerActor, own_rows
 from actors.workers.origin import Origin, difference, versions
@@ -31,6 +31,7 @@ from hsee_ray.method.legs import EVALUATION, TRAINING, Trip, Work
 from hsee_ray.method.setup import Setup, mapped_client_data, prepare_run
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.state import ModelState, UnitState, named_tensors
+from hsee_ray.models.torch_device import choose_device
 from hsee_ray.models.weights import digest_lines
 from hsee_ray.rundir.location import RunLocation
 

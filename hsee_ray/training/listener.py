@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from actors.run.team import Team
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import Setup
 from hsee_ray.simulation.prediction import RoundCost
@@ -30,8 +30,8 @@ class Event:
 class Listener:
     """Callbacks of a run; each does nothing by default."""
 
-    assembled: Callable[[Team], None] = lambda team: None
-    """Called with the team when its actors have been requested."""
+    assembled: Callable[[Any], None] = lambda team: None
+    """Called with the Team of a run over actors when they have been requested."""
     started: Callable[[Setup, int], None] = lambda setup, done_rounds: None
     """Called with the setup and the number of finished rounds when training starts."""
     trained: Callable[[int], None] = lambda samples: None

@@ -1,12 +1,10 @@
-"""Evaluates and calibrates the exits of a finished run over its actors."""
+"""Evaluates and calibrates the exits of a finished run, whatever computes its models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.inference.trained import ask, samples_of
-from actors.run.rounds import Rounds
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.devices.cost import CostTable
 from hsee_ray.edge.gate import NEVER_SENDS, SENDS_ALL, Gate
@@ -22,6 +20,7 @@ from hsee_ray.evaluation.calibration import (
     pick,
     tier_calibration,
 )
+from hsee_ray.evaluation.exits import Exits, samples_of
 from hsee_ray.evaluation.report import (
     Costs,
     Evaluation,
@@ -49,22 +48,22 @@ class Plan:
     """The gates that are in force; None where the run has not been calibrated."""
 
 
-def calibrate(rounds: Rounds, run: Run, target: Target, kind: Confidence) -> Calibration:
+def calibrate(exits: Exits, run: Run, target: Target, kind: Confidence) -> Calibration:
     """Temperature and tau of every tier with exits, picked on what its clients have set aside.
 
     Raises ConfigError when nothing was set aside, and UserError when no threshold meets the target.
     """
-    tiers = _tiers_with_exits(rounds)
+    tiers = _tiers_with_exits(exits)
     if not tiers:
         raise ConfigError("no client that has a model has an exit: there is nothing to calibrate")
-    empty = [t for t, members in tiers.items() if not any(samples_of(rounds.setup, "calibration", n) for n in members)]
+    empty = [t for t, members in tiers.items() if not any(samples_of(exits.setup, "calibration", n) for n in members)]
     if empty:
         who = ", ".join(empty)
         raise ConfigError(
             f"{who}: no samples are set aside to calibrate on; train with data.calibration_fraction above 0"
         )
-    answers = ask(rounds, "calibration", _same_gate(rounds, Gate(kind, SENDS_ALL)))
-    by_tier = _by_tier(rounds, answers)
+    answers = exits.ask("calibration", _same_gate(exits, Gate(kind, SENDS_ALL)))
+    by_tier = _by_tier(exits, answers)
     lost = [tier for tier in tiers if tier not in by_tier]
     if lost:
         raise RunError(f"{', '.join(lost)}: all clients were lost on the way; start again")
@@ -90,23 +89,22 @@ def calibrate(rounds: Rounds, run: Run, target: Target, kind: Confidence) -> Cal
 
 
 def evaluate(
-    rounds: Rounds, run: Run, plan: Plan, tell: Callable[[str], None] = lambda text: None
+    exits: Exits, run: Run, plan: Plan, tell: Callable[[str], None] = lambda text: None
 ) -> tuple[Evaluation, dict[str, Answers]]:
     """All figures of the plan, each gate on the real path; and by tier the answers with everything sent."""
     calibration = plan.calibration
-    temperatures = _temperatures(rounds, plan)
+    temperatures = _temperatures(exits, plan)
     # First calls are slow, and no row is to pay for them.
-    ask(
-        rounds,
+    exits.ask(
         plan.part,
-        _same_gate(rounds, Gate(plan.confidence, SENDS_ALL)),
-        most=rounds.config.evaluation.batch_size,
+        _same_gate(exits, Gate(plan.confidence, SENDS_ALL)),
+        most=exits.setup.config.evaluation.batch_size,
     )
     gate_runs: list[GateRun] = []
-    for kind, gates in _gates(rounds, plan):
+    for kind, gates in _gates(exits, plan):
         tell(kind if kind != "grid" else f"tau {next(iter(gates.values())).tau:g}")
-        gate_runs.append(GateRun(kind, gates, ask(rounds, plan.part, gates)))
-    setup = rounds.setup
+        gate_runs.append(GateRun(kind, gates, exits.ask(plan.part, gates)))
+    setup = exits.setup
     there = set.intersection(*(set(gate_run.answers) for gate_run in gate_runs))
     if not there:
         raise ConfigError(f"--split {plan.part}: no client has samples in it")
@@ -126,7 +124,7 @@ def evaluate(
         exits=exit_rows(sent, temperatures, setup.fleet),
         distances=[] if calibration is None else _distances(calibration, gates_rows),
     )
-    return found, _by_tier(rounds, sent)
+    return found, _by_tier(exits, sent)
 
 
 def costs(setup: Setup) -> dict[int, Costs]:
@@ -140,12 +138,12 @@ def costs(setup: Setup) -> dict[int, Costs]:
     return {spec.client_id: of(spec) for spec in setup.fleet.clients}
 
 
-def _gates(rounds: Rounds, plan: Plan) -> list[tuple[Kind, Mapping[int, Gate]]]:
+def _gates(exits: Exits, plan: Plan) -> list[tuple[Kind, Mapping[int, Gate]]]:
     """Every gate that is tried: the two ends, the grid between them, and the calibrated one."""
 
     def at(tau: float) -> dict[int, Gate]:
         gates: dict[int, Gate] = {}
-        for spec in rounds.setup.fleet.clients:
+        for spec in exits.setup.fleet.clients:
             own = None if plan.calibration is None else plan.calibration.gate(spec.tier)
             gates[spec.client_id] = Gate(plan.confidence, tau, 1.0 if own is None else own.temperature)
         return gates
@@ -154,18 +152,18 @@ def _gates(rounds: Rounds, plan: Plan) -> list[tuple[Kind, Mapping[int, Gate]]]:
     tried += [("grid", at(tau)) for tau in plan.taus]
     if plan.calibration is not None:
         calibrated = at(NEVER_SENDS)
-        for spec in rounds.setup.fleet.clients:
+        for spec in exits.setup.fleet.clients:
             calibrated[spec.client_id] = plan.calibration.gate(spec.tier) or calibrated[spec.client_id]
         tried.append(("calibrated", calibrated))
     return [*tried, ("sent", at(SENDS_ALL))]
 
 
-def _temperatures(rounds: Rounds, plan: Plan) -> dict[str, float]:
+def _temperatures(exits: Exits, plan: Plan) -> dict[str, float]:
     """By tier: the calibrated ones, or those that the samples set aside ask for. None of a tier without any."""
     if plan.calibration is not None:
         return {name: tier.temperature for name, tier in plan.calibration.tiers.items()}
-    answers = ask(rounds, "calibration", _same_gate(rounds, Gate(plan.confidence, NEVER_SENDS)))
-    return {tier: fit_temperature(of) for tier, of in _by_tier(rounds, answers).items()}
+    answers = exits.ask("calibration", _same_gate(exits, Gate(plan.confidence, NEVER_SENDS)))
+    return {tier: fit_temperature(of) for tier, of in _by_tier(exits, answers).items()}
 
 
 def _distances(calibration: Calibration, rows: Sequence[GateRow]) -> list[TargetDeviation]:
@@ -177,21 +175,21 @@ def _distances(calibration: Calibration, rows: Sequence[GateRow]) -> list[Target
     return distances(rows, target, known)
 
 
-def _tiers_with_exits(rounds: Rounds) -> dict[str, list[int]]:
+def _tiers_with_exits(exits: Exits) -> dict[str, list[int]]:
     """Clients of every tier that has exits, without those that are not there."""
     tiers: dict[str, list[int]] = {}
-    for spec in rounds.setup.fleet.clients:
-        if spec.has_server and spec.client_id not in rounds.team.left_out:
+    for spec in exits.setup.fleet.clients:
+        if spec.has_server and spec.client_id not in exits.left_out:
             tiers.setdefault(spec.tier, []).append(spec.client_id)
     return tiers
 
 
-def _by_tier(rounds: Rounds, answers: Mapping[int, Answers]) -> dict[str, Answers]:
+def _by_tier(exits: Exits, answers: Mapping[int, Answers]) -> dict[str, Answers]:
     """Answers of every tier with exits together, without tiers of which nobody has answered."""
-    tiers = _tiers_with_exits(rounds).items()
+    tiers = _tiers_with_exits(exits).items()
     there = {tier: [answers[client_id] for client_id in members if client_id in answers] for tier, members in tiers}
     return {tier: pooled(own) for tier, own in there.items() if own}
 
 
-def _same_gate(rounds: Rounds, gate: Gate) -> dict[int, Gate]:
-    return {spec.client_id: gate for spec in rounds.setup.fleet.clients}
+def _same_gate(exits: Exits, gate: Gate) -> dict[int, Gate]:
+    return {spec.client_id: gate for spec in exits.setup.fleet.clients}

@@ -1,0 +1,139 @@
+"""Runs in this process: the bits of the reference, checkpoints, requests to stop, and who fails where."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hsee_ray.config.files import load_config
+from hsee_ray.edge.gate import SENDS_ALL, Gate
+from hsee_ray.errors import Interrupted, RunError
+from hsee_ray.evaluation.exits import ExitsHere
+from hsee_ray.method.reports import RoundReport
+from hsee_ray.method.setup import prepare_run
+from hsee_ray.reference import Reference
+from hsee_ray.rundir.checkpoint import committed_rounds
+from hsee_ray.rundir.run import CHECKPOINTS_DIR, ERROR_FILE
+from hsee_ray.storage import Storage
+from hsee_ray.training.begin import resume, run
+from hsee_ray.training.in_process import in_process
+from hsee_ray.training.interrupt import StopRequest
+from hsee_ray.training.listener import Event, Listener
+
+STRATEGIES = {
+    "averaging": ["training.aggregate_every=2", "training.optimizer_state=average"],
+    "sequential": ["training.strategy=sequential", "training.optimizer_state=reset"],
+    "round_robin": ["training.strategy=sequential", "training.interleave=batch", "training.norm_statistics=shared"],
+    "distributed": ["training.strategy=distributed", "training.clients_per_round=0.67"],
+    "centralized": ["training.strategy=centralized"],
+}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> dict[str, Any]:
+    """Three clients with three cuts, one of them the whole network, on synthetic images."""
+    return {
+        "seed": 3,
+        "model": {"name": "tests.networks:conv_units"},
+        "data": {
+            "name": "synthetic",
+            "image_size": 8,
+            "classes": 3,
+            "train_samples": 60,
+            "test_samples": 20,
+            "cache": str(tmp_path / "cache"),
+            "calibration_fraction": 0.1,
+        },
+        "tiers": [
+            {"name": "sensor", "clients": 1, "cut": "stem", "batch_size": 8},
+            {"name": "hub", "clients": 1, "cut": "body.1"},
+            {"name": "whole", "clients": 1, "cut": "head"},
+        ],
+        "training": {"rounds": 3, "batch_size": 16, "optimizer": {"lr": 0.05}},
+        "evaluation": {"batch_size": 16, "every": 2},
+    }
+
+
+def reference(tiny: dict[str, Any], *overrides: str) -> Reference:
+    trained = Reference(prepare_run(load_config(tiny, overrides)))
+    for _ in trained.run():
+        pass
+    return trained
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_bits_of_the_reference(
+    strategy: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    config = load_config(tiny, STRATEGIES[strategy])
+    stop, place = StopRequest(), tmp_path / "run"
+
+    def after_two(report: RoundReport, cost: object) -> None:
+        if report.round_number == 2:
+            stop.ask(15)
+
+    with pytest.raises(Interrupted, match="round 2 is in a checkpoint, continue with --resume"):
+        run(config, place, in_process, Listener(finished_round=after_two), stop)
+    finished = resume(place, in_process)
+
+    assert finished.summary["weights_sha256"] == reference(tiny, *STRATEGIES[strategy]).digest()
+    rounds = [row["round"] for row in finished.metrics.to_pylist() if row["metric"] == "wall_s"]
+    assert rounds == [1, 2, 3]
+    assert list((place / "tensorboard").iterdir())
+
+
+def test_a_stop_whose_grace_is_over_keeps_the_last_whole_round(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = load_config(tiny, ["checkpoint.grace_s=0", "checkpoint.every=100"])
+    stop, place = StopRequest(), tmp_path / "run"
+    rounds: list[int] = []
+
+    def trained(samples: int) -> None:
+        if rounds == [1, 2]:
+            stop.ask(15)
+
+    listener = Listener(trained=trained, finished_round=lambda report, cost: rounds.append(report.round_number))
+    with pytest.raises(Interrupted):
+        run(config, place, in_process, listener, stop)
+    assert rounds == [1, 2]
+    assert committed_rounds(Storage.at(str(place / CHECKPOINTS_DIR))) == [2]
+    assert resume(place, in_process).summary["weights_sha256"] == reference(tiny).digest()
+
+
+def test_who_fails_where_is_told_and_the_last_round_is_kept(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Steps so large that the loss is soon no number; beside it an error of the user's own code."""
+    place = tmp_path / "run"
+    config = load_config(tiny, ["training.optimizer.lr=1e30", "training.optimizer.momentum=0"])
+    with pytest.raises(
+        RunError, match=r"^(client|server) 000 failed in round 1 while it did `train`: NonFiniteError: "
+    ):
+        run(config, place, in_process)
+    assert "NonFiniteStep" in (place / ERROR_FILE).read_text(encoding="utf-8")
+
+
+def test_answers_are_those_of_training(tiny: dict[str, Any], tmp_path: Path) -> None:
+    events: list[Event] = []
+    finished = run(load_config(tiny), tmp_path / "run", in_process, Listener(happened=events.append))
+    exits = ExitsHere(finished, [])
+    everything = dict.fromkeys(range(3), Gate("entropy", SENDS_ALL))
+    answers = exits.ask("test", everything)
+    trained = reference(tiny)
+    report = trained._evaluate(3)
+    for number in range(3):
+        assert int(answers[number].client_right_N.sum()) == report[number].client_correct
+    assert int(answers[0].server_right_N.sum()) == report[0].server_correct
+    assert np.isfinite(answers[0].logits_NK).all()
+    assert len(exits.ask("test", everything, most=5)[1].labels_N) == 5
+    assert events == []
+
+
+def test_nothing_imports_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys, hsee_ray.training.in_process, hsee_ray.training.begin, jobs.progress; print('ray' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert found.stdout == "False\n"

@@ -31,6 +31,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     run = load_run(options.run)
     target = parse_target(options.target)
 
+    from hsee_ray.evaluation.advice import of_calibration, warnings
     from hsee_ray.evaluation.evaluate import calibrate
     from hsee_ray.evaluation.tables import render_calibration
 
@@ -38,7 +39,8 @@ def _calibrate(options: argparse.Namespace) -> int:
     with trained_exits(run, options) as exits:
         found = calibrate(exits, run, target, confidence)
     save_calibration(run.path, found)
-    print(f"{target}, by {confidence}\n\n{render_calibration(found)}\n\nstored in {run.path / CALIBRATION_FILE}")
+    print(f"{target}, by {confidence}\n\n{render_calibration(found)}{warnings(of_calibration(found))}")
+    print(f"\nstored in {run.path / CALIBRATION_FILE}")
     return 0
 
 

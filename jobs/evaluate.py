@@ -37,6 +37,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if any(not 0 <= tau <= 1 for tau in options.taus or ()):
         raise ConfigError(f"--taus {' '.join(map(str, options.taus))}: a tau lies in [0, 1]")
 
+    from hsee_ray.evaluation.advice import of_evaluation, warnings
     from hsee_ray.evaluation.evaluate import Plan, calibrate, evaluate
     from hsee_ray.evaluation.plots import draw, save_figures
     from hsee_ray.evaluation.report import EVALUATION_DIR, write_evaluation
@@ -56,7 +57,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     directory = run.path / EVALUATION_DIR
     write_evaluation(directory, found)
     save_figures(directory, options.split, draw(found, answers))
-    print(f"\n{render_evaluation(found)}\n\ntables and figures: {directory}")
+    print(f"\n{render_evaluation(found)}{warnings(of_evaluation(found))}\n\ntables and figures: {directory}")
     return 0
 
 

@@ -32,9 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export_and_print(options: argparse.Namespace) -> int:
     from hsee_ray.deploy.export import export
+    from hsee_ray.evaluation.advice import of_calibration, warnings
+    from hsee_ray.evaluation.calibration import calibration_of
     from hsee_ray.rundir.run import load_run
 
-    print(describe(export(load_run(options.run), options.out, options.tau), options.out))
+    run = load_run(options.run)
+    text = describe(export(run, options.out, options.tau), options.out)
+    calibration = None if options.tau is not None else calibration_of(run)
+    print(text if calibration is None else text + warnings(of_calibration(calibration)))
     return 0
 
 

@@ -16,6 +16,8 @@ from hsee_ray.method.setup import Setup
 from hsee_ray.simulation.prediction import RoundCost
 from hsee_ray.training.listener import Event, Listener
 
+IN_PROCESS = "all in this process, without Ray"
+
 
 @contextmanager
 def show_progress(place: str) -> Iterator[Listener]:
@@ -106,24 +108,28 @@ class _Opening:
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self.slot_plan = "all in this process, without Ray"
+        self.slot_plan = IN_PROCESS
 
     def assembled(self, team: Any) -> None:
         self.slot_plan = str(team.slot_plan)
 
     def text(self, setup: Setup, done: int) -> str:
-        tiers = []
-        for tier in setup.fleet.tiers:
-            clients = [client for client in setup.fleet.clients if client.tier == tier]
-            tiers.append(f"{len(clients)} {tier} (cut {clients[0].cut_name})")
-        training = setup.config.training
-        resumed = f", {done} of them done" if done else ""
-        return (
-            f"{training.strategy}: {', '.join(tiers)}; {sum(setup.local_samples)} training images of "
-            f"{setup.files.name}, {training.rounds} rounds{resumed} -> {self.place}\n"
-            + "".join(f"data: {line}\n" for line in look(setup))
-            + self.slot_plan
-        )
+        return f"{opening_lines(setup, done, self.place)}\n{self.slot_plan}"
+
+
+def opening_lines(setup: Setup, done: int, place: str) -> str:
+    """What a run at `place` trains, of which `done` rounds are trained, and on what."""
+    tiers = []
+    for tier in setup.fleet.tiers:
+        clients = [client for client in setup.fleet.clients if client.tier == tier]
+        tiers.append(f"{len(clients)} {tier} (cut {clients[0].cut_name})")
+    training = setup.config.training
+    resumed = f", {done} of them done" if done else ""
+    return (
+        f"{training.strategy}: {', '.join(tiers)}; {sum(setup.local_samples)} training images of "
+        f"{setup.files.name}, {training.rounds} rounds{resumed} -> {place}"
+        + "".join(f"\ndata: {line}" for line in look(setup))
+    )
 
 
 def _samples_after(setup: Setup, done: int) -> int | None:

@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.resume is not None and options.run_dir is not None:
         parser.error("--run-dir goes with --config: a resumed run stays in its directory")
+    if options.resume is not None and options.dry_run:
+        parser.error("--dry-run goes with --config; hsee show RUN says how a run stands")
     # Until the run can follow a request to stop, SIGTERM ends it through the same clean-up as an error does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return exit_code(lambda: _train_and_print(options))
@@ -103,6 +105,7 @@ def _train_and_print(options: argparse.Namespace) -> int:
     # A wrong key is told before anything heavy is loaded.
     config = None if options.config is None else load_config(options.config, options.set)
 
+    from hsee_ray.evaluation.advice import of_training, warnings
     from hsee_ray.rundir.tables import render_summary
     from hsee_ray.training.begin import resume, run
     from jobs.progress import show_progress
@@ -110,6 +113,8 @@ def _train_and_print(options: argparse.Namespace) -> int:
     place = options.resume
     if config is not None:
         place = options.run_dir or new_place(config, options.config.stem)
+        if options.dry_run:
+            return _dry_run(config, place, options.in_process)
     stop, backend = _stop_on_signals(), _backend(options.in_process)
     with show_progress(place) as listener:
         if config is not None:
@@ -118,8 +123,31 @@ def _train_and_print(options: argparse.Namespace) -> int:
             finished = resume(place, backend, options.set, listener, stop)
     print()
     print(render_summary(finished.summary))
-    print(f"weights_sha256 {finished.summary['weights_sha256']}")
+    print(f"weights_sha256 {finished.summary['weights_sha256']}{warnings(of_training(finished))}")
     print(f"\nwatch the curves:  {_tensorboard_command()} --logdir {place}")
+    return 0
+
+
+def _dry_run(config: Config, place: str, in_process: bool) -> int:
+    """Says what would be trained, on what and where, after all that is checked before anything is written."""
+    from hsee_ray.method.setup import prepare_run
+    from hsee_ray.planning.planner import planned
+    from hsee_ray.rundir.location import RunLocation
+    from hsee_ray.training.begin import check_free
+    from jobs.progress import IN_PROCESS, opening_lines
+
+    check_free(RunLocation(place))
+    setup = prepare_run(planned(config))
+    print(opening_lines(setup, 0, place))
+    if in_process:
+        print(IN_PROCESS)
+    else:
+        from actors.cluster.connection import address_of, local_context
+
+        address = address_of(config.cluster)
+        local = "" if address else str(local_context(setup.config, setup.fleet).slot_plan)
+        print(local or f"on the Ray cluster at {address}; hsee doctor --config FILE asks it for its places")
+    print("dry run: nothing was trained or written")
     return 0
 
 
@@ -178,6 +206,8 @@ def _parser() -> argparse.ArgumentParser:
         "the job or of the config)",
     )
     add_in_process(parser)
+    text = "check everything, say what would be trained and where, and end"
+    parser.add_argument("--dry-run", action="store_true", help=text)
     return parser
 
 

@@ -91,7 +91,7 @@ def cluster_context(config: Config, fleet: Fleet, tell: Tell) -> Iterator[Cluste
 
     Tells of tiers that must wait for nodes. Raises ResourceError as `connected` does.
     """
-    if ray.is_initialized() or address_of(config.cluster) is not None:
+    if not starts_own_ray(config.cluster):
         with connected(config.cluster, [], tell):
             context = joined_context(config, fleet)
             check_room(config.cluster, requests(config, fleet, context.slot_plan), tell)
@@ -120,6 +120,11 @@ def joined_context(config: Config, fleet: Fleet) -> ClusterContext:
     slot_plan = plan_slots(config, fleet, None if may_grow() else int(memory), per_pool)
     clients = sum(count for pool, count in slot_plan.slots.items() if pool != SERVERS)
     return ClusterContext(False, slot_plan, at_once or clients)
+
+
+def starts_own_ray(config: ClusterConfig) -> bool:
+    """Whether a run starts a local Ray of its own, and joins none."""
+    return not ray.is_initialized() and address_of(config) is None
 
 
 def address_of(config: ClusterConfig) -> str | None:

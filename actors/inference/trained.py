@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from actors.cluster.connection import cluster_context
+from actors.cluster.connection import cluster_context, starts_own_ray
 from actors.run.fanout import MemberCall
 from actors.run.recovery import Recovery
 from actors.run.rounds import Rounds
@@ -21,10 +23,12 @@ from actors.run.team import RowRefs, Team, create_actor
 from actors.workers.contract import ActorFactory, ReadModel
 from actors.workers.origin import Origin, versions
 from hsee_ray.config.fleet import ModelId
+from hsee_ray.config.schema import Config
 from hsee_ray.errors import RunError
 from hsee_ray.evaluation.exits import Gates, asked_samples, joined, model_file, prepare_trained
 from hsee_ray.method.legs import answering
 from hsee_ray.method.predictions import Answers, ExitPredictions, Part, ServerPredictions
+from hsee_ray.process import cores
 from hsee_ray.rundir.failures import History
 from hsee_ray.rundir.run import Run
 from hsee_ray.training.engine import StateLost
@@ -64,12 +68,15 @@ def trained_actors(
     """
     setup = prepare_trained(run, overrides)
     config = setup.config
+    if starts_own_ray(config.cluster):
+        config = _in_few_actors(config)
+        setup = replace(setup, config=config)
 
     def waits(who: str, text: str) -> None:
         tell(Event(config.training.rounds, "start", who, text))
 
     with cluster_context(config, setup.fleet, waits) as context:
-        if context.slot_plan.shared:
+        if context.slot_plan.shared and not context.local:
             waits("run", str(context.slot_plan))
         rows, origin = (None, None) if context.local else (RowRefs.put(setup), Origin(versions(), None))
         team = Team(setup, ray.put(setup), context.slot_plan, rows, origin, context.at_a_time, create)
@@ -83,6 +90,26 @@ def trained_actors(
         finally:
             rounds.close()
             team.release()
+
+
+def _in_few_actors(config: Config) -> Config:
+    """The configuration with as few slots as keep this machine's cores busy: every actor takes a second to start.
+
+    Nobody is lost, or placed, on a Ray that is this machine's.
+    """
+    most = math.ceil(cores() / (len(config.tiers) + 1))
+
+    def few(slots: int | None) -> int:
+        return min(slots or most, most)
+
+    return config.model_copy(
+        update={
+            "tiers": tuple(tier.model_copy(update={"slots": few(tier.slots)}) for tier in config.tiers),
+            "server": config.server.model_copy(update={"slots": few(config.server.slots)}),
+            "cluster": config.cluster.model_copy(update={"placement": "pack"}),
+            "failures": config.failures.model_copy(update={"on_lost_client": "wait"}),
+        }
+    )
 
 
 def _take_models(rounds: Rounds, run: Run) -> None:

@@ -121,7 +121,10 @@ def pick(curve: Curve, target: Target) -> int | None:
 
 
 def fit_temperature(answers: Answers) -> float:
-    """T at which logits / T make the labels most likely (Guo et al. 2017, arXiv:1706.04599)."""
+    """T at which logits / T make the labels most likely (Guo et al. 2017, arXiv:1706.04599).
+
+    1 where that would make the calibration error larger: on few samples the two need not agree.
+    """
 
     from scipy.optimize import minimize_scalar  # takes a second to import, and a run only reads what was calibrated
 
@@ -131,7 +134,8 @@ def fit_temperature(answers: Answers) -> float:
 
     low, high = map(math.log, TEMPERATURES)
     found = minimize_scalar(loss_nats, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return math.exp(float(found.x))
+    temperature = math.exp(float(found.x))
+    return temperature if calibration_error(answers, temperature) < calibration_error(answers, 1.0) else 1.0
 
 
 def reliability(answers: Answers, temperature: float) -> tuple[Array, Array, Array]:

@@ -45,14 +45,7 @@ def render_calibration(calibration: Calibration) -> str:
     legend = (
         "accuracy drop: points against sending all, with a 95 % interval; bytes: per sample, spread over all samples"
     )
-    lines = [align(rows), legend]
-    widest = max(calibration.tiers.values(), key=lambda tier: tier.drop_half_width)
-    if widest.drop_half_width > 0.02:
-        lines.append(
-            f"{widest.samples} samples say little: elsewhere the drop may be {100 * widest.drop_half_width:.0f} points "
-            "more or less; to know better, train with a larger data.calibration_fraction"
-        )
-    return "\n".join(lines)
+    return f"{align(rows)}\n{legend}"
 
 
 def _gate_cells(evaluation: Evaluation) -> Rows:

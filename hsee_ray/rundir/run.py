@@ -30,6 +30,8 @@ ERROR_FILE = "error.log"
 METRICS_FILE = "metrics.parquet"
 MODELS_DIR = "final"
 CHECKPOINTS_DIR = "checkpoints"
+LOCK_FILE = ".lock"
+"""Held by the process that trains in the directory."""
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,22 @@ from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.planning.planner import planned
 from hsee_ray.rundir.checkpoint import changed_keys, committed_rounds, newest_checkpoint
 from hsee_ray.rundir.location import OWNER_FILE, RunLocation
-from hsee_ray.rundir.run import CHECKPOINTS_DIR, CONFIG_FILE, ERROR_FILE, SUMMARY_FILE, Run, load_begun, load_run
+from hsee_ray.rundir.run import (
+    CHECKPOINTS_DIR,
+    CONFIG_FILE,
+    ERROR_FILE,
+    LOCK_FILE,
+    SUMMARY_FILE,
+    Run,
+    load_begun,
+    load_run,
+)
 from hsee_ray.rundir.run_log import PARTS_DIR, check_parts
 from hsee_ray.storage import write_whole
 from hsee_ray.training.engine import Backend, Opened, Resumed, Tell
 from hsee_ray.training.interrupt import StopRequest
 from hsee_ray.training.listener import SILENT, Event, Listener
 from hsee_ray.training.session import Session
-
-LOCK_FILE = ".lock"
 
 
 def run(
@@ -44,14 +51,14 @@ def run(
     Interrupted when `stop` was asked for.
     """
     location = RunLocation(place)
-    _check_free(location)
+    check_free(location)
     setup = prepare_run(planned(config))
     if setup.config != config:
         picked = ", ".join(f"{tier.cut} for {tier.name}" for tier in setup.config.tiers)
         listener.happened(Event(0, "start", "plan", f"cuts by the devices' profiles: {picked}"))
     # From here on its own configuration: a cut that was left to the planner stands there by name, and stays.
     with opened(setup, _teller(listener)) as backend, _locked(location.local):
-        _check_free(location)  # somebody may have come first
+        check_free(location)  # somebody may have come first
         backend.check(setup, location, _teller(listener))
         location.claim()
         return _run(setup, location, listener, stop or StopRequest(), None, backend)
@@ -130,7 +137,7 @@ def _check_not_lost(found: Resumed, run_dir: Path, location: RunLocation) -> Non
         )
 
 
-def _check_free(location: RunLocation) -> None:
+def check_free(location: RunLocation) -> None:
     """Raises ConfigError where there may be a run already, UserError where none can be."""
     if not _is_free(location.local):
         raise ConfigError(

@@ -13,7 +13,7 @@ from actors.cluster.connection import address_of
 from hsee_ray.config.schema import ClusterConfig
 from hsee_ray.errors import ConfigError, UserError
 from hsee_ray.rundir.location import RunLocation
-from hsee_ray.training.begin import _check_free, _locked
+from hsee_ray.training.begin import _locked, check_free
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
@@ -34,12 +34,12 @@ def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: p
 
 def test_a_run_that_came_first_is_not_overwritten(tmp_path: Path) -> None:
     location = RunLocation(tmp_path / "run")
-    _check_free(location)
+    check_free(location)
     with _locked(location.local):
-        _check_free(location)
+        check_free(location)
         (location.local / "config.yaml").write_text("seed: 1")
         with pytest.raises(ConfigError, match="is not empty, it may hold a run"):
-            _check_free(location)
+            check_free(location)
 
 
 @pytest.mark.parametrize(("named", "variable"), [(None, ""), (None, "local"), ("local", "10.0.0.1:6379")])

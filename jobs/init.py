@@ -43,6 +43,8 @@ def _init(options: argparse.Namespace) -> int:
     from hsee_ray.config.files import load_config
     from hsee_ray.config.yaml_text import read_yaml
     from hsee_ray.errors import ConfigError
+    from hsee_ray.method.setup import prepare_run
+    from hsee_ray.planning.planner import planned
     from hsee_ray.storage import write_whole
 
     at_least(options, rounds=1)
@@ -57,6 +59,7 @@ def _init(options: argparse.Namespace) -> int:
     clients = _answer(options.clients, asks, "How many of each kind, one number or one for each", CLIENTS)
     text = config_text(_data(where), devices, _counts(clients, devices), options.rounds)
     config = load_config(read_yaml(text, str(options.out)))
+    prepare_run(planned(config))  # what is written can be trained
     write_whole(options.out, text.encode())
     planned = any(tier.device is not None for tier in config.tiers)
     print(f"{options.out} is written. Next:")

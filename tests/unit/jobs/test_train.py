@@ -139,3 +139,16 @@ def test_the_function_raises_what_the_command_prints(config: Path) -> None:
 
     with pytest.raises(ConfigError, match="tiers: is missing"):
         train({"seed": 1})
+
+
+@pytest.mark.parametrize("where", [[], ["--in-process"]])
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
+    where: list[str], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(config), "--dry-run", *where]) == 0
+    out = capsys.readouterr().out
+    assert "averaging: 2 sensor (cut stem)" in out and "16 training and 8 test images" in out.replace(" 1 set", " set")
+    assert out.endswith("dry run: nothing was trained or written\n")
+    assert ("without Ray" in out) == bool(where)
+    assert list(Path.cwd().iterdir()) == []
+    assert not ray.is_initialized()

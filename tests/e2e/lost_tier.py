@@ -23,7 +23,7 @@ from hsee_ray.method.reports import RoundReport
 from hsee_ray.rundir.tables import render_summary
 from jobs.chaos import FaultInjector, plan_blows
 
-BACK_S = 90.0
+BACK_S = 120.0
 """Patience with actors that start on the node that has come back."""
 
 

@@ -16,11 +16,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from actors.run.driver import run
-from actors.run.listener import Event, Listener
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.rundir.tables import render_summary
+from hsee_ray.training.listener import Event, Listener
 from jobs.chaos import FaultInjector, plan_blows
 
 BACK_S = 120.0

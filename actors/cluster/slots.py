@@ -100,7 +100,10 @@ class Slots:
             self._by_pool.setdefault(pools[slot], []).append(slot)
         self._slot: dict[ModelId, Slot] = {slot: slot for each in self._by_pool.values() for slot in each}
         self._occupant: dict[Slot, ModelId] = dict(self._slot)
-        self._held: set[ModelId] = set()
+        self._free: dict[str, dict[Slot, None]] = {}
+        """Of each pool the slots that nobody holds, those first that were left first; kept, as a search would take
+        longer the more slots there are."""
+        self.release_all()
         counts = list(self._pools.values())
         self._crowded = {pool for pool, each in self._by_pool.items() if len(each) < counts.count(pool)}
 
@@ -124,7 +127,7 @@ class Slots:
 
     def can_take(self, model: ModelId) -> bool:
         """Whether the model holds a slot, or there is a slot for it that nobody holds."""
-        return model in self._slot or any(self._occupant[slot] not in self._held for slot in self.of_pool(model))
+        return model in self._slot or bool(self._free[self._pools[model]])
 
     def take(self, model: ModelId, started: Container[object]) -> bool:
         """Has a model hold a slot until it leaves; whether it has moved in. One that has `started` before others.
@@ -132,21 +135,24 @@ class Slots:
         Raises ValueError when all are held.
         """
         moves = model not in self._slot
+        free = self._free[self._pools[model]]
         if moves:
-            free = [slot for slot in self.of_pool(model) if self._occupant[slot] not in self._held]
-            slot = min(free, key=lambda slot: slot not in started)
+            if not free:
+                raise ValueError(f"{model}: all slots are held")
+            slot = next((slot for slot in free if slot in started), next(iter(free)))
             del self._slot[self._occupant[slot]]
             self._slot[model], self._occupant[slot] = slot, model
-        self._held.add(model)
+        free.pop(self._slot[model], None)
         return moves
 
     def leave(self, model: ModelId) -> None:
         """The model has nothing to do for now: another one may have its slot."""
-        self._held.discard(model)
+        if model in self._slot:
+            self._free[self._pools[model]][self._slot[model]] = None
 
     def release_all(self) -> None:
         """Nobody has anything to do."""
-        self._held.clear()
+        self._free = {pool: dict.fromkeys(slots) for pool, slots in self._by_pool.items()}
 
 
 def _actors(count: int) -> str:

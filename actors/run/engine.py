@@ -36,10 +36,9 @@ class ActorEngine:
         self.location = context.location
         self.spilled_bytes = spilled_bytes()
         """Bytes that Ray had spilled to disk before the run."""
-        setup, place = context.setup, self.location.place(CHECKPOINTS_DIR)
-        rows, origin = (
-            (None, None) if cluster.local else (RowRefs.put(setup), Origin(versions(), place, self.location.token))
-        )
+        setup = context.setup
+        rows = None if cluster.local else RowRefs.put(setup)
+        origin = None if cluster.local else Origin(versions(), self.location.uri, self.location.token)
         self.team = Team(setup, ray.put(setup), cluster.slot_plan, rows, origin, cluster.at_a_time, create)
         listener = context.listener
         listener.assembled(self.team)

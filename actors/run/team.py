@@ -236,9 +236,10 @@ class Team:
     def _place(self, member: Member) -> dict[str, Any]:
         """Ray options that place an actor."""
         if isinstance(member, str):
-            # Beside the driver, on a node that is not lost without the run: it holds copies of what others lose.
+            # Beside the driver, on a node that is not lost without the run: it holds copies of what others lose. Of
+            # a soft affinity Ray takes no notice where no CPU is asked.
             here = ray.get_runtime_context().get_node_id()
-            return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+            return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
         request, config = self.requests[member], self.setup.config
         resources = dict(request.resources)
         place: dict[str, Any] = {

@@ -115,6 +115,7 @@ class ClientActor(ModelActor):
 
     def __init__(self, setup: Setup, client_id: int, origin: Origin | None = None, **rows: Samples) -> None:
         """`origin` is what it must find here; `rows` are as `client_data` takes them."""
+        self.setup, self.client_id = setup, client_id  # Ray asks for the name, also where the next line fails
         self.device = prepare_process(setup.config.training, setup.fleet.clients[client_id].resources, origin)
         self.data = client_data(setup, client_id, **rows)
         super().__init__(setup, client_id)
@@ -139,6 +140,7 @@ class ServerActor(ModelActor):
     side: Server
 
     def __init__(self, setup: Setup, client_id: int, origin: Origin | None = None) -> None:
+        self.setup, self.client_id = setup, client_id  # Ray asks for the name, also where the next line fails
         self.device = prepare_process(setup.config.training, setup.config.server.resources, origin)
         super().__init__(setup, client_id)
 

@@ -5,7 +5,7 @@ Cells are made here and aligned by one function, so a terminal and a job's log s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -92,15 +92,27 @@ def align(rows: Rows) -> str:
 
 
 def render_summary(summary: Mapping[str, Any], tau: float | None = None) -> str:
-    """Text of the tiers' table, with the majority-class rate beneath it, and what the tiers' devices spent.
+    """Text of the tiers' table, with the majority-class rate beneath it, who was left out for want of a place, and
+    what the tiers' devices spent.
 
     Raises UserError when tau is not in the run's grid.
     """
     majority = percent(summary["overall"]["majority_rate"])
-    lines = [align(tier_table(summary, tau)), f"majority-class rate: {majority}"]
+    lines = [align(tier_table(summary, tau)), f"majority-class rate: {majority}", *_left_out_lines(summary)]
     if (simulation := summary.get("simulation")) is not None:
         lines.append(_simulation_line(simulation))
     return "\n".join(lines)
+
+
+def _left_out_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each tier of which a client had no place on the cluster for some rounds."""
+    for tier in summary["tiers"]:
+        missed = [client.get("missed_rounds", []) for client in summary["clients"] if client["tier"] == tier["name"]]
+        if any(missed):
+            yield (
+                f"left out: {sum(map(bool, missed))} of {len(missed)} {tier['name']} clients, for "
+                f"{sum(map(len, missed))} of their {len(missed) * summary['rounds']} rounds"
+            )
 
 
 def _simulation_line(simulation: Mapping[str, Any]) -> str:

@@ -355,6 +355,15 @@ def test_a_run_that_a_node_does_not_see_is_refused(tmp_path: Path) -> None:
     origin.check("10.0.0.7")
 
 
+@pytest.mark.parametrize(("actor_class", "name"), [(ClientActor, "client 001 (sensor)"), (ServerActor, "server 001")])
+def test_an_actor_has_its_name_where_it_cannot_start(actor_class: type[ModelActor], name: str, setup: Setup) -> None:
+    """Ray asks for it then; an error there would end the process, and the run would replace it again and again."""
+    actor = actor_class.__new__(actor_class)
+    with pytest.raises(RunError, match="install on it what the driver has"):
+        actor_class.__init__(actor, setup, 1, Origin({**versions(), "numpy": "1.0"}, None))  # type: ignore[call-arg]
+    assert repr(actor) == name
+
+
 # The setup they are built from
 
 

@@ -69,6 +69,17 @@ def test_totals_keep_sums_and_the_last_evaluation() -> None:
     assert totals.missed_rounds == {1: [3]}
 
 
+def test_who_was_left_out_stands_beneath_the_tiers() -> None:
+    totals = totals_of_two_rounds()
+    totals.add(RoundReport(3, 0.1, 1.0, 1.0, {2: TrainReport(8, (1.0,))}, {}, missing=(0, 1)))
+    totals.add(RoundReport(4, 0.1, 1.0, 1.0, {2: TrainReport(8, (1.0,))}, {}, missing=(1,)))
+    config = load_config(CONFIG)
+    summary = build_summary(config, build_fleet(config, UNITS), totals, (12, 20, 8), "ab" * 32, 6.5, DATA, {})
+    lines = [line for line in render_summary(summary).splitlines() if "left out" in line]
+    assert lines == ["left out: 2 of 2 sensor clients, for 3 of their 8 rounds"]
+    assert "left out" not in render_summary(summary_of_two_rounds())
+
+
 def test_who_made_no_step_has_not_trained() -> None:
     """Neither who skipped every batch, nor whose server did."""
     totals = RunTotals()

@@ -223,23 +223,30 @@ def _run(
         raise
     except Exception as error:
         # Whatever it was, the reader of the run directory must find it; it is raised again.
-        where = f"the traceback is in {location.shown}/{ERROR_FILE}"
-        try:
-            write_whole(run_dir / ERROR_FILE, traceback.format_exc().encode())
-            location.send_all()
-        except (OSError, TakenOverError):  # a full disk may be what it is about, or that the run is another's now
-            where = "no traceback could be left there"
         reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        raise RunError(f"{reason}; {_kept(location)}{where}") from error
+        raise RunError(explained(location, reason, traceback.format_exc())) from error
     return load_run(run_dir)
 
 
+def explained(location: RunLocation, reason: str, trace: str) -> str:
+    """Leaves the traceback of a failure in the run; gives the reason, how the run can go on, and where that is."""
+    where = f"the traceback is in {location.shown}/{ERROR_FILE}"
+    try:
+        write_whole(location.local / ERROR_FILE, trace.encode())
+        location.send_all()
+    except (OSError, TakenOverError):  # a full disk may be what it is about, or that the run is another's now
+        where = "no traceback could be left there"
+    return f"{reason}; {_kept(location)}{where}"
+
+
 def _kept(location: RunLocation) -> str:
-    """The checkpoint from which a failed run can go on, if there is one."""
-    with suppress(OSError):
-        for number in committed_rounds(location.storage(CHECKPOINTS_DIR))[:1]:
-            return f"round {number} is in a checkpoint, continue with --resume {location.shown}; "
-    return ""
+    """From where a failed run can go on."""
+    try:
+        rounds = committed_rounds(location.storage(CHECKPOINTS_DIR))
+    except OSError:
+        return ""
+    kept = f"round {rounds[0]} is in a checkpoint" if rounds else "no round is in a checkpoint yet"
+    return f"{kept}, continue with --resume {location.shown}; "
 
 
 @contextmanager

@@ -183,6 +183,7 @@ def _start_local(resources: dict[str, float], metrics: bool) -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                _temp_dir=temp_dir(),
                 _system_config=NO_CALL_RECORDS if metrics else NO_CALL_RECORDS | NO_METRICS,
             )
     except OSError as error:
@@ -195,7 +196,8 @@ def _start_local(resources: dict[str, float], metrics: bool) -> None:
         if type(error) not in (Exception, RuntimeError):  # as Ray raises them
             raise
         raise ResourceError(
-            f"Ray does not start on this machine ({str(error).splitlines()[0]}); its logs are in {temp_dir()}"
+            f"Ray does not start on this machine ({str(error).splitlines()[0]}); give it more memory, or a less busy "
+            f"machine; its logs are in {temp_dir()}/session_latest/logs"
         ) from error
 
 

@@ -90,8 +90,9 @@ def own_daemons() -> dict[str, subprocess.Popen[bytes]]:
 
 
 def temp_dir() -> str:
-    """Directory in which a Ray that this process starts keeps its sockets and logs."""
-    return str(get_default_ray_temp_dir())  # type: ignore[no-untyped-call]
+    """Directory in which a Ray that this process starts keeps its sockets and logs: Ray takes absolute ones only."""
+    directory: str = get_default_ray_temp_dir()  # type: ignore[no-untyped-call]
+    return os.path.abspath(directory)
 
 
 def ping(address: str, timeout_s: float) -> None:

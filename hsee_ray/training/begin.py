@@ -17,6 +17,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, DataError, Interrupted, RunError, TakenOverError, UserError
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.planning.planner import planned
+from hsee_ray.process import memory_shortage
 from hsee_ray.rundir.checkpoint import changed_keys, committed_rounds, newest_checkpoint
 from hsee_ray.rundir.location import OWNER_FILE, RunLocation
 from hsee_ray.rundir.run import (
@@ -223,7 +224,8 @@ def _run(
         raise
     except Exception as error:
         # Whatever it was, the reader of the run directory must find it; it is raised again.
-        reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, RunError) else memory_shortage(error)
+        reason = reason or f"{type(error).__name__}: {error}"
         raise RunError(explained(location, reason, traceback.format_exc())) from error
     return load_run(run_dir)
 

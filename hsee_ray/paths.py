@@ -23,7 +23,9 @@ def expanded(text: str) -> str:
 
     path = os.path.expanduser(_VARIABLE.sub(value, text))
     if path.startswith("~"):
-        raise ValueError(f"{text!r}: no home directory is known for {path.split('/')[0]}; write the path out")
+        raise ValueError(
+            f"{text!r}: no home directory is known for {path.split('/')[0]}; set HOME, or write the path out"
+        )
     return path
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a job about itself."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NO_MEMORY = ("out of memory", "allocate memory", "failed to map segment", "can't start new thread")
+"""What torch, the loader of libraries and Python say in errors of more general kinds."""
 _MMAP_BYTES = 32 << 20
 _TRIM_BYTES = 64 << 20
 
@@ -83,3 +85,14 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+
+
+def memory_shortage(error: BaseException) -> str | None:
+    """One line with the remedy about an error that comes from too little memory; None for any other."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not isinstance(error, MemoryError) and not any(text in said for text in _NO_MEMORY):
+        return None
+    return (
+        f"too little memory ({said}); end other programs, raise the limit (the container's, or ulimit -v), or take "
+        "smaller batches, images or networks"
+    )

@@ -17,6 +17,7 @@ def exit_code(job: Callable[[], int]) -> int:
 
 def _outcome(job: Callable[[], int]) -> int:
     from hsee_ray.errors import Interrupted, RunError, UserError
+    from hsee_ray.process import memory_shortage
 
     try:
         return job()
@@ -29,9 +30,12 @@ def _outcome(job: Callable[[], int]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
         # A full disk, a directory that may not be written: the message names it.
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        line = memory_shortage(error) or (str(error) or type(error).__name__ if isinstance(error, OSError) else None)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

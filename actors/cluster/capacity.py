@@ -92,6 +92,16 @@ def assess(requests: Sequence[Request], nodes: Sequence[Node], growth: Growth) -
     return [_verdict(tier, findings, requests) for tier, findings in found.items()]
 
 
+def most_actors(requests: Sequence[Request], node: Node) -> int:
+    """How many of the actors one node could get at most: the modest ones first, on all that it has."""
+    place, count = Place.of(node.total, node.labels), 0
+    for request in sorted(requests, key=lambda request: _pickiness([request])[1:]):
+        if place.has_room([request]):
+            place.take([request])
+            count += 1
+    return count
+
+
 def _verdict(tier: str, findings: _Findings, requests: Sequence[Request]) -> Verdict:
     mine = [request for request in requests if request.tier == tier]
     nodes = Counter(findings.nodes.values())

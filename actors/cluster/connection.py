@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,20 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from actors.cluster.capacity import assess
+from actors.cluster.daemons import DaemonWatch
 from actors.cluster.node_types import read_growth
 from actors.cluster.orphan_reaper import kept_processes
-from actors.cluster.ray_internals import daemons_in_own_groups, free_memory, living_nodes, may_grow, ping
+from actors.cluster.ray_internals import (
+    daemons_in_own_groups,
+    free_memory,
+    living_nodes,
+    loopback_only,
+    may_grow,
+    own_daemons,
+    ping,
+    temp_dir,
+    token_of_its_own,
+)
 from actors.cluster.requests import requests
 from actors.cluster.resources import Growth, Request, take_gpus, total_of
 from actors.cluster.slots import SERVERS, SlotPlan, plan_slots
@@ -40,31 +51,36 @@ Tell = Callable[[str, str], None]
 
 
 @contextmanager
-def connected(config: ClusterConfig, requests: Sequence[Request], tell: Tell, metrics: bool = False) -> Iterator[bool]:
-    """Connects to Ray for the length of the block; gives whether it is a local Ray of this run's own.
+def connected(
+    config: ClusterConfig, requests: Sequence[Request], tell: Tell, metrics: bool = False
+) -> Iterator[DaemonWatch | None]:
+    """Connects to Ray for the length of the block; gives the watch over a local Ray of this run's own.
 
-    A local Ray has just the logical resources that the requests add up to, and `metrics` only when asked. A Ray that
-    the caller has already connected to is used and left as it is. Tells of tiers that must wait for nodes. Raises
-    ResourceError when the cluster can never give what is asked.
+    A local Ray has just the logical resources that the requests add up to, and `metrics` only when asked; nobody beyond
+    this machine, and nobody without its token, reaches it. A Ray that the caller has already connected to is used and
+    left as it is. Tells of tiers that must wait for nodes. Raises ResourceError when the cluster can never give what is
+    asked, or a local Ray does not start.
     """
     if ray.is_initialized():
         check_room(config, requests, tell)
-        yield False
+        yield None
         return
     address = address_of(config)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with kept_processes() if address is None else nullcontext():
+    with ExitStack() as stack:
+        end_processes = None
         if address is None:
             config = config.model_copy(update={"node_types": None})
             requests = [replace(request, label_selector={}) for request in requests]
+            end_processes = stack.enter_context(kept_processes())
+            stack.enter_context(token_of_its_own())
         start(address, requests, "cluster.address" if config.address else "$RAY_ADDRESS", metrics)
+        stack.callback(ray.shutdown)
+        watch = None if end_processes is None else stack.enter_context(DaemonWatch(own_daemons(), end_processes))
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own in its place
-        try:
-            check_room(config, requests, tell)
-            yield address is None
-        finally:
-            ray.shutdown()
+        check_room(config, requests, tell)
+        yield watch
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,8 @@ class ClusterContext:
     """Clients that compute at the same time."""
     cores: int | None = None
     """Actors that have work at the same time, where all share one machine; None: Ray has given each its own CPUs."""
+    daemons: DaemonWatch | None = None
+    """Ends this process when the run's own Ray dies."""
 
     @property
     def at_a_time(self) -> int | None:
@@ -98,8 +116,8 @@ def cluster_context(config: Config, fleet: Fleet, tell: Tell) -> Iterator[Cluste
             yield context
         return
     context = local_context(config, fleet)
-    with connected(config.cluster, requests(config, fleet, context.slot_plan), tell):
-        yield context
+    with connected(config.cluster, requests(config, fleet, context.slot_plan), tell) as daemons:
+        yield replace(context, daemons=daemons)
 
 
 def local_context(config: Config, fleet: Fleet) -> ClusterContext:
@@ -155,17 +173,32 @@ def _silence_death_logs() -> None:
 
 
 def _start_local(resources: dict[str, float], metrics: bool) -> None:
-    with daemons_in_own_groups():
-        ray.init(
-            address="local",
-            num_cpus=int(resources.pop("CPU")),
-            num_gpus=int(resources.pop("GPU")),
-            resources=resources,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _system_config=NO_CALL_RECORDS if metrics else NO_CALL_RECORDS | NO_METRICS,
-        )
+    try:
+        with daemons_in_own_groups(), loopback_only():
+            ray.init(
+                address="local",
+                num_cpus=int(resources.pop("CPU")),
+                num_gpus=int(resources.pop("GPU")),
+                resources=resources,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=temp_dir(),
+                _system_config=NO_CALL_RECORDS if metrics else NO_CALL_RECORDS | NO_METRICS,
+            )
+    except OSError as error:
+        variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
+        raise ResourceError(
+            f"${variable}: Ray cannot start in {temp_dir()} ({error}); set RAY_TMPDIR to a directory with a short path "
+            "that can be written to"
+        ) from error
+    except Exception as error:
+        if type(error) not in (Exception, RuntimeError):  # as Ray raises them
+            raise
+        raise ResourceError(
+            f"Ray does not start on this machine ({str(error).splitlines()[0]}); give it more memory, or a less busy "
+            f"machine; its logs are in {temp_dir()}/session_latest/logs"
+        ) from error
 
 
 def _join(address: str, named_by: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.cluster.capacity import Verdict, assess
+from actors.cluster.capacity import Verdict, assess, most_actors
 from actors.cluster.connection import (
     ClusterContext,
     Tell,
@@ -30,7 +31,7 @@ from actors.cluster.node_report import SHM, NodeReport, look_at_node
 from actors.cluster.node_types import read_growth
 from actors.cluster.ray_internals import living_nodes, node_ids
 from actors.cluster.requests import requests
-from actors.cluster.resources import Growth, Node
+from actors.cluster.resources import Growth, Node, Request
 from actors.cluster.slots import plan_slots
 from actors.workers.origin import REMEDY, difference, versions
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
@@ -121,13 +122,13 @@ def diagnose(config: Config, cluster_yaml: Path | None) -> Diagnosis:
         )
     with connected(config.cluster, [], lambda who, text: None):
         nodes, can_add, context = living_nodes(), growth_of(config.cluster), joined_context(config, fleet)
-        verdicts = assess(requests(config, fleet, context.slot_plan), nodes, can_add)
+        asked = requests(config, fleet, context.slot_plan)
+        verdicts = assess(asked, nodes, can_add)
         shapes = feature_shapes(backbone, shape)
-        waits = any(verdict.waits for verdict in verdicts)
         checks = [
             _authentication(),
             *node_checks(_storage_uri(config)),
-            _store_check(object_store_bytes(config, fleet, context, shapes, backbone), waits),
+            store_check(object_store_bytes(config, fleet, context, shapes, backbone), asked, nodes),
         ]
         return Diagnosis(f"the cluster at {address}", cluster_text(nodes, can_add), verdicts, checks)
 
@@ -165,30 +166,36 @@ def check_nodes(setup: Setup, context: ClusterContext, location: RunLocation, te
     A node that comes later is looked at by the actors that start on it. Raises ResourceError when a node cannot take
     part in a run that lives there.
     """
-    asked, growth = requests(setup.config, setup.fleet, context.slot_plan), growth_of(setup.config.cluster)
-    waits = any(verdict.waits for verdict in assess(asked, living_nodes(), growth))
+    asked = requests(setup.config, setup.fleet, context.slot_plan)
     backbone = build_backbone(setup.config.model, setup.files.image_shape, setup.n_classes, setup.config.seed)
     expected = object_store_bytes(setup.config, setup.fleet, context, setup.feature_shapes, backbone)
-    for check in [_authentication(), *node_checks(location.uri), _store_check(expected, waits)]:
+    for check in [_authentication(), *node_checks(location.uri), store_check(expected, asked, living_nodes())]:
         if check.finding == "bad":
             raise ResourceError(check.text)
         if check.finding == "slow":
             tell(check.what, check.text)
 
 
-def _store_check(expected_bytes: int, waits: bool) -> Check:
-    """The object stores of the connected cluster against what a run is expected to keep in them.
+def store_check(expected_bytes: int, asked: Sequence[Request], nodes: Sequence[Node]) -> Check:
+    """The object store of each node against its part of what a run is expected to keep in all of them.
 
-    `waits`: nodes are still to come, and bring stores of their own.
+    Who comes where is Ray's to decide. So a node's part is that of all the actors that it could get, each taken to keep
+    as much as any other. Nodes that are still to come are not looked at.
     """
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    total = sum(node["Resources"].get("object_store_memory", 0.0) for node in nodes if node["Alive"])
-    text = f"about {_mib(expected_bytes)} for features and states, in {_mib(total)} of object stores"
-    if waits or expected_bytes <= SPILLS_AT * total:
-        return Check("object store", "well", text)
-    return Check(
-        "object store", "slow", f"{text}: Ray writes to disk then; lower pipeline.max_in_flight_mib, or add nodes"
-    )
+    worst, text = SPILLS_AT, "every node that is there holds those of all the actors that it could get"
+    for node in nodes:
+        count, store = most_actors(asked, node), node.total.get("object_store_memory", 0.0)
+        part = expected_bytes * count / max(1, len(asked))
+        if part > worst * store:
+            worst = part / max(1.0, store)
+            name = next((key.removeprefix("node:") for key in node.total if re.match(r"node:[^_]", key)), "")
+            text = (
+                f"node {name} could get {count} of {len(asked)} actors, with about {_mib(part)} of them, and has an "
+                f"object store of {_mib(store)}: Ray writes to disk then; lower pipeline.max_in_flight_mib, or give it "
+                "more (ray start --object-store-memory)"
+            )
+    finding: Literal["well", "slow"] = "slow" if worst > SPILLS_AT else "well"
+    return Check("object store", finding, f"about {_mib(expected_bytes)} for features and states; {text}")
 
 
 def object_store_bytes(

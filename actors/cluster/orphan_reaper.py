@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,22 +28,30 @@ ENDED_WELL = b"ended well"
 
 
 @contextlib.contextmanager
-def kept_processes() -> Iterator[None]:
-    """Processes that are started in the block, and theirs, end with the block, or with this process."""
+def kept_processes() -> Iterator[Callable[[], None]]:
+    """Processes that are started in the block, and theirs, end with the block, or with this process.
+
+    Gives what ends them at once, and returns when they are gone.
+    """
     value = uuid.uuid4().hex
     reaper = subprocess.Popen(
         [sys.executable, "-S", __file__, f"{MARK}={value}"], stdin=subprocess.PIPE, start_new_session=True
     )
+    assert reaper.stdin is not None
+    pipe = reaper.stdin
+
+    def end() -> None:
+        with contextlib.suppress(BrokenPipeError):  # somebody has ended the reaper: nobody is left to tell
+            pipe.write(ENDED_WELL)
+            pipe.close()
+        reaper.wait(timeout=2 * PATIENCE_S)
+
     os.environ[MARK] = value
     try:
-        yield
+        yield end
     finally:
         os.environ.pop(MARK, None)
-        assert reaper.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # somebody has ended the reaper: nobody is left to tell
-            reaper.stdin.write(ENDED_WELL)
-            reaper.stdin.close()
-        reaper.wait(timeout=2 * PATIENCE_S)
+        end()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,9 +15,11 @@ import grpc
 import ray
 import ray._private.state
 import ray._private.utils
-from ray._private import services
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.internal_api import get_memory_info_reply
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.actor import ActorHandle
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -39,6 +44,55 @@ def daemons_in_own_groups() -> Iterator[None]:
         yield
     finally:
         module.ConsolePopen = popen
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """A Ray that starts in the block listens on this machine only, with all its ports.
+
+    Ray does so where it can have no cluster (on macOS and Windows), and replaces a loopback address elsewhere.
+    """
+    constants: Any = ray_constants
+    clusters = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = clusters
+
+
+@contextmanager
+def token_of_its_own() -> Iterator[None]:
+    """A Ray that starts in the block asks for a random token, which its processes find in their environment.
+
+    Whatever the user has for other clusters (mode, token, file) is there again after the block.
+    """
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in ours}
+    _set_authentication(ours)
+    try:
+        yield
+    finally:
+        _set_authentication(before)
+
+
+def _set_authentication(environment: Mapping[str, str | None]) -> None:
+    for name, value in environment.items():
+        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+    Config.initialize("")  # Ray reads the environment when it is loaded, and keeps a token that it has read
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def own_daemons() -> dict[str, subprocess.Popen[bytes]]:
+    """Daemons that this process's own Ray cannot do without."""
+    node: Any = ray._private.worker._global_node
+    return {name: node.all_processes[name][0].process for name in ("raylet", "gcs_server")}
+
+
+def temp_dir() -> str:
+    """Directory in which a Ray that this process starts keeps its sockets and logs: Ray takes absolute ones only."""
+    directory: str = get_default_ray_temp_dir()  # type: ignore[no-untyped-call]
+    return os.path.abspath(directory)
 
 
 def ping(address: str, timeout_s: float) -> None:

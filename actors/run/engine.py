@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import ray
 
 from actors.cluster.connection import ClusterContext, cluster_context
 from actors.cluster.doctor import check_nodes
-from actors.cluster.ray_internals import spilled_bytes
+from actors.cluster.ray_internals import spilled_bytes, temp_dir
 from actors.run.checkpoints import load_state, save_checkpoint, save_models
 from actors.run.meters import Meters
 from actors.run.recovery import Recovery
@@ -23,6 +27,7 @@ from hsee_ray.method.setup import Setup
 from hsee_ray.rundir.checkpoint import Progress
 from hsee_ray.rundir.location import RunLocation
 from hsee_ray.rundir.run import CHECKPOINTS_DIR, MODELS_DIR
+from hsee_ray.training.begin import explained
 from hsee_ray.training.engine import Resumed, RunContext, Tell
 from hsee_ray.training.listener import Event
 
@@ -107,6 +112,8 @@ class Cluster:
             check_nodes(setup, self.context, location, tell)
 
     def engine(self, context: RunContext) -> ActorEngine:
+        if self.context.daemons is not None:
+            self.context.daemons.last_words = partial(_last_words, context.location)
         return ActorEngine(context, self.context, self.create)
 
 
@@ -119,3 +126,10 @@ def over_actors(create: ActorFactory = create_actor) -> Callable[[Setup, Tell], 
             yield Cluster(context, create)
 
     return opened
+
+
+def _last_words(location: RunLocation, reason: str) -> str:
+    """What a run says whose Ray has died; the traceback shows what it was at."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    doing = "".join(traceback.format_stack(frame))
+    return explained(location, reason, f"{reason}\nRay's logs are in {temp_dir()}/session_latest/logs\n{doing}")

@@ -23,7 +23,7 @@ from hsee_ray.data.decode import Contents, Note, Notes, Source, Split, decode_sp
 from hsee_ray.data.images import ImageMetadata, ImageSet, read_metadata, write_images
 from hsee_ray.data.lock import waiting_lock
 from hsee_ray.data.sources import find_source
-from hsee_ray.errors import DataError
+from hsee_ray.errors import ConfigError, DataError
 
 _FORMAT_VERSION = 2
 _STALE_S = 24 * 3600.0
@@ -84,7 +84,10 @@ def _cache_directory(config: DataConfig) -> Path:
         directory = Path(os.environ["XDG_CACHE_HOME"]) / "hsee-ray"
     else:
         directory = Path("~/.cache/hsee-ray")
-    return directory.expanduser().absolute()
+    try:
+        return directory.expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError("no home directory is known for the cache of images; set data.cache, or HOME") from None
 
 
 def _fingerprint(config: DataConfig, source: Source) -> str:

@@ -203,7 +203,7 @@ def run_place(config: Config, name: str, submitted: bool) -> str:
     Raises ConfigError for a storage in that directory.
     """
     named = config.storage.uri or os.environ.get("HSEE_STORAGE")
-    storage = named or (str(Path.home() / "hsee-ray" / "runs") if submitted else "runs")
+    storage = named or ("~/hsee-ray/runs" if submitted else "runs")
     _check_slashes(storage)
     if not is_uri(storage):
         storage = _expanded(storage)

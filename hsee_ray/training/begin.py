@@ -17,6 +17,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, DataError, Interrupted, RunError, TakenOverError, UserError
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.planning.planner import planned
+from hsee_ray.process import memory_shortage
 from hsee_ray.rundir.checkpoint import changed_keys, committed_rounds, newest_checkpoint
 from hsee_ray.rundir.location import OWNER_FILE, RunLocation
 from hsee_ray.rundir.run import (
@@ -223,23 +224,31 @@ def _run(
         raise
     except Exception as error:
         # Whatever it was, the reader of the run directory must find it; it is raised again.
-        where = f"the traceback is in {location.shown}/{ERROR_FILE}"
-        try:
-            write_whole(run_dir / ERROR_FILE, traceback.format_exc().encode())
-            location.send_all()
-        except (OSError, TakenOverError):  # a full disk may be what it is about, or that the run is another's now
-            where = "no traceback could be left there"
-        reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        raise RunError(f"{reason}; {_kept(location)}{where}") from error
+        reason = str(error) if isinstance(error, RunError) else memory_shortage(error)
+        reason = reason or f"{type(error).__name__}: {error}"
+        raise RunError(explained(location, reason, traceback.format_exc())) from error
     return load_run(run_dir)
 
 
+def explained(location: RunLocation, reason: str, trace: str) -> str:
+    """Leaves the traceback of a failure in the run; gives the reason, how the run can go on, and where that is."""
+    where = f"the traceback is in {location.shown}/{ERROR_FILE}"
+    try:
+        write_whole(location.local / ERROR_FILE, trace.encode())
+        location.send_all()
+    except (OSError, TakenOverError):  # a full disk may be what it is about, or that the run is another's now
+        where = "no traceback could be left there"
+    return f"{reason}; {_kept(location)}{where}"
+
+
 def _kept(location: RunLocation) -> str:
-    """The checkpoint from which a failed run can go on, if there is one."""
-    with suppress(OSError):
-        for number in committed_rounds(location.storage(CHECKPOINTS_DIR))[:1]:
-            return f"round {number} is in a checkpoint, continue with --resume {location.shown}; "
-    return ""
+    """From where a failed run can go on."""
+    try:
+        rounds = committed_rounds(location.storage(CHECKPOINTS_DIR))
+    except OSError:
+        return ""
+    kept = f"round {rounds[0]} is in a checkpoint" if rounds else "no round is in a checkpoint yet"
+    return f"{kept}, continue with --resume {location.shown}; "
 
 
 @contextmanager

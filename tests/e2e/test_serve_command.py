@@ -79,7 +79,7 @@ def server(start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) ->
     options = ["--port", "0", "--replicas", "2", "--max-body-mib", "1", "--token-file", directory / "token"]
     command = start_for_module("jobs.serve", "--bundle", export, *options)
     command.wait_for_line("serving clients 0, 1, 2 of run on http://127.0.0.1:")
-    match = re.search(r"http://127\.0\.0\.1:(\d+)", "".join(command.lines))
+    match = re.search(r" on http://127\.0\.0\.1:(\d+)", "".join(command.lines))
     assert match is not None
     with urllib3.HTTPConnectionPool("127.0.0.1", int(match[1]), maxsize=THREADS, timeout=TIMEOUT_S) as http:
         yield Server(command, run, export, http)

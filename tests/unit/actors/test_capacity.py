@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.cluster.capacity import Verdict, assess
+from actors.cluster.doctor import store_check
 from actors.cluster.resources import Growth, Labels, Node, NodeType, Request, matches
 
 
@@ -236,3 +237,24 @@ def test_types_of_equal_size_are_told_apart_by_their_gpu() -> None:
     assert str(verdict) == "waits for 1 more node of type t4"
     verdict = only([ask(GPU=1, **{"accelerator_type:A10G": 0.001})], [there], can_add(t4, a10))
     assert str(verdict) == "waits for room that others take now (1 of 1)"
+
+
+# Object stores
+
+
+MIB = 1 << 20
+
+
+def test_one_node_must_hold_what_its_own_actors_keep() -> None:
+    """Two stores that are large enough together are not, when one node can get three of the four actors."""
+    actors = [ask(CPU=1) for _ in range(4)]
+    small = node(CPU=3, object_store_memory=100.0 * MIB, **{"node:10.0.0.1": 1.0})
+    large = node(CPU=3, object_store_memory=1000.0 * MIB, **{"node:__internal_head__": 1.0, "node:10.0.0.2": 1.0})
+    check = store_check(200 * MIB, actors, [large, small])
+    assert check.finding == "slow"
+    assert "node 10.0.0.1 could get 3 of 4 actors, with about 150 MiB of them, and has an object store of 100 MiB" in (
+        check.text
+    )
+    assert store_check(100 * MIB, actors, [large, small]).finding == "well"  # 75 of the 80 MiB that Ray fills
+    assert store_check(200 * MIB, actors, [large]).finding == "well"
+    assert store_check(200 * MIB, [ask(GPU=1)] * 4, [small]).finding == "well"  # none of them can come there

@@ -17,7 +17,8 @@ import pytest
 import hsee_ray.data.cache as cache
 from hsee_ray.config.schema import DataConfig
 from hsee_ray.data import DatasetFiles, channel_statistics, open_images, prepare
-from hsee_ray.errors import DataError
+from hsee_ray.errors import ConfigError, DataError, UserError
+from hsee_ray.rundir.location import RunLocation
 from tests.tiny_data import make_images, write_folder
 
 
@@ -78,6 +79,21 @@ def test_place_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     files = prepare(DataConfig(name="synthetic", cache="here"))
     assert files.train.parent == tmp_path / "here"
     assert files.train.name.startswith("synthetic-train-")
+
+
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has a number only."""
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(ConfigError, match=r"no home directory is known .*; set data.cache, or HOME"):
+        prepare(DataConfig(name="synthetic"))
+    with pytest.raises(UserError, match="no home directory is known for ~; set HOME, or"):
+        RunLocation("~/runs/a")
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

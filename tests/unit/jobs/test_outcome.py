@@ -27,6 +27,11 @@ sys.exit(exit_code(job))
 """
 
 
+MORE = (
+    "end other programs, raise the limit (the container's, or ulimit -v), or take smaller batches, images or networks"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
@@ -36,6 +41,13 @@ sys.exit(exit_code(job))
         (TimeoutError(), 1, "error: TimeoutError\n"),
         (Interrupted("stopped", 15), 143, "stopped\n"),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (MemoryError(), 1, f"error: too little memory (MemoryError); {MORE}\n"),
+        (
+            RuntimeError("CUDA out of memory. Tried"),
+            1,
+            f"error: too little memory (CUDA out of memory. Tried); {MORE}\n",
+        ),
+        (ImportError("failed to map segment"), 1, f"error: too little memory (failed to map segment); {MORE}\n"),
     ],
 )
 def test_an_error_is_one_line_and_a_code(
@@ -46,6 +58,27 @@ def test_an_error_is_one_line_and_a_code(
 
     assert exit_code(job) == code
     assert capsys.readouterr().err == said
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def job() -> int:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        exit_code(job)
+
+
+def test_a_limit_on_memory_is_one_line(tmp_path: Path) -> None:
+    """Pictures of 14 GiB, in a process that may have six; numpy raises a kind of MemoryError."""
+    config = tmp_path / "large.yaml"
+    config.write_text(
+        "model: {name: tests.networks:conv_units}\ntiers: [{name: a, clients: 1, cut: stem}]\n"
+        f"data: {{name: synthetic, image_size: 224, train_samples: 100000, cache: {tmp_path}}}\n"
+    )
+    limited = f"ulimit -v 6000000; exec {sys.executable} -m jobs.data --config {config}"
+    ended = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1), ended.stderr
+    assert ended.stderr.startswith("error: too little memory (Unable to allocate 14.0 GiB")
 
 
 def test_a_reader_that_leaves_ends_no_job(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_overrides_that_would_be_misread_are_refused(override: str, message: str
 
 
 def test_what_a_bool_may_be_stays() -> None:
-    assert load_config(BASE, ["data.augment=yes"]).data.augment
+    assert load_config(BASE, ["data.augment=yes"]).data.augment.on
     assert load_config(BASE, ["model.options={pretrained: true}"]).model.options == {"pretrained": True}
 
 

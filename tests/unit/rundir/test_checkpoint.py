@@ -215,7 +215,8 @@ CONFIG = {"tiers": [{"name": "a", "clients": 2, "cut": "stem"}], "training": {"r
         ("training.lr_schedule={name: cosine}", ["training.lr_schedule.horizon_rounds", "training.lr_schedule.name"]),
         ("tiers.0.cut=2", ["tiers.0.cut"]),
         ("tiers.0.clients=3", ["tiers.0.clients"]),
-        ("data.augment=true", ["data.augment"]),
+        ("data.augment=true", ["data.augment.flip", "data.augment.shift"]),
+        ("data.augment=false", []),
     ],
 )
 def test_what_may_change_on_resume(override: str, told: list[str]) -> None:

@@ -36,7 +36,7 @@ class ActorEngine:
         self.location = context.location
         self.spilled_bytes = spilled_bytes()
         """Bytes that Ray had spilled to disk before the run."""
-        setup, place = context.setup, self.location.place(CHECKPOINTS_DIR)
+        setup, place = context.setup, self.location.uri
         rows, origin = (
             (None, None) if cluster.local else (RowRefs.put(setup), Origin(versions(), place, self.location.token))
         )

@@ -234,6 +234,14 @@ def test_keys_that_a_checkpoint_does_not_know_have_their_defaults() -> None:
     assert list(changed_keys(older, wanted)) == ["simulation.dropout_probability"]
 
 
+def test_the_augmentation_of_an_older_checkpoint_is_todays_by_another_name() -> None:
+    wanted = load_config(CONFIG, ["data.augment={flip: true, shift: 0.125}"]).model_dump(mode="json")
+    older = {**wanted, "data": {**wanted["data"], "augment": True}}
+    assert list(changed_keys(older, wanted)) == []
+    older["data"]["augment"] = False
+    assert list(changed_keys(older, wanted)) == ["data.augment.flip", "data.augment.shift"]
+
+
 def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

@@ -119,7 +119,7 @@ def _on_synthetic(config: Config, cache: Path) -> Config:
         "classes": classes,
         "train_samples": images,
         "test_samples": 2,
-        "augment": config.data.augment,
+        "augment": config.data.augment.model_dump(),
         "calibration_fraction": 0.0,
     }
     training = {"strategy": "averaging", "local_steps": None, "clients_per_round": 1.0}

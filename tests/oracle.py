@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms import v2 as transforms
 
 from hsee_ray.backbones import build_backbone
 from hsee_ray.config.schema import OptimizerConfig
@@ -36,21 +37,44 @@ Contents = dict[tuple[str, ...], Tensor]
 """What aggregation sees of a unit: ("parameter" | "buffer", name) or ("state", name of the parameter, key)."""
 
 
-class ExitHead(nn.Module):
-    """Global average pooling and a linear layer."""
+class PoolExit(nn.Module):
+    """Global average pooling and a linear layer, or two with a ReLU between."""
+
+    def __init__(self, channels: int, n_classes: int, hidden: int | None = None) -> None:
+        super().__init__()
+        if hidden:
+            self.hidden = nn.Linear(channels, hidden)
+        self.fc = nn.Linear(hidden or channels, n_classes)
+
+    def forward(self, h_BCHW: Tensor) -> Tensor:
+        v_BC = h_BCHW.mean((2, 3))
+        return self.fc(self.hidden(v_BC).relu() if hasattr(self, "hidden") else v_BC)
+
+
+class ConvExit(nn.Module):
+    """A 3x3 convolution with stride 2 to twice the channels, batch norm and ReLU before the pooling."""
 
     def __init__(self, channels: int, n_classes: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(channels, n_classes)
+        self.conv = nn.Conv2d(channels, 2 * channels, 3, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(2 * channels)
+        self.pool = PoolExit(2 * channels, n_classes)
 
     def forward(self, h_BCHW: Tensor) -> Tensor:
-        return self.fc(h_BCHW.mean((2, 3)))
+        return self.pool(self.norm(self.conv(h_BCHW)).relu())
+
+
+def exit_head(kind: str, channels: int, n_classes: int) -> nn.Module:
+    if kind == "conv":
+        return ConvExit(channels, n_classes)
+    return PoolExit(channels, n_classes, 2 * channels if kind == "mlp" else None)
 
 
 class Model:
     """The units of one side of the cut, each a copy of its own, and the optimiser of them all."""
 
-    def __init__(self, units: Units, config: OptimizerConfig) -> None:
+    def __init__(self, units: Units, config: OptimizerConfig, label_smoothing: float) -> None:
+        self.clip_norm, self.label_smoothing = config.clip_norm, label_smoothing
         self.units = {name: copy.deepcopy(unit) for name, unit in units.items()}
         self.optimizer = _optimizer([p for unit in self.units.values() for p in unit.parameters()], config)
         self.learnt_from: dict[str, set[int]] = {name: set() for name in units}
@@ -65,9 +89,13 @@ class Model:
 
     def step(self, logits_BK: Tensor, labels_B: Tensor) -> float:
         """One update of every unit that the batch passed; the others have no gradient at all. The loss in nats."""
-        loss = functional.cross_entropy(logits_BK, labels_B)
+        onehot_BK = functional.one_hot(labels_B, logits_BK.shape[1])
+        target_BK = (1 - self.label_smoothing) * onehot_BK + self.label_smoothing / logits_BK.shape[1]
+        loss = -(target_BK * logits_BK.log_softmax(1)).sum(1).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_([p for unit in self.units.values() for p in unit.parameters()], self.clip_norm)
         self.optimizer.step()
         return loss.item()
 
@@ -116,11 +144,17 @@ class Oracle:
         if cut < len(self.unit_names):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(torch_seed(self.seed, "exit", self.unit_names[cut - 1]))
-                units[EXIT] = ExitHead(self.setup.feature_shapes[cut - 1][0], n_classes)
-        return Model(units, self.training.optimizer)
+                channels = self.setup.feature_shapes[cut - 1][0]
+                units[EXIT] = exit_head(self.setup.config.exits.head.name, channels, n_classes)
+        return self._model(units)
 
     def _server_model(self, cut: int, initial: Units) -> Model:
-        return Model({name: initial[name] for name in self.unit_names[cut:]}, self.training.optimizer)
+        return self._model({name: initial[name] for name in self.unit_names[cut:]})
+
+    def _model(self, units: Units) -> Model:
+        objective = self.training.objective
+        label_smoothing = objective.options["label_smoothing"] if objective else 0.0
+        return Model(units, self.training.optimizer, label_smoothing)
 
     def _above(self, client: int) -> tuple[str, ...]:
         return self.unit_names[self.cuts[client] :]
@@ -140,8 +174,9 @@ class Oracle:
             if client in self.server_models:
                 self._catch_up(self.server_models[client], self._above(client))
         losses = RoundLosses()
+        steps: dict[int, Iterator[int]] = {client: itertools.count() for client in participants}
         for client, rows in self._turns(number, participants):
-            self._train_batch(client, rows, losses)
+            self._train_batch(client, rows, (client, number, next(steps[client])), losses)
         due = number == self.training.rounds or number % self.training.aggregate_every == 0
         if due and self.training.strategy.name in ("averaging", "sequential"):
             self._aggregate()
@@ -159,7 +194,8 @@ class Oracle:
         lr = self.training.optimizer.lr
         if self.training.lr_schedule.name == "cosine":
             lr *= 0.5 * (1 + math.cos(math.pi * (number - 1) / self.training.rounds))
-        return lr
+        warm_up = self.training.warmup_rounds
+        return lr * number / (warm_up + 1) if number <= warm_up else lr
 
     def _turns(self, number: int, queue: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """(client, rows) of every batch of the round, in the order in which a shared server learns from them."""
@@ -182,8 +218,8 @@ class Oracle:
             batches += one_pass
         return batches[:wanted]
 
-    def _train_batch(self, client: int, rows: np.ndarray, losses: RoundLosses) -> None:
-        x_BCHW, labels_B = self._images("train", rows)
+    def _train_batch(self, client: int, rows: np.ndarray, key: tuple[int, int, int], losses: RoundLosses) -> None:
+        x_BCHW, labels_B = self._images("train", rows, key)
         on_client = self.client_models[client]
         h, logits_BK = self._client_forward(client, x_BCHW, train=True)
         losses.client.setdefault(client, []).append(on_client.step(logits_BK, labels_B))
@@ -233,10 +269,36 @@ class Oracle:
         codes = ((h_BCHW - low) / scale).round().clamp(0, 255)
         return torch.where(scale > 0, low + codes * scale, low)
 
-    def _images(self, split: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _images(self, split: str, rows: np.ndarray, key: tuple[int, int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """Normalised images and labels; with a key (client, round, step), changed at random as in that step."""
         images = open_images(getattr(self.setup.files, split))
-        x_BCHW = normalise(images.images_NHWC[rows], self.setup.mean_C, self.setup.std_C, torch.contiguous_format)
+        images_BHWC = images.images_NHWC[rows]
+        if key is not None and self.setup.config.data.augment.on:
+            images_BHWC = self._augmented(images_BHWC, generator(self.seed, "augmentation", *key))
+        x_BCHW = normalise(images_BHWC, self.setup.mean_C, self.setup.std_C, torch.contiguous_format)
         return x_BCHW, torch.from_numpy(images.labels_N[rows])
+
+    def _augmented(self, images_BHWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draws: who is mirrored; the first rows; the first columns; the seed of the transforms."""
+        how, height, width = self.setup.config.data.augment, *images_BHWC.shape[1:3]
+        pixels = math.floor(how.shift * height)
+        mirrored_B = rng.random(len(images_BHWC)) < 0.5
+        tops_B, lefts_B = rng.integers(0, 2 * pixels + 1, (2, len(images_BHWC)))
+        changed = []
+        for image, mirrored, top, left in zip(images_BHWC, mirrored_B, tops_B, lefts_B, strict=True):
+            channels = []
+            for channel, mean in zip(np.moveaxis(image, 2, 0), self.setup.mean_C, strict=True):
+                channel = channel[:, ::-1] if mirrored and how.flip else channel
+                colour = round(255 * mean) if how.border == "mean" else 0
+                mode = {"mode": "reflect"} if how.border == "reflect" else {"constant_values": colour}
+                channels.append(np.pad(channel, pixels, **mode)[top : top + height, left : left + width])
+            changed.append(np.stack(channels))
+        if how.transforms:
+            made = [getattr(transforms, plugin.name)(**plugin.options) for plugin in how.transforms]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(rng.integers(2**63)))
+                changed = [transforms.Compose(made)(torch.from_numpy(image)).numpy() for image in changed]
+        return np.stack(changed).transpose(0, 2, 3, 1)
 
     # Batch-norm statistics that a shared server keeps apart
 

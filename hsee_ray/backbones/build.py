@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from hsee_ray.backbones.backbone import Backbone
 from hsee_ray.backbones.check import check_backbone, check_own
@@ -35,8 +36,18 @@ def build_backbone(
             check_own(backbone, image_shape)
         else:
             backbone = _built_in(config, in_channels=image_shape[2], n_classes=n_classes)
+            if config.init == "torch":
+                _initialise_as_torch(backbone)
             check_backbone(backbone, image_shape, n_classes)
     return backbone
+
+
+def _initialise_as_torch(backbone: Backbone) -> None:
+    """Convolutions and linear layers as torch makes them: uniform up to 1 / sqrt(fan-in), biases too."""
+    for unit in backbone.units.values():
+        for module in unit.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.reset_parameters()
 
 
 def _built_in(config: ModelConfig, in_channels: int, n_classes: int) -> Backbone:

@@ -24,7 +24,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "task": {"classification": "hsee_ray.edge.task:Classification"},
     "objective": {"cross_entropy": "hsee_ray.method.objective:CrossEntropy"},
     "figure": {},
-    "exit": {"pool": "hsee_ray.models.exits:Pool"},
+    "exit": {name: f"hsee_ray.models.exits:{name.capitalize()}" for name in ("pool", "conv", "mlp")},
     "stage": {"fp16": "hsee_ray.features.stages:Half", "int8": "hsee_ray.features.stages:Int8"},
 }
 """Built-in parts by kind. A part of the project is registered here, and nowhere else."""

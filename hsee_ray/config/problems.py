@@ -99,10 +99,11 @@ def _one_line(error: ValidationError, model: type[BaseModel], see: str) -> str:
     errors = [item for item in error.errors() if item["type"] != "too_short"] or error.errors()
     first = errors[0]
     path, models = _follow(first["loc"][:-1], model)
-    path += [part for part in first["loc"][-1:] if part not in ("str", "int")]
+    unknown = first["type"] == "extra_forbidden"  # then the last part is a key that the user wrote
+    path += [part for part in first["loc"][-1:] if unknown or part not in ("str", "int")]
     name = ".".join(str(part) for part in path)
     more = len({tuple(_follow(item["loc"], model)[0]) for item in errors}) - 1
-    if first["type"] == "extra_forbidden":
+    if unknown:
         known = sorted({name for each in models for name in each.model_fields})
         listed = f" (known here: {', '.join(known)})" if known else ""
         text = f"{name}: unknown key{did_you_mean(str(path[-1]), known)}{listed}"

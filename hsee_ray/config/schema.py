@@ -39,6 +39,7 @@ class ModelConfig(_Model):
     stem: Literal["cifar", "imagenet"] = "cifar"
     width: int = Field(64, ge=1)
     norm: Literal["batch", "group"] = "batch"
+    init: Literal["kaiming", "torch"] = "kaiming"
     options: dict[str, Any] = Field({})
     weights: UserPath | None = None
 
@@ -61,6 +62,32 @@ class ShardsPartition(_Model):
 PartitionConfig = Annotated[IidPartition | DirichletPartition | ShardsPartition, Field(discriminator="kind")]
 
 
+class AugmentConfig(_Model):
+    """How training images are changed at random. `true` and `false` are the two ways that there were at first."""
+
+    flip: bool = False
+    shift: float = Field(0.0, ge=0, le=0.5)
+    border: Literal["black", "mean", "reflect"] = "black"
+    transforms: tuple[PlugIn, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_its_name(cls, value: Any) -> Any:
+        return {"flip": value, "shift": 0.125 if value else 0.0} if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _border_that_is_seen(self) -> AugmentConfig:
+        if self.border != "black" and not self.shift:
+            raise ValueError(
+                f"border is {self.border!r}, and only a shift shows a border: set data.augment.shift, such as 0.125"
+            )
+        return self
+
+    @property
+    def on(self) -> bool:
+        return self.flip or self.shift > 0 or bool(self.transforms)
+
+
 class DataConfig(_Model):
     """Which images, how many of them, and how they are dealt out to the clients."""
 
@@ -75,7 +102,7 @@ class DataConfig(_Model):
     channels: Literal[1, 3] | None = None
     bits: int | None = Field(None, ge=9, le=32)
     classes: int | None = Field(None, ge=2)
-    augment: bool = False
+    augment: AugmentConfig = AugmentConfig()
     calibration_fraction: float = Field(0.05, ge=0, lt=1)
     partition: PartitionConfig = IidPartition()
 
@@ -150,6 +177,7 @@ class OptimizerConfig(_Model):
     momentum: float = Field(0.9, ge=0, lt=1)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(5.0e-4, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
 
 
 class ConstantSchedule(_Model):
@@ -194,6 +222,7 @@ class TrainingConfig(_Model):
     deterministic: bool = True
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_schedule: ScheduleConfig = ConstantSchedule()
+    warmup_rounds: int = Field(0, ge=0)
 
 
 class EvaluationConfig(_Model):

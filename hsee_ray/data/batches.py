@@ -10,27 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
-
-
-def augment(images_BHWC: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """A copy of the batch: each image mirrored with probability 1/2, and shifted by up to H/8 pixels.
-
-    The shift is a random crop out of the image with a border of H/8 zeros.
-    """
-    samples, height, width, channels = images_BHWC.shape
-    border = height // 8
-    mirrored_B = rng.random(samples) < 0.5
-    tops_B, lefts_B = rng.integers(0, 2 * border + 1, (2, samples))
-    padded = np.zeros((samples, height + 2 * border, width + 2 * border, channels), np.uint8)
-    inner = padded[:, border : border + height, border : border + width]
-    inner[:] = images_BHWC
-    inner[mirrored_B] = images_BHWC[mirrored_B, :, ::-1]
-    # One row of pixels and channels is one run of bytes, so that the gather below copies whole rows.
-    rows = padded.reshape(samples, height + 2 * border, -1)
-    windows = sliding_window_view(rows, (height, width * channels), axis=(1, 2))
-    cropped: npt.NDArray[np.uint8] = windows[np.arange(samples), tops_B, lefts_B * channels]
-    return cropped.reshape(images_BHWC.shape)
 
 
 def normalise(

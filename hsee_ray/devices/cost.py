@@ -142,11 +142,13 @@ class CostTable:
         return SideCost(train, infer, sum(parameter.numel() for parameter in _parameters(model)), memory)
 
     def _count_step(self, model: Model, x: torch.Tensor, y_B: torch.Tensor, is_client: bool) -> tuple[OpCounts, Memory]:
+        clip_norm = self._config.training.optimizer.clip_norm
+
         def step() -> None:
             if is_client:
-                client_step(model.network, model.exit_head, model.optimizer, x, y_B)
+                client_step(model.network, model.exit_head, model.optimizer, x, y_B, clip_norm=clip_norm)
             else:
-                server_step(model.network, model.optimizer, x, y_B)
+                server_step(model.network, model.optimizer, x, y_B, clip_norm=clip_norm)
 
         model.train_mode(1)
         parameters = _parameters(model)

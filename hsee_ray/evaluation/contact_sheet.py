@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from hsee_ray.data import open_images
-from hsee_ray.data.batches import augment
+from hsee_ray.data.augment import Augment
 from hsee_ray.method.setup import Setup
 from hsee_ray.pictures import drawing
 from hsee_ray.rng import generator
@@ -30,13 +30,14 @@ def write_contact_sheet(setup: Setup, path: Path) -> None:
     labels_N = train.labels_N[rows_N]
     rng = generator(setup.config.seed, "contact sheet")
     height, width, channels = setup.files.image_shape
-    columns = COLUMNS * (2 if setup.config.data.augment else 1)
+    columns = COLUMNS * (2 if setup.config.data.augment.on else 1)
+    augment = Augment(setup.config.data.augment, setup.mean_C)
     sheet = np.full((shown * (height + _GAP), columns * (width + _GAP), channels), 255, np.uint8)
     for k in range(shown):
         of_class = rows_N[labels_N == k]
         chosen = np.sort(rng.permutation(of_class)[:COLUMNS])
         images_BHWC = _padded(train.images_NHWC[chosen], (COLUMNS, height, width, channels))
-        if setup.config.data.augment:
+        if setup.config.data.augment.on:
             images_BHWC = np.concatenate([images_BHWC, augment(images_BHWC, rng)])
         for column, image in enumerate(images_BHWC):
             top, left = k * (height + _GAP), column * (width + _GAP)

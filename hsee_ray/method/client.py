@@ -16,7 +16,8 @@ import torch
 from hsee_ray.backbones import Backbone
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.config.schema import Config
-from hsee_ray.data.batches import augment, normalise
+from hsee_ray.data.augment import Augment
+from hsee_ray.data.batches import normalise
 from hsee_ray.edge.gate import Gate
 from hsee_ray.features.message import FeatureBatch, Packet, encode
 from hsee_ray.features.path import FeaturePath
@@ -84,6 +85,7 @@ class Client:
         units = client_units(backbone.units, spec.cut)
         self.model = Model(units, exit_head, config.training, device, self.path.units)
         self.objective = build_objective(config, "client", self.model)
+        self.augment = Augment(config.data.augment, data.mean_C)
         self.task = task_of(config)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self.pending: dict[int, Any] = {}
@@ -213,24 +215,25 @@ class Client:
         return path.for_inference(message)
 
     def _step(self, x_BCHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, float]:
-        model = self.model
-        with undone_if_nonfinite(model.network) if self.skips else nullcontext():
+        model, training = self.model, self.config.training
+        with undone_if_nonfinite(model.network, model.exit_head) if self.skips else nullcontext():
             return client_step(
                 model.network,
                 model.exit_head,
                 model.optimizer,
                 x_BCHW,
                 y_B,
-                self.config.training.autocast,
+                training.autocast,
                 self.objective,
+                training.optimizer.clip_norm,
             )
 
     def _training_batch(self, round_number: int, batch: BatchSlice) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self._epoch_order(round_number, batch.epoch)[batch.start : batch.stop]
         images_BHWC = self.data.train.images_NHWC[rows]
-        if self.config.data.augment:
+        if self.config.data.augment.on:
             rng = generator(self.config.seed, "augmentation", self.spec.client_id, round_number, batch.step)
-            images_BHWC = augment(images_BHWC, rng)
+            images_BHWC = self.augment(images_BHWC, rng)
         return self._tensors(images_BHWC, self.data.train.labels_N[rows])
 
     def _epoch_order(self, round_number: int, epoch: int) -> Array:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
@@ -47,10 +48,14 @@ class Objective(Pluggable, nn.Module):
 
 
 class CrossEntropy(Objective):
-    """Mean cross-entropy."""
+    """Mean cross-entropy, with label smoothing on demand (Szegedy et al. 2016, arXiv:1512.00567)."""
+
+    class Options(Objective.Options):
+        label_smoothing: float = Field(0.0, ge=0, lt=1)
+        """Share of a label that is spread over all classes alike."""
 
     def forward(self, logits_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(logits_BK, y_B)
+        return functional.cross_entropy(logits_BK, y_B, label_smoothing=self.options.label_smoothing)
 
 
 def build_objective(config: Config, side: Side, model: Model) -> Objective:

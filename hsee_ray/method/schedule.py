@@ -58,8 +58,12 @@ def evaluates_after(config: Config, round_number: int) -> bool:
 
 
 def learning_rate(training: TrainingConfig, round_number: int) -> float:
-    """Learning rate of a round, the same for clients and servers; past the horizon, the last one."""
+    """Learning rate of a round, the same for clients and servers; past the horizon, the last one.
+
+    In the W rounds of a warm-up the schedule's rate is multiplied by r / (W + 1) (Goyal et al. 2017, arXiv:1706.02677).
+    """
     schedule, lr = training.lr_schedule, training.optimizer.lr
+    lr *= min(1.0, round_number / (training.warmup_rounds + 1))
     done = round_number - 1
     if isinstance(schedule, CosineSchedule):
         horizon = schedule.horizon_rounds or training.rounds

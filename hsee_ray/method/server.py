@@ -55,15 +55,24 @@ class Server:
 
     def train(self, client: int, round_number: int, packet: Packet) -> TrainReport:
         """One step per batch of the packet; a batch enters above its client's cut, in its client's statistics."""
-        network = self.part_of(client, round_number)
+        network, training = self.part_of(client, round_number), self.config.training
         losses: list[float] = []
         samples = skipped = 0
         for batch in packet:
             h, y_B = decode(batch, self.model.device)
             try:
                 with undone_if_nonfinite(self.model.network) if self.skips else nullcontext():
-                    autocast = self.config.training.autocast
-                    losses.append(server_step(network, self.model.optimizer, h, y_B, autocast, self.objective))
+                    losses.append(
+                        server_step(
+                            network,
+                            self.model.optimizer,
+                            h,
+                            y_B,
+                            training.autocast,
+                            self.objective,
+                            training.optimizer.clip_norm,
+                        )
+                    )
                 samples += len(y_B)
             except NonFiniteStep as error:
                 who = self.specs[client].client_file

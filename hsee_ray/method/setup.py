@@ -24,6 +24,7 @@ from hsee_ray.data import (
     prepare,
     select,
 )
+from hsee_ray.data.augment import check_augment
 from hsee_ray.errors import ConfigError
 from hsee_ray.features.path import check_stages, feature_bytes
 from hsee_ray.method.client import Client, ClientData, Samples
@@ -92,6 +93,7 @@ def prepare_run(config: Config) -> Setup:
     check_task(config, n_classes)
     check_metrics(config, n_classes)
     check_objective(config, backbone.units, n_classes)
+    check_augment(config.data.augment, files.image_shape)
     chosen = select(train.labels_N, config.data.train_samples, config.seed, "train")
     parts = partition(train.labels_N, chosen, config.n_clients, n_classes, config.data, config.seed)
     if strategy.on_server:

@@ -37,6 +37,7 @@ def client_step(
     y_B: torch.Tensor,
     autocast: str | None = None,
     objective: Loss = functional.cross_entropy,
+    clip_norm: float | None = None,
 ) -> tuple[torch.Tensor, float]:
     """One step on f^c and f^o: loss = CE(f^o(f^c(x)), y), or another objective.
 
@@ -52,7 +53,7 @@ def client_step(
     h = h.float()
     # One sum over h tells: it is finite if all of h is.
     _check_finite("the sum of the features", h.detach().sum().item())
-    return h.detach(), _descend(optimizer, loss, "the exit loss")
+    return h.detach(), _descend(optimizer, loss, "the exit loss", clip_norm)
 
 
 def server_step(
@@ -62,6 +63,7 @@ def server_step(
     y_B: torch.Tensor,
     autocast: str | None = None,
     objective: Loss = functional.cross_entropy,
+    clip_norm: float | None = None,
 ) -> float:
     """One step on f^s: loss = CE(f^s(h), y) in nats, or another objective, returned. Its gradient stops at h.
 
@@ -69,10 +71,14 @@ def server_step(
     """
     with mixed_precision(autocast, h.device):
         logits_BK = network(h)
-    return _descend(optimizer, objective(logits_BK.float(), y_B), "the server loss")
+    return _descend(optimizer, objective(logits_BK.float(), y_B), "the server loss", clip_norm)
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str) -> float:
+def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str, clip_norm: float | None) -> float:
+    """One step against the gradient, which is first brought to the norm `clip_norm` where it is longer.
+
+    The norm is that of the side's whole gradient (Pascanu et al. 2013, arXiv:1211.5063).
+    """
     value = loss.item()
     _check_finite(what, value)
     # Gradients are dropped, not zeroed: a unit that the batch did not pass gets no update, not even weight decay.
@@ -80,7 +86,10 @@ def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str) ->
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
     # Not `get_total_norm`, which takes another way on the meta device, where steps are counted.
-    _check_finite(f"the gradient norm of {what}", torch.stack(torch._foreach_norm(gradients)).norm().item())
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    _check_finite(f"the gradient norm of {what}", norm.item())
+    if clip_norm is not None:
+        torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0))
     optimizer.step()
     return value
 
@@ -91,14 +100,15 @@ def _check_finite(what: str, value: float) -> None:
 
 
 @contextmanager
-def undone_if_nonfinite(network: nn.Module) -> Iterator[None]:
-    """Puts the network's buffers back when a step in the block fails: its forward pass has updated batch norm."""
-    before = [buffer.clone() for buffer in network.buffers()]
+def undone_if_nonfinite(network: nn.Module, exit_head: nn.Module | None = None) -> Iterator[None]:
+    """Puts buffers back when a step in the block fails: its forward pass has updated batch norm."""
+    buffers = [*network.buffers(), *(() if exit_head is None else exit_head.buffers())]
+    before = [buffer.clone() for buffer in buffers]
     try:
         yield
     except NonFiniteStep:
         with torch.no_grad():
-            for buffer, value in zip(network.buffers(), before, strict=True):
+            for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
         raise
 

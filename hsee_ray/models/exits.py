@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
+from hsee_ray.backbones.norms import norm_layer
 from hsee_ray.config.fleet import Fleet
 from hsee_ray.config.plugins import Pluggable, create
 from hsee_ray.config.schema import Config
@@ -38,14 +41,49 @@ class Pool(ExitPart):
         return ExitHead(feature_shape, n_classes, hidden)
 
 
+class Mlp(ExitPart):
+    """Global average pool, then two linear layers with a ReLU between: `exits.hidden` features, or `factor` times C."""
+
+    class Options(ExitPart.Options):
+        factor: int = Field(2, ge=1)
+
+    def build(self, feature_shape: Sequence[int], n_classes: int, hidden: int | None) -> nn.Module:
+        return ExitHead(feature_shape, n_classes, hidden or self.options.factor * _channels(feature_shape))
+
+
+class Conv(ExitPart):
+    """A 3x3 convolution with stride 2 to `factor` times C channels, norm and ReLU, and behind them as Pool.
+
+    A branch that begins with a convolution of its own is BranchyNet's (Teerapittayanon et al. 2016, arXiv:1709.01686).
+    """
+
+    class Options(ExitPart.Options):
+        factor: int = Field(2, ge=1)
+        norm: Literal["batch", "group"] = "batch"
+
+    def build(self, feature_shape: Sequence[int], n_classes: int, hidden: int | None) -> nn.Module:
+        if len(feature_shape) != 3:
+            raise ConfigError(
+                f"exits.head is 'conv': features of shape {tuple(feature_shape)} are no maps of "
+                "(channels, height, width); use pool or mlp"
+            )
+        channels, wider = feature_shape[0], self.options.factor * feature_shape[0]
+        return nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(channels, wider, kernel_size=3, stride=2, padding=1, bias=False),
+                norm=norm_layer(self.options.norm)(wider),
+                relu=nn.ReLU(inplace=True),
+                pool=ExitHead((wider, 1, 1), n_classes, hidden),
+            )
+        )
+
+
 class ExitHead(nn.Module):
     """Light classifier on the features at a cut: global average pool, then one linear layer or two."""
 
     def __init__(self, feature_shape: Sequence[int], n_classes: int, hidden: int | None) -> None:
         super().__init__()
-        # Features of one sample: (C, H, W) is pooled over H and W; any other shape is taken as it is.
-        self.pooled = len(feature_shape) == 3
-        width = feature_shape[0] if self.pooled else math.prod(feature_shape)
+        self.pooled, width = len(feature_shape) == 3, _channels(feature_shape)
         self.hidden = None if hidden is None else nn.Linear(width, hidden)
         self.fc = nn.Linear(hidden or width, n_classes)
 
@@ -56,6 +94,11 @@ class ExitHead(nn.Module):
             v = torch.relu(self.hidden(v))
         logits_BK: torch.Tensor = self.fc(v)
         return logits_BK
+
+
+def _channels(feature_shape: Sequence[int]) -> int:
+    """Features of one sample that reach a linear layer: (C, H, W) is pooled to C, any other shape is taken flat."""
+    return feature_shape[0] if len(feature_shape) == 3 else math.prod(feature_shape)
 
 
 def build_exit(config: Config, cut_name: str, feature_shape: Sequence[int], n_classes: int) -> nn.Module:

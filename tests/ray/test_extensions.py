@@ -1,4 +1,4 @@
-"""Parts of a user's own, over actors: they end in the reference's bits, after kills and a resume too."""
+"""Parts that a configuration names, over actors: they end in the reference's bits, after kills and a resume too."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ TOP2 = "evaluation.figures=[{name: 'tests.extensions.top5:TopK', options: {k: 2}
 EXTENSIONS = {
     "noise": [NOISE, "tiers.0.codec=int8"],
     "noise_at_a_shared_server": [NOISE, "training.strategy=sequential", "training.interleave=batch"],
+    "basics": [
+        "data.augment={flip: true, shift: 0.25, border: mean, transforms: [{name: RandomErasing, options: {p: 0.7}}]}",
+        "training.objective={name: cross_entropy, options: {label_smoothing: 0.1}}",
+        "training.optimizer.clip_norm=0.5",
+        "training.warmup_rounds=2",
+        "exits.head=conv",
+    ],
     "metric": [TOP2],
     "task": ["task={name: 'tests.extensions.grades:Grades', options: {within: 1}}"],
     "conv_exit": ["exits.head=tests.extensions.conv_exit:ConvExit", "model.options={width: 4}"],

@@ -181,6 +181,43 @@ def test_reference_equals_the_oracle(row: dict[str, str], cache: Path) -> None:
     assert correct == oracle.correct()
 
 
+BASICS = """
+strategy    border   transform      smoothing  clip  warmup  init     head  optimizer  schedule  fleet  network
+averaging   mean     none           0.1        0.5   1       torch    conv  sgd        cosine    whole  small
+averaging   black    RandomErasing  0          2     0       kaiming  mlp   adamw      constant  split  resnet
+sequential  reflect  ColorJitter    0.2        0.3   2       torch    conv  sgd        constant  split  resnet
+distributed mean     RandomErasing  0.1        1     1       kaiming  pool  sgd        cosine    whole  small
+"""
+TRANSFORMS = {
+    "none": [],
+    "RandomErasing": [{"name": "RandomErasing", "options": {"p": 0.7}}],
+    "ColorJitter": [{"name": "ColorJitter", "options": {"brightness": 0.4, "contrast": 0.4}}, "RandomGrayscale"],
+}
+
+
+@pytest.mark.parametrize("row", rows_of(BASICS), ids=lambda row: "-".join(row.values()))
+def test_the_basics_equal_the_oracles(row: dict[str, str], cache: Path) -> None:
+    training = {
+        "strategy": row["strategy"],
+        "rounds": 3,
+        "warmup_rounds": int(row["warmup"]),
+        "objective": {"name": "cross_entropy", "options": {"label_smoothing": float(row["smoothing"])}},
+        "optimizer": {**OPTIMIZERS[row["optimizer"]], "clip_norm": float(row["clip"])},
+        "lr_schedule": {"name": row["schedule"]},
+    }
+    values = make_config(cache, row["fleet"], row["network"], training).model_dump()
+    shift = {"flip": True, "shift": 0.25, "border": row["border"], "transforms": TRANSFORMS[row["transform"]]}
+    values["data"]["augment"], values["model"]["init"], values["exits"]["head"] = shift, row["init"], row["head"]
+    setup = prepare_run(load_config(values))
+    reference, oracle = Reference(setup), Oracle(setup)
+    reports, losses = list(reference.run()), oracle.run()
+    for report, expected in zip(reports, losses, strict=True):
+        assert_losses_agree(report, expected)
+    assert_tensors_agree(reference, oracle)
+    correct = {n: (report.client_correct, report.server_correct) for n, report in reports[-1].evaluation.items()}
+    assert correct == oracle.correct()
+
+
 CODECS = [
     ("averaging", 3, 1.0, ("int8", "fp16", "int8", "none")),
     ("sequential", 3, 1.0, ("fp16", "int8", "int8", "int8")),

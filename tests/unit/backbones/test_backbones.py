@@ -197,6 +197,20 @@ def test_convolutions_start_with_the_kaiming_deviation() -> None:
     assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_torchs_own_initialisation_is_uniform_by_the_fan_in(name: str) -> None:
+    backbone, kaiming = build(name, init="torch"), build(name)
+    assert list(tensors(backbone)) == list(tensors(kaiming))
+    for unit in backbone.units.values():
+        for module in unit.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                bound = module.weight[0].numel() ** -0.5
+                assert 0.8 * bound < module.weight.abs().max() <= bound
+                assert module.bias is None or module.bias.abs().max() <= bound
+    again = build(name, init="torch")
+    assert all(torch.equal(tensor, tensors(again)[key]) for key, tensor in tensors(backbone).items())
+
+
 # torchvision's networks
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hsee_ray.config.files import dump_config, load_config
-from hsee_ray.config.schema import Config, ConstantSchedule, CosineSchedule
+from hsee_ray.config.schema import AugmentConfig, Config, ConstantSchedule, CosineSchedule
 from hsee_ray.errors import ConfigError
 
 SENSOR = {"name": "sensor", "clients": 2, "cut": "layer1"}
@@ -116,7 +116,7 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
     assert config.seed == 3
     assert config.training.norm_statistics == "shared"
     assert config.training.optimizer.momentum == 0.5
-    assert config.data.augment is True
+    assert config.data.augment == AugmentConfig(flip=True, shift=0.125)
     assert config.data.train_samples is None
     assert config.data.partition.model_dump() == {"kind": "shards", "shards_per_client": 4}
     assert config.exits.taus == (0.25, 0.75)
@@ -199,6 +199,9 @@ def test_an_override_with_an_unknown_key_is_told_like_one_in_the_file() -> None:
         ({"training": {"batch_size": 1}}, "training.batch_size is 1: should be greater than or equal to 2"),
         ({"tiers": [{**SENSOR, "batch_size": 1}]}, "tiers.0.batch_size is 1: should be greater than or equal to 2"),
         ({"server": {"resources": {"num_gpus": 1.5}}}, "num_gpus is 1.5: Ray takes a fraction up to 1, or a whole"),
+        ({"training": {"warmup_rounds": -1}}, "training.warmup_rounds is -1: should be greater than or equal to 0"),
+        ({"training": {"optimizer": {"clip_norm": 0}}}, "training.optimizer.clip_norm is 0: should be greater than 0"),
+        ({"model": {"init": "zeros"}}, "model.init is 'zeros': should be 'kaiming' or 'torch'"),
         ({"training": {"lr_schedule": {"name": "step"}}}, "training.lr_schedule.every: is missing"),
     ],
 )

@@ -98,8 +98,14 @@ def test_overrides_that_would_be_misread_are_refused(override: str, message: str
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("key", ["int", "str"])
+def test_a_key_that_is_called_as_a_type_is_unknown_as_any_other(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^config: {key}: unknown key"):
+        load_config({**BASE, key: None})
+
+
 def test_what_a_bool_may_be_stays() -> None:
-    assert load_config(BASE, ["data.augment=yes"]).data.augment
+    assert load_config(BASE, ["data.augment=yes"]).data.augment.on
     assert load_config(BASE, ["model.options={pretrained: true}"]).model.options == {"pretrained": True}
 
 

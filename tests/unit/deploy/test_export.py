@@ -118,6 +118,20 @@ def test_graphs_give_the_values_of_the_trained_modules(exported: Exported, sampl
             assert_close(values, expected)
 
 
+@pytest.mark.parametrize("head", ["conv", "mlp"])
+def test_graphs_have_the_exits_of_every_kind(head: str, tmp_path: Path) -> None:
+    values = {**AVERAGING, "training": {**AVERAGING["training"], "rounds": 1}, "exits": {"head": head}}
+    run = train_run(tmp_path / "run", values)
+    export(run, tmp_path / "out", tau=0.5)
+    images_NHWC = images_of(run, 3)
+    for client in (0, 2):
+        device, _ = Exported(run, tmp_path / "out").onnx(client)
+        for found, expected in zip(
+            device.run(None, {"images": images_NHWC}), trained(run, client, images_NHWC)[:2], strict=True
+        ):
+            assert_close(found, expected)
+
+
 @pytest.mark.parametrize("samples", [1, 3, 64])
 def test_the_program_is_the_server_module(exported: Exported, samples: int) -> None:
     for spec in exported.run.fleet.clients:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hsee_ray.backbones import build_backbone, feature_shapes
 from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import Config
-from hsee_ray.devices.cost import CostTable, Memory, UnitCost
+from hsee_ray.devices.cost import CostTable, Memory, SideCost, UnitCost
 from hsee_ray.devices.counter import Counter, OpCounts
 from hsee_ray.features.message import encode
 from hsee_ray.method.steps import client_step, server_step
@@ -149,6 +149,32 @@ def test_units_of_resnet18_as_published() -> None:
         by_hand.append((width // 2 * width * 10 + width * width * 9) * positions)
         by_hand.append(2 * width * width * 9 * positions)
     assert by_unit({}, 32, 10) == [*by_hand, 512 * 10]
+
+
+def test_exits_by_hand() -> None:
+    def client(head: str) -> SideCost:
+        values = {"model": {"width": 8}, "tiers": [{"name": "all", "clients": 1, "cut": 1}], "exits": {"head": head}}
+        return CostTable(load_config(values), SHAPE, CLASSES).client(5, 4)  # after layer2: 16 channels of 16 x 16
+
+    pool, mlp, conv = client("pool"), client("mlp"), client("conv")
+    assert mlp.infer.multiply_adds - pool.infer.multiply_adds == 4 * (16 * 32 + 32 * 10 - 16 * 10)
+    assert mlp.parameters - pool.parameters == 16 * 32 + 32 + 32 * 10 - 16 * 10
+    convolution = 8 * 8 * 9 * 16 * 32
+    assert conv.infer.multiply_adds - pool.infer.multiply_adds == 4 * (convolution + 32 * 10 - 16 * 10)
+    assert conv.parameters - pool.parameters == 9 * 16 * 32 + 2 * 32 + 32 * 10 - 16 * 10
+    # Forward, and backward to the weights and to the features.
+    assert conv.train.multiply_adds - pool.train.multiply_adds == 3 * 4 * (convolution + 32 * 10 - 16 * 10)
+    assert conv.memory.total_bytes > pool.memory.total_bytes
+
+
+def test_clipping_passes_over_every_gradient() -> None:
+    values = {"model": {"width": 8}, "tiers": [{"name": "all", "clients": 1, "cut": 1}]}
+    free, clipped = (
+        CostTable(load_config(values, [f"training.optimizer.clip_norm={norm}"]), SHAPE, CLASSES).server(5, 4)
+        for norm in ("null", "1.0")
+    )
+    extra_bytes = clipped.train.traffic_bytes - free.train.traffic_bytes
+    assert 0 <= extra_bytes - free.memory.gradient_bytes < 100
 
 
 def test_operators_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Batches: their bounds, what augmentation may do to an image, and the tensor that enters a step."""
+"""Batches: their bounds, and the tensor that enters a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hsee_ray.data.batches import augment, normalise
+from hsee_ray.data.batches import normalise
 from hsee_ray.method.schedule import batch_bounds
 from tests.tiny_data import make_images
 
@@ -31,45 +31,6 @@ def test_a_last_batch_of_one_joins_the_one_before(
     n_samples: int, batch_size: int, bounds: list[tuple[int, int]]
 ) -> None:
     assert batch_bounds(n_samples, batch_size) == bounds
-
-
-def shifted(image_HWC: np.ndarray, down: int, right: int, border: int) -> np.ndarray:
-    """The crop that starts `down` rows and `right` columns into the image with its border of zeros."""
-    height, width, _ = image_HWC.shape
-    padded = np.pad(image_HWC, ((border, border), (border, border), (0, 0)))
-    return padded[down : down + height, right : right + width]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_image_is_a_mirrored_or_plain_crop(channels: int) -> None:
-    """Images of 16 pixels have a border of 2: 25 crops, each plain or mirrored."""
-    images = make_images(400, 16, 16, channels)
-    seen: list[tuple[bool, int, int]] = []
-    for before, after in zip(images, augment(images, np.random.default_rng(0)), strict=True):
-        for mirrored, source in ((False, before), (True, before[:, ::-1])):
-            for down in range(5):
-                for right in range(5):
-                    if np.array_equal(shifted(source, down, right, border=2), after):
-                        seen.append((mirrored, down, right))
-    assert len(seen) == 400, "every image is exactly one of the 50"
-    assert len(set(seen)) == 50, "and all of the 50 occur"
-    assert 160 < sum(mirrored for mirrored, _, _ in seen) < 240
-
-
-def test_augmentation_is_keyed_and_leaves_its_input_alone() -> None:
-    images = make_images(8, 8, 8)
-    before = images.copy()
-    first, again, other = (augment(images, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert np.array_equal(images, before)
-    assert first.shape == images.shape and first.dtype == np.uint8
-    assert not np.shares_memory(first, images)
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-
-
-def test_images_that_are_not_square_are_cropped_to_their_own_shape() -> None:
-    images = make_images(4, 8, 12)
-    assert augment(images, np.random.default_rng(0)).shape == (4, 8, 12, 3)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -108,4 +69,3 @@ def test_mapped_images_are_read_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         normalise(images, (0.5,) * 3, (0.2,) * 3, torch.channels_last)
-        augment(images, np.random.default_rng(0))

@@ -48,7 +48,7 @@ class Steep(CrossEntropy):
 
 def poison(run: Reference, client_id: int, kind: type[CrossEntropy] = Poisoned) -> None:
     client = run.clients[client_id]
-    client.objective = kind(None, "client", {})
+    client.objective = kind(kind.Options(), "client", {})
 
 
 @pytest.mark.parametrize("kind", [Poisoned, Steep])

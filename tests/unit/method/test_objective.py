@@ -54,6 +54,16 @@ def distance(setup: Setup) -> float:
     return float(sum(np.square(after[name] - before[name]).sum() for name in before if name.endswith("weight")))
 
 
+def test_label_smoothing_by_hand(tmp_path: Path) -> None:
+    setup = prepared(tmp_path, "{name: cross_entropy, options: {label_smoothing: 0.3}}")
+    objective = client_of(setup).objective
+    logits_BK = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
+    # Targets 0.8, 0.1 and 0.1: 0.8 ln 2 + 0.2 ln 4.
+    assert objective(logits_BK, torch.tensor([0])).item() == pytest.approx(1.2 * np.log(2))
+    with pytest.raises(ConfigError, match=r"^training.objective.options.label_smoothing is 1: should be less than 1$"):
+        prepared(tmp_path, "{name: cross_entropy, options: {label_smoothing: 1}}")
+
+
 def test_a_proximal_term_keeps_parameters_near(tmp_path: Path) -> None:
     free, held = (distance(prepared(tmp_path, objective)) for objective in ("cross_entropy", proximal(5.0)))
     assert held < 0.7 * free

@@ -135,6 +135,15 @@ def test_cosine_rate_with_a_horizon_of_its_own() -> None:
     assert rates({"name": "cosine", "horizon_rounds": 2}, 4, 4) == pytest.approx([0.8, 0.4, 0.4, 0.4], rel=1e-12)
 
 
+def test_a_warm_up_rises_in_equal_steps_to_the_schedule() -> None:
+    # A third and two thirds of the rate, before and below a step in the second round.
+    training = config_of(
+        rounds=4, warmup_rounds=2, optimizer={"lr": 0.9}, lr_schedule={"name": "step", "every": 1, "factor": 0.5}
+    ).training
+    rates = [learning_rate(training, number) for number in range(1, 5)]
+    assert rates == pytest.approx([0.3, 0.3, 0.225, 0.1125], rel=1e-12)
+
+
 # Batches
 
 

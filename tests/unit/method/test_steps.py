@@ -98,6 +98,20 @@ def test_the_servers_gradient_stops_at_the_features() -> None:
     assert torch.equal(network.weight.grad, gradient)
 
 
+def test_a_long_gradient_is_clipped_over_the_whole_model() -> None:
+    # As above: the head's gradient is p (-1, 1) in its first column, the network's -2p in one place; length p sqrt(6).
+    p = 1 / (1 + math.exp(2))
+    for clip_norm, share in ((p * math.sqrt(6) / 2, 0.5), (1.0, 1.0)):
+        network, head = linear([[1.0, 0.0], [0.0, 1.0]]), linear([[1.0, 0.0], [-1.0, 0.0]])
+        client_step(network, head, sgd(network, head), X, Y, clip_norm=clip_norm)
+        np.testing.assert_allclose(head.weight.detach(), [[1 + share * p, 0], [-1 - share * p, 0]], rtol=1e-6)
+        np.testing.assert_allclose(network.weight.detach(), [[1 + 2 * share * p, 0], [0, 1]], rtol=1e-6)
+    # dloss/dW = (p - onehot(y)) x^T has the length sqrt(1/2).
+    server = linear([[0.0, 0.0], [0.0, 0.0]])
+    server_step(server, sgd(server), X, Y, clip_norm=0.1)
+    np.testing.assert_allclose(server.weight.detach(), [[0.1 / 2**0.5, 0], [-0.1 / 2**0.5, 0]], rtol=1e-5, atol=1e-9)
+
+
 # Optimisers
 
 
@@ -254,9 +268,10 @@ def test_a_loss_that_is_not_finite_is_named_or_skipped(batch: int, tmp_path: Pat
 
 
 def test_a_skipped_batch_leaves_the_statistics_of_batch_norm(tmp_path: Path) -> None:
-    network = nn.Sequential(nn.BatchNorm1d(2))
-    before = [buffer.clone() for buffer in network.buffers()]
-    with pytest.raises(NonFiniteStep), undone_if_nonfinite(network):
-        network(torch.full((4, 2), float("nan")))
+    network, exit_head = nn.Sequential(nn.BatchNorm1d(2)), nn.BatchNorm1d(2)
+    buffers = [*network.buffers(), *exit_head.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    with pytest.raises(NonFiniteStep), undone_if_nonfinite(network, exit_head):
+        exit_head(network(torch.full((4, 2), float("nan"))))
         raise NonFiniteStep("the exit loss", float("nan"))
-    assert all(torch.equal(one, other) for one, other in zip(before, network.buffers(), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(before, buffers, strict=True))

@@ -215,7 +215,8 @@ CONFIG = {"tiers": [{"name": "a", "clients": 2, "cut": "stem"}], "training": {"r
         ("training.lr_schedule={name: cosine}", ["training.lr_schedule.horizon_rounds", "training.lr_schedule.name"]),
         ("tiers.0.cut=2", ["tiers.0.cut"]),
         ("tiers.0.clients=3", ["tiers.0.clients"]),
-        ("data.augment=true", ["data.augment"]),
+        ("data.augment=true", ["data.augment.flip", "data.augment.shift"]),
+        ("data.augment=false", []),
     ],
 )
 def test_what_may_change_on_resume(override: str, told: list[str]) -> None:
@@ -231,6 +232,14 @@ def test_keys_that_a_checkpoint_does_not_know_have_their_defaults() -> None:
     assert list(changed_keys(older, trained)) == []
     wanted = load_config(CONFIG, ["simulation.dropout_probability=0.5"]).model_dump(mode="json")
     assert list(changed_keys(older, wanted)) == ["simulation.dropout_probability"]
+
+
+def test_the_augmentation_of_an_older_checkpoint_is_todays_by_another_name() -> None:
+    wanted = load_config(CONFIG, ["data.augment={flip: true, shift: 0.125}"]).model_dump(mode="json")
+    older = {**wanted, "data": {**wanted["data"], "augment": True}}
+    assert list(changed_keys(older, wanted)) == []
+    older["data"]["augment"] = False
+    assert list(changed_keys(older, wanted)) == ["data.augment.flip", "data.augment.shift"]
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(

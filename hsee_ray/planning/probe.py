@@ -93,8 +93,8 @@ def probe_lines(probe: Probe) -> str:
     """What the accuracies are worth, in words."""
     lines = [
         f"exit and server: accuracy of the exits, of the server with everything sent, on {probe.test_images:,} "
-        f"test images after {_rounds(probe.rounds)} (--probe) with all tiers at that cut, {CLIENTS} clients a tier at most, "
-        f"{probe.train_images:,} training images in all; the most common class alone: {probe.majority_rate:.1%}"
+        f"test images after {_rounds(probe.rounds)} (--probe), all tiers at that cut, {CLIENTS} clients a tier or "
+        f"less, {probe.train_images:,} training images in all; the most common class alone: {probe.majority_rate:.1%}"
     ]
     best = max(share for of in probe.accuracies.values() for pair in of.values() for share in pair)
     if best <= probe.majority_rate:

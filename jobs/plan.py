@@ -16,6 +16,8 @@ from jobs.outcome import exit_code
 # Heavy packages are imported where they are needed: --help and a wrong key answer at once.
 if TYPE_CHECKING:
     from hsee_ray.config.schema import Config
+    from hsee_ray.devices.cost import CostTable
+    from hsee_ray.devices.profiles import DeviceProfile
     from hsee_ray.planning.report import Plan
 
 DESCRIPTION = """\
@@ -23,10 +25,11 @@ Plan before you deploy. The devices are profiles by name: tiers.N.device and sim
 
   --config FILE            the best cut for every tier: seconds, joules and bytes of a round, and why not another cut
   --config FILE --table    what the network costs, by unit and by cut; needs no devices
-  --run RUN_DIR --savings  what a calibrated and evaluated run saves per million inferences
+  --run RUN_DIR --savings  what a calibrated and evaluated run saves in a million images or a month
   --run RUN_DIR --actual   the predicted seconds of a round against those that the run took on this machine
 
-Nothing is trained, and images are read only where nothing else tells how many there are, and how large.
+Nothing is trained but with --probe N, and images are read only where nothing else tells how many there are, and how
+large.
 """
 EXAMPLES = """\
 examples:
@@ -34,12 +37,17 @@ examples:
   hsee plan --config jobs/configs/paper_cifar10.yaml --table
   hsee plan --config jobs/configs/cifar10_cpu.yaml --set tiers.0.device=raspberry-pi-4 tiers.1.device=... \\
     --png plan.png --write planned.yaml
-  hsee plan --run runs/my-20260101-120000 --savings --price-per-kwh 0.30 --price-per-gib 0.09
+  hsee plan --config jobs/configs/quickstart.yaml --set tiers.0.device=... --probe 3
+  hsee plan --run runs/my-20260101-120000 --savings --price-per-kwh 0.30 --price-per-gib 0.09 --currency EUR \
+    --requests-per-month 5e6
 
 docs/planning.md explains what is assumed.
 """
-PLANNING = ("objective", "round_time_s", "samples", "png", "write")
-SAVING = ("image_bytes", "price_per_kwh", "price_per_gib", "price_per_server_hour", "split")
+PLANNING = ("objective", "round_time_s", "samples", "png", "write", "probe")
+SAVING = (
+    "image_bytes", "price_per_kwh", "price_per_gib", "price_per_server_hour", "currency", "requests_per_month",
+    "explain", "split",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from hsee_ray.errors import ConfigError
 
-    for name in ("round_time_s", "samples", "image_bytes"):
+    for name in ("round_time_s", "samples", "image_bytes", "requests_per_month", "probe"):
         value = getattr(options, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: should be above 0")
@@ -123,9 +131,18 @@ def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
     from hsee_ray.planning.report import make_plan
     from hsee_ray.planning.tables import render_plan
 
-    planner = Planner(config, CostTable(config, shape, n_classes), profiles, samples.counts)
+    costs = CostTable(config, shape, n_classes)
+    planner = Planner(config, costs, profiles, samples.counts)
     plan = make_plan(planner, options.objective or "time", options.round_time_s)
+    warnings, probe = _warned(config, profiles, costs), None
+    if options.probe is not None:
+        from hsee_ray.planning.probe import probe_cuts, probe_lines, with_accuracies
+
+        probe = probe_cuts(config, planner.unit_names, options.probe, lambda text: print(text, file=sys.stderr))
+        plan = with_accuracies(plan, probe)
     print(f"{options.config}: {config.training.strategy}, {samples.origin}\n\n{render_plan(plan)}")
+    if probe is not None:
+        print(f"\n{probe_lines(probe)}")
     if options.png is not None:
         from hsee_ray.planning.plots import draw_plan
 
@@ -137,7 +154,8 @@ def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
         "round": plan.round._asdict(),
         "configured": None if plan.configured is None else plan.configured._asdict(),
     }
-    return {"samples": asdict(samples), **asdict(plan), **figures}
+    probed = None if probe is None else {k: v for k, v in asdict(probe).items() if k != "accuracies"}
+    return {"samples": asdict(samples), "warnings": warnings, "probe": probed, **asdict(plan), **figures}
 
 
 def _write_config(path: Path, config: Config, plan: Plan) -> None:
@@ -154,26 +172,46 @@ def _write_config(path: Path, config: Config, plan: Plan) -> None:
 def _savings(options: argparse.Namespace) -> Mapping[str, Any]:
     from dataclasses import asdict
 
-    from hsee_ray.planning.savings import INFERENCES, Prices, savings, savings_values
+    from hsee_ray.planning.cost import Prices
+    from hsee_ray.planning.savings import INFERENCES, savings, savings_values
     from hsee_ray.rundir.run import load_run
 
     run = load_run(options.run)
-    prices = Prices(options.price_per_kwh, options.price_per_gib, options.price_per_server_hour)
+    prices = Prices(
+        options.price_per_kwh, options.price_per_gib, options.price_per_server_hour, options.currency or "USD"
+    )
 
-    from hsee_ray.planning.run_savings import accuracy_rows, savings_inputs, with_devices
-    from hsee_ray.planning.tables import render_savings
+    from hsee_ray.devices.profiles import load_profiles
+    from hsee_ray.planning.run_savings import run_costs, savings_inputs, tier_rows, with_devices
+    from hsee_ray.planning.savings_tables import render_savings
     from hsee_ray.rundir.tables import align
 
-    split = options.split or "test"
-    inputs = savings_inputs(run, with_devices(run, options.set), split, options.image_bytes)
-    found = savings(inputs, prices)
-    print(f"{run.name}, {split} images\n\n{align(accuracy_rows(run, split))}\n\n{render_savings(found)}")
+    split, a_month = options.split or "test", options.requests_per_month
+    config = with_devices(run, options.set)
+    inputs = savings_inputs(run, config, split, options.image_bytes)
+    found = savings(inputs, prices, a_month)
+    profiles, server = load_profiles(config.simulation.profiles), str(config.simulation.server)
+    warnings = _warned(config, profiles, run_costs(run, config))
+    shown = render_savings(found, prices, (server, profiles[server]), a_month, options.explain or False)
+    print(f"{run.name}, {split} images\n\n{align(tier_rows(config, inputs))}\n\n{shown}")
     return {
         "run": run.name,
-        "inferences": INFERENCES,
+        "warnings": warnings,
+        "inferences": INFERENCES if a_month is None else a_month,
+        "currency": prices.currency,
         "inputs": [asdict(each) for each in inputs],
         "tiers": savings_values(found),
     }
+
+
+def _warned(config: Config, profiles: Mapping[str, DeviceProfile], costs: CostTable) -> list[str]:
+    """Warnings about the devices' profiles, which are printed to stderr."""
+    from hsee_ray.planning.mixture import mixture_warnings
+
+    warnings = mixture_warnings(config, profiles, costs)
+    for warning in warnings:
+        print(warning, file=sys.stderr)
+    return warnings
 
 
 def _actual(options: argparse.Namespace) -> Mapping[str, Any]:
@@ -212,18 +250,39 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--samples", type=int, metavar="N", help="training images, in equal shares; the data are not read"
     )
+    plan.add_argument(
+        "--probe",
+        type=int,
+        metavar="N",
+        help="train each cut for the config's first N rounds, in this process, on 2,000 images and 2 clients of each "
+        "tier at most, and show the accuracy of exits and servers beside each cut",
+    )
     plan.add_argument("--png", type=user_path, metavar="FILE", help="draw compute, upload and server by cut and tier")
     plan.add_argument("--write", type=user_path, metavar="FILE", help="write the config with the recommended cuts")
     run = parser.add_argument_group("with --run")
     what = run.add_mutually_exclusive_group()
-    what.add_argument("--savings", action="store_true", help="per million inferences, against the cloud and the device")
+    what.add_argument(
+        "--savings", action="store_true", help="of a million images, beside cloud, device and exits alone"
+    )
     run.add_argument("--split", choices=("test", "calibration"), help="whose evaluation --savings counts with (test)")
     run.add_argument(
         "--image-bytes", type=float, metavar="N", help="of one raw image, such as its JPEG (default: H*W*C)"
     )
-    run.add_argument("--price-per-kwh", type=float, metavar="MONEY", help="of energy, on devices and at the server")
+    run.add_argument(
+        "--requests-per-month", type=float, metavar="N", help="images that all clients are asked: figures of a month"
+    )
+    run.add_argument("--currency", metavar="NAME", help="that prices are in (USD)")
+    run.add_argument("--explain", action="store_true", default=None, help="print the formula behind every figure")
+    run.add_argument(
+        "--price-per-kwh",
+        type=float,
+        metavar="MONEY",
+        help="of electricity; the server's too, unless its hours have a price, which contains it",
+    )
     run.add_argument("--price-per-gib", type=float, metavar="MONEY", help="of traffic from devices")
-    run.add_argument("--price-per-server-hour", type=float, metavar="MONEY", help="of the server, all cores in use")
+    run.add_argument(
+        "--price-per-server-hour", type=float, metavar="MONEY", help="of the whole server, electricity included"
+    )
     what.add_argument("--actual", action="store_true", help="predicted seconds of a round against those of the run")
     run.add_argument("--profile", metavar="NAME", help="of the machine that the run was on, for --actual")
     return parser

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="measure its network, cuts, batch sizes (default: ResNet-18)",
     )
     add_overrides(parser)
+    add("--preset", metavar="NAME", help="preset for the same machine, to be shown beside what is measured")
     add("--repetitions", type=int, default=7, metavar="N", help="of each step (default: 7)")
     for figure, value in ASSUMED.items():
         add(f"--{figure.replace('_', '-')}", type=float, metavar="N", help=f"(where not measured: {value:g})")
@@ -60,13 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _profile(options: argparse.Namespace) -> int:
     from hsee_ray.devices.fitting import combined, fit
-    from hsee_ray.devices.profiles import dump_profile
+    from hsee_ray.devices.profiles import dump_profile, load_presets, profile_of
     from hsee_ray.errors import ConfigError
 
     at_least(options, repetitions=1)
     if options.out.exists():
         raise ConfigError(f"{options.out}: is there already; remove it, or name another file with --out")
     check_writable(out=options.out)
+    if options.preset is not None:
+        profile_of(load_presets(), options.preset, "--preset")
     _check_given(options)
     with TemporaryDirectory() as directory:
         configs = _configs(options, Path(directory) / "cache")
@@ -206,7 +209,8 @@ def _profile_of(found: Fit, options: argparse.Namespace, measured: Mapping[str, 
         f"measured by hsee profile-device on {here['processor']}, torch {here['versions']['torch']}, "
         f"{datetime.now(UTC):%Y-%m-%d}, median error of the fit {100 * found.median_error:.0f} %; {'; '.join(notes)}"
     )
-    return DeviceProfile.model_validate({**rounded, "cores": here["cores"], **given, "source": source})
+    about = {"processor": here["processor"], "preset": options.preset, "source": source}
+    return DeviceProfile.model_validate({**rounded, "cores": here["cores"], **given, **about})
 
 
 def _check_given(options: argparse.Namespace) -> None:

@@ -32,17 +32,31 @@ class DeviceProfile(Strict):
     latency_ms: float = Field(0.0, ge=0)
     """One way, for each message."""
     active_w: float = Field(ge=0)
-    """Drawn while it computes."""
+    """Drawn by the whole device, or the whole GPU with its host, with all its cores at work."""
     radio_w: float = Field(ge=0)
     """Drawn while it sends or receives."""
     cores: int = Field(1, ge=1)
-    """Models that compute side by side."""
+    """Models that compute side by side; of a GPU, those that share it."""
     memory_gib_s: float | None = Field(None, gt=0)
     """Bandwidth of its memory, of one core; None: not known, and not reckoned with."""
     operator_us: float = Field(0.0, ge=0)
     """Microseconds that each operator takes beside its arithmetic."""
+    processor: str | None = None
+    """Processor that it was measured on, as hsee profile-device found it; None of a profile that is not measured."""
+    preset: str | None = None
+    """Preset that stands for the same machine, to be shown beside this profile."""
     source: str = Field(min_length=1)
     """Source of the figures."""
+
+    @property
+    def core_w(self) -> float:
+        """Watts that a model at work on one core of a shared machine is charged with:
+
+            core_w = active_w / cores
+
+        A run that uses one core of 64 pays for a 64th; what is idle costs nothing.
+        """
+        return self.active_w / self.cores
 
 
 def seconds(work: OpCounts, profile: DeviceProfile) -> float:
@@ -65,11 +79,16 @@ def load_profiles(path: str | Path | None) -> dict[str, DeviceProfile]:
 
     Raises ConfigError, in one line, for a file that cannot be read, is no YAML, or has a profile that is none.
     """
-    presets = files("hsee_ray.devices").joinpath("presets.yaml").read_text(encoding="utf-8")
-    profiles = _parse(presets, "hsee_ray/devices/presets.yaml")
+    profiles = load_presets()
     if path is not None:
         profiles.update(_parse(read_text(Path(path), "name a file of profiles in simulation.profiles"), str(path)))
     return profiles
+
+
+def load_presets() -> dict[str, DeviceProfile]:
+    """The presets that come with the project, by name."""
+    text = files("hsee_ray.devices").joinpath("presets.yaml").read_text(encoding="utf-8")
+    return _parse(text, "hsee_ray/devices/presets.yaml")
 
 
 def profile_of(profiles: Mapping[str, DeviceProfile], name: str, where: str) -> DeviceProfile:

@@ -35,6 +35,9 @@ class CutRow:
     """Sent and received."""
     rejected: str | None
     """Why it is not the plan's; None for the one that is."""
+    exit_accuracy: float | None = None
+    """Of the tier's exits after a probe (`planning.probe`); None without one."""
+    server_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,27 @@ def find_straggler(planner: Planner, cuts: tuple[int, ...]) -> Straggler:
     tier = planner.fleet(cuts).clients[last.client].tier
     resource = max(RESOURCES, key=lambda name: parts[name])
     return Straggler(last.client, tier, resource, used.compute_s, used.upload_s, used.server_s, last.end_s)
+
+
+def same_cut_note(plan: Plan) -> str | None:
+    """What to think of a plan that gives all of several tiers the same cut, and what to do; None for another plan."""
+    cuts = {tier.cut for tier in plan.tiers}
+    if len(plan.tiers) == 1 or len(cuts) > 1:
+        return None
+    first = plan.tiers[0]
+    probed = first.cuts[0].exit_accuracy is not None
+    why = {
+        "time": f"a round waits for client {plan.straggler.client} ({plan.straggler.tier}), and what is cheap for "
+        "the slowest is cheap for all",
+        "energy": "what costs one device the least costs the others the least",
+        "bytes": "what one tier sends at a cut, all send at it",
+    }[plan.objective]
+    look = "compare the exits' accuracies above" if probed else "--probe N trains each cut briefly and shows it"
+    return (
+        f"note: every tier has the same cut, {first.cuts[first.cut - 1].name}, as if all devices were alike: {why}. "
+        f"Accuracy is not in the plan: {look}. For other cuts: another --objective with --round-time-s, or the cut by "
+        "name in a tier whose exits must be good."
+    )
 
 
 def _tier_plan(

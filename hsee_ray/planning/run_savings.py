@@ -10,13 +10,14 @@ from statistics import median
 from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.cost import CostTable
-from hsee_ray.devices.profiles import load_profiles, profile_of, seconds
+from hsee_ray.devices.profiles import DeviceProfile, load_profiles, profile_of, seconds
 from hsee_ray.errors import ConfigError, UserError
 from hsee_ray.evaluation.calibration import calibration_of
 from hsee_ray.evaluation.report import Evaluation, read_evaluation
 from hsee_ray.planning.planner import Planner, check_devices
 from hsee_ray.planning.savings import TierInputs
 from hsee_ray.rundir.run import CONFIG_FILE, Run
+from hsee_ray.rundir.tables import Rows, percent
 from hsee_ray.simulation.loads import FLOAT_BYTES, bytes_s
 
 
@@ -45,11 +46,11 @@ def savings_inputs(run: Run, config: Config, split: str, image_bytes: float | No
     profiles = load_profiles(config.simulation.profiles)
     check_devices(config, profiles)
     evaluation = calibrated_evaluation(run, split)
-    data = run.summary["data"]
-    height, width, channels = data["image_shape"]
-    costs = CostTable(config, (height, width, channels), len(data["class_names"]))
+    data, costs = run.summary["data"], run_costs(run, config)
     whole = costs.client(len(costs.units), 1, with_exit=False)
-    rows = {row.name: row for row in evaluation.of("tier", "calibrated")}
+    rows, alone, sent = (
+        {row.name: row for row in evaluation.of("tier", kind)} for kind in ("calibrated", "local", "sent")
+    )
     server = profiles[str(config.simulation.server)]
     found: list[TierInputs] = []
     for tier in config.tiers:
@@ -77,11 +78,21 @@ def savings_inputs(run: Run, config: Config, split: str, image_bytes: float | No
                 latency_s=device.latency_ms / 1000,
                 server_active_w=server.active_w,
                 server_cores=server.cores,
+                gated_accuracy=row.accuracy,
+                exit_accuracy=alone[tier.name].accuracy,
+                whole_accuracy=sent[tier.name].accuracy,
                 whole_memory_bytes=inference_bytes(costs, data["image_shape"]),
                 memory_bytes=device.memory_mib * 2**20,
             )
         )
     return found
+
+
+def run_costs(run: Run, config: Config) -> CostTable:
+    """Counted costs of the run's network on its images."""
+    data = run.summary["data"]
+    height, width, channels = data["image_shape"]
+    return CostTable(config, (height, width, channels), len(data["class_names"]))
 
 
 def calibrated_evaluation(run: Run, split: str) -> Evaluation:
@@ -117,16 +128,13 @@ def inference_bytes(costs: CostTable, image_shape: Sequence[int]) -> int:
     return FLOAT_BYTES * sum(unit.parameters for unit in costs.units) + max(at_work)
 
 
-def accuracy_rows(run: Run, split: str) -> list[list[str]]:
-    """By tier: its cut, what the gate sends, and how accurate the gate, the server and the exit alone are."""
-    evaluation = calibrated_evaluation(run, split)
-    rows = [["tier", "cut", "codec", "sent", "accuracy", "all sent", "exits alone"]]
-    ends = {kind: {row.name: row for row in evaluation.of("tier", kind)} for kind in ("sent", "local")}
-    cuts = {spec.tier: spec.cut_name for spec in run.fleet.clients}
-    codecs = {tier.name: tier.codec for tier in run.config.tiers}
-    for row in evaluation.of("tier", "calibrated"):
-        shares = [row.offload_ratio, row.accuracy, ends["sent"][row.name].accuracy, ends["local"][row.name].accuracy]
-        rows.append([row.name, cuts[row.name], codecs[row.name], *(f"{100 * share:.1f}%" for share in shares)])
+def tier_rows(config: Config, inputs: Sequence[TierInputs]) -> Rows:
+    """By tier: its clients, their device, cut and codec, and what the gate sends."""
+    rows = [["tier", "clients", "device", "cut", "codec", "sent"]]
+    tiers = {tier.name: tier for tier in config.tiers}
+    for own in inputs:
+        tier = tiers[own.tier]
+        rows.append([own.tier, str(own.clients), str(tier.device), own.cut, tier.codec, percent(own.offload_ratio)])
     return rows
 
 
@@ -154,21 +162,20 @@ def compare_with_actual(run: Run, config: Config, profile: str | None) -> Actual
     """Training of a round as it is predicted for one machine, against the run's own rounds.
 
     `profile` names the machine; without it the configuration's server does. Raises ConfigError where neither does, or
-    there is no such profile, and UserError for a run without training of everybody in any round.
+    it is no profile of the machine that the run was on, and UserError for a run without training of everybody in any
+    round.
     """
     simulation = config.simulation
     known = load_profiles(simulation.profiles)
     name = profile or simulation.server
     if name is None:
         raise ConfigError("--actual: name the profile of the machine that the run was on with --profile NAME")
-    profile_of(known, name, "--profile")
+    _check_same_machine(run, name, profile_of(known, name, "--profile"))
     tiers = tuple(tier.model_copy(update={"device": name}) for tier in config.tiers)
     on_one = simulation.model_copy(update={"server": name, "one_machine": True})
     config = config.model_copy(update={"tiers": tiers, "simulation": on_one})
-    data = run.summary["data"]
-    height, width, channels = data["image_shape"]
     samples = [client["samples"] for client in run.summary["clients"]]
-    planner = Planner(config, CostTable(config, (height, width, channels), len(data["class_names"])), known, samples)
+    planner = Planner(config, run_costs(run, config), known, samples)
     cuts = planner.configured()
     assert cuts is not None, "a run's cuts are known"
     measured = round_seconds(run)
@@ -180,6 +187,23 @@ def compare_with_actual(run: Run, config: Config, profile: str | None) -> Actual
         actual_s=median(measured),
         fastest_s=min(measured),
         slowest_s=max(measured),
+    )
+
+
+def _check_same_machine(run: Run, name: str, profile: DeviceProfile) -> None:
+    """Raises ConfigError for a profile of another machine than that which the run says it was on."""
+    there = run.summary.get("environment", {})
+    model, cores = there.get("cpu_model") or there.get("machine"), there.get("cores")
+    # Profiles from before there was a key for it name the processor in their source.
+    same = profile.processor == model or (profile.processor is None and f" on {model}, torch" in profile.source)
+    if model is not None and same and (cores is None or profile.cores <= cores):
+        return
+    of = f"of {profile.processor}" if profile.processor else "a preset, or not measured by hsee profile-device"
+    raise ConfigError(
+        f"--actual: the profile {name} is {of} ({profile.cores} cores), and the run was on {model or 'an unknown one'} "
+        f"({cores or 'unknown'} cores): they cannot be compared; on that machine, run hsee profile-device --out "
+        "this-machine.yaml --name this-machine, then --profile this-machine --set "
+        "simulation.profiles=this-machine.yaml"
     )
 
 

@@ -1,4 +1,4 @@
-"""Plans as plain text: costs by unit and cut, options by tier, plans, and savings with their formulas."""
+"""Plans as plain text: costs by unit and cut, options by tier, and plans."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from hsee_ray.config.schema import Config
 from hsee_ray.edge.codecs import Codec
 from hsee_ray.planning.planner import size_text
-from hsee_ray.rundir.tables import NONE, Rows, align
+from hsee_ray.planning.report import same_cut_note
+from hsee_ray.rundir.tables import NONE, Rows, align, percent
 
 if TYPE_CHECKING:
     from hsee_ray.devices.cost import CostTable
     from hsee_ray.planning.report import Plan, TierPlan
-    from hsee_ray.planning.savings import TierSavings
     from hsee_ray.planning.search import Figures
 
 CODECS: tuple[Codec, ...] = get_args(Codec)
@@ -143,16 +143,20 @@ def render_plan(plan: Plan) -> str:
 
 
 def _cut_rows(tier: TierPlan) -> Rows:
-    rows: Rows = [["cut", "after", "memory", "compute s", "upload s", "server s", "round s", "J", "bytes", "verdict"]]
+    probed = tier.cuts[0].exit_accuracy is not None
+    header = ["cut", "after", "memory", "compute s", "upload s", "server s", "round s", "J", "bytes"]
+    rows: Rows = [[*header, *(["exit", "server"] if probed else []), "verdict"]]
     for cut in tier.cuts:
+        accuracies = [percent(cut.exit_accuracy), percent(cut.server_accuracy)] if probed else []
         rows.append(
             [
                 str(cut.cut),
                 cut.name,
                 size_text(cut.need_bytes),
-                *(_seconds(value) for value in (cut.compute_s, cut.upload_s, cut.server_s, cut.round_s)),
-                f"{cut.joules:,.1f}",
+                *(_digits(value) for value in (cut.compute_s, cut.upload_s, cut.server_s, cut.round_s)),
+                _digits(cut.joules),
                 size_text(cut.sent_bytes),
+                *accuracies,
                 cut.rejected or "recommended",
             ]
         )
@@ -165,81 +169,25 @@ def _plan_lines(plan: Plan) -> list[str]:
     who = plan.straggler
     lines = [
         f"least {plan.objective}{limit}: {named}",
-        f"  a round: {_figures(plan.round)}; {_seconds(plan.exchange_s)} s of it for parameters",
+        f"  a round: {_figures(plan.round)}; {_digits(plan.exchange_s)} s of it for parameters",
     ]
     if plan.configured is not None:
         lines.append(f"  with the cuts of the config: {_figures(plan.configured)}")
     lines += [
-        f"straggler: client {who.client} ({who.tier}), done after {_seconds(who.end_s)} s, most of it {who.resource} "
-        f"(compute {_seconds(who.compute_s)} s, upload {_seconds(who.upload_s)} s, server "
-        f"{_seconds(who.server_s)} s)",
+        f"straggler: client {who.client} ({who.tier}), done after {_digits(who.end_s)} s, most of it {who.resource} "
+        f"(compute {_digits(who.compute_s)} s, upload {_digits(who.upload_s)} s, server "
+        f"{_digits(who.server_s)} s)",
         f"server: {plan.server}, {size_text(plan.server_need_bytes)} of {size_text(plan.server_bytes)} for its models",
         f"{plan.plans:,} plans fit the devices; rounds simulated to find the best: {plan.simulated}",
     ]
-    return lines
+    note = same_cut_note(plan)
+    return lines if note is None else [*lines, note]
 
 
 def _figures(figures: Figures) -> str:
-    return f"{_seconds(figures.seconds)} s, {figures.joules:,.1f} J on devices, {size_text(figures.sent_bytes)}"
+    return f"{_digits(figures.seconds)} s, {_digits(figures.joules)} J on devices, {size_text(figures.sent_bytes)}"
 
 
-def _seconds(value: float) -> str:
+def _digits(value: float) -> str:
     """Three digits or more: `0.00123`, `12.3`, `1,234`."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.1f}"
-
-
-FIGURES = {
-    "bytes": "bytes sent",
-    "device_joules": "J on the device",
-    "server_joules": "J at the server",
-    "joules": "J together",
-    "milliseconds": "ms",
-    "server_seconds": "server core s",
-    "money": "money",
-}
-WAY_NAMES = {"split": "split, gated", "cloud": "all in the cloud, raw images", "device": "all on the device"}
-
-
-def render_savings(found: Sequence[TierSavings]) -> str:
-    """Figures of a million inferences for every way, what the split saves, and how each figure comes about."""
-    names = [name for name in FIGURES if name in found[0].ways["split"].figures]
-    rows: Rows = [["tier", "way", *(FIGURES[name] for name in names), "remark"]]
-    for tier in found:
-        for way, each in tier.ways.items():
-            cells = [_number(each.figures[name].value) for name in names]
-            rows.append([tier.tier, WAY_NAMES[way], *cells, each.obstacle or ""])
-        for way in ("cloud", "device"):
-            shares = [tier.saved(name, way) for name in names]
-            rows.append([tier.tier, f"  saved against {way}", *map(_saved, shares), ""])
-    legend = (
-        "per million inferences, one image at a time; saved: of the other way's figure, or how many times as much the "
-        "split takes"
-    )
-    return "\n".join([align(rows), legend, "", *_formulas(found, names)])
-
-
-def _formulas(found: Sequence[TierSavings], names: Sequence[str]) -> list[str]:
-    """Each formula once, with every tier's inputs below it; overall is the mean of the lines above."""
-    lines: list[str] = []
-    for way in found[0].ways:
-        for name in names:
-            *figures, overall = (tier.ways[way].figures[name] for tier in found)
-            lines.append(f"{WAY_NAMES[way]}: {FIGURES[name]} = {figures[0].formula}")
-            if not figures[0].inputs:
-                continue
-            for tier, figure in zip(found, figures, strict=False):
-                inputs = ", ".join(f"{name} {value:.6g}" for name, value in figure.inputs.items())
-                lines.append(f"    {tier.tier}: {inputs} -> {figure.value:.6g}")
-            lines.append(f"    overall: {overall.formula} -> {overall.value:.6g}")
-    return lines
-
-
-def _number(value: float) -> str:
-    """Whole, but for what is below 1,000: that has three digits."""
-    return f"{value:,.0f}" if value >= 1000 or value == 0 else f"{value:.3g}"
-
-
-def _saved(share: float | None) -> str:
-    if share is None:
-        return NONE
-    return f"{100 * share:.1f}%" if share >= -1 else f"{1 - share:,.1f} times"

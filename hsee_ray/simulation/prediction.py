@@ -245,11 +245,13 @@ class Predictor:
             messages = [batch.sent_bytes for batch in load.batches if batch.server_s is not None]
             messages += [load.model_up_bytes] if load.model_up_bytes else []
             received = [size for size in (load.fetch_bytes, load.model_down_bytes) if size]
+            # On a machine that all share, a model pays for the core that it is on.
+            watts = device.core_w if self.loads.all_on_server else device.active_w
             if self.one_machine is None:
                 air_s = sum(messages) / load.uplink_bytes_s + sum(received) / load.downlink_bytes_s
-                joules = device.active_w * compute_s + device.radio_w * air_s
+                joules = watts * compute_s + device.radio_w * air_s
             else:
-                joules = device.active_w * (compute_s + sum(core_send_s(load, size) for size in messages + received))
+                joules = watts * (compute_s + sum(core_send_s(load, size) for size in messages + received))
             costs[load.client] = ClientCost(
                 compute_s=compute_s,
                 upload_s=upload_s.get(load.client, 0.0),

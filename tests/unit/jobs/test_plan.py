@@ -86,6 +86,49 @@ def test_a_plan_is_printed_drawn_and_written(config: Path, tmp_path: Path, capsy
     )
 
 
+def test_a_probe_shows_accuracies_beside_every_cut(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hsee_ray.planning.probe import CLIENTS, smaller
+    from hsee_ray.reference import Reference
+
+    told = tmp_path / "plan.json"
+    # Five sensors, of which two are probed.
+    asked = ["--config", str(config), "--probe", "2", "--json", str(told), "--set", "tiers.0.clients=5"]
+    assert main([*asked, "training.rounds=9"]) == 0
+    captured = capsys.readouterr()
+    plan = json.loads(told.read_text())
+    assert "probe: stem, cut 1 of " in captured.err and "2 rounds" in captured.err
+    assert "on 8 test images after 2 rounds (--probe)" in captured.out
+    assert plan["probe"] == {
+        "rounds": 2, "train_images": 64, "test_images": 8, "majority_rate": plan["probe"]["majority_rate"],
+    }  # fmt: skip
+    for tier in plan["tiers"]:
+        *below, whole = tier["cuts"]
+        # Each is a number of right answers of all the tier's clients to 8 images.
+        shares = [cut[side] * 8 * CLIENTS for cut in below for side in ("exit_accuracy", "server_accuracy")]
+        assert shares == [round(share) for share in shares]
+        assert whole["exit_accuracy"] is None
+    # By the reference itself: both tiers at the first cut, two sensors and the hub.
+    small = smaller(load_config(config, ["tiers.0.clients=5", "training.rounds=9"]), 2)
+    assert [tier.clients for tier in small.tiers] == [CLIENTS, 1]
+    small = small.model_copy(update={"tiers": tuple(t.model_copy(update={"cut": 1}) for t in small.tiers)})
+    *_, last = Reference(prepare_run(small)).run()
+    assert last.round_number == 2
+    right = last.evaluation[2].client_correct
+    assert plan["tiers"][1]["cuts"][0]["exit_accuracy"] == right / 8
+
+
+def test_a_note_about_one_cut_for_all(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(config), "--set", "tiers.1.device=tiny"]) == 0
+    assert "note: every tier has the same cut, " in capsys.readouterr().out
+    alone = yaml.safe_load(config.read_text())
+    alone["tiers"] = alone["tiers"][:1]
+    config.write_text(yaml.safe_dump(alone))
+    assert main(["--config", str(config)]) == 0
+    assert "note: " not in capsys.readouterr().out, "a single tier has one cut"
+
+
 def test_a_run_takes_the_cuts_of_the_plan_and_keeps_those_that_are_named(config: Path) -> None:
     setup = prepare_run(planned(load_config(config)))
     assert setup.config.tiers[0].cut != "auto" and setup.config.tiers[1].cut == "body.1"
@@ -122,6 +165,7 @@ def test_the_table_needs_neither_devices_nor_data(tmp_path: Path, capsys: pytest
     [
         (["--round-time-s", "0"], "--round-time-s 0: should be above 0"),
         (["--round-time-s", "nan"], "--round-time-s nan: should be above 0"),
+        (["--probe", "0"], "--probe 0: should be above 0"),
         (["--samples", "-5"], "--samples -5: should be above 0"),
         (["--samples", "5"], "5 training images, as --samples says, are too few for 3 clients"),
         (["--round-time-s", "1e-9", "--objective", "bytes"], "--round-time-s 1e-09: no plan has rounds so short"),
@@ -162,6 +206,9 @@ def test_a_plan_without_devices_says_which_keys_are_missing(tmp_path: Path, caps
         ["--run", "b"],
         ["--run", "b", "--savings", "--objective", "time"],
         ["--run", "b", "--actual", "--image-bytes", "100"],
+        ["--run", "b", "--savings", "--probe", "1"],
+        ["--config", "a.yaml", "--requests-per-month", "5"],
+        ["--config", "a.yaml", "--explain"],
         ["--config", "a.yaml", "--objective", "money"],
     ],
 )

@@ -78,6 +78,16 @@ def evaluate(run: Run, **changes: Any) -> None:
     write_evaluation(run.path / EVALUATION_DIR, replace(found, **changes))
 
 
+def write_profiles(run: Run, **changed: Mapping[str, Any]) -> None:
+    """The run's own file of profiles, with some figures changed."""
+    path = run.path / "profiles.yaml"
+    content = {name: {**figures, **changed.get(name, {})} for name, figures in PROFILES.items()}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    config = yaml.safe_load((run.path / "config.yaml").read_text())
+    config["simulation"]["profiles"] = str(path)
+    (run.path / "config.yaml").write_text(yaml.safe_dump(config))
+
+
 def test_savings_of_a_run(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calibrate(run)
     evaluate(run)
@@ -96,9 +106,17 @@ def test_savings_of_a_run(run: Run, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert hub["ways"]["split"]["figures"]["bytes"]["value"] == 0
     assert overall["ways"]["split"]["figures"]["bytes"]["value"] == pytest.approx(2 / 3 * 64e6)
     assert hub["ways"]["split"]["figures"]["joules"]["value"] == hub["ways"]["device"]["figures"]["joules"]["value"]
-    for figure in ("active_w * client_s", "n * image_bytes", "price_per_gib * bytes / 1073741824"):
+    assert "active_w * client_s" not in shown
+    assert ["sensor", "2", "tiny", "stem", "none", "25.0%"] in [line.split() for line in shown.splitlines()]
+    assert [each["accuracy"] for each in sensor["ways"].values()] == [0.875] * 4
+    assert main([*asked, "--explain", "--currency", "EUR", "--requests-per-month", "3000"]) == 0
+    shown = capsys.readouterr().out
+    for figure in ("active_w * client_s", "n * image_bytes", "price_per_gib * bytes / 1073741824", "EUR"):
         assert figure in shown
-    assert "sensor  stem  none   25.0%     87.5%" in shown
+    # Two of three clients are sensors: 2,000 images of 64 bytes.
+    month = json.loads(told.read_text())
+    assert month["tiers"][0]["ways"]["split"]["figures"]["bytes"]["value"] == 128_000
+    assert (month["currency"], month["inferences"], month["warnings"]) == ("EUR", 3000, [])
 
 
 def test_the_size_of_a_raw_image_can_be_given(run: Run, tmp_path: Path) -> None:
@@ -149,6 +167,17 @@ def test_savings_need_devices(run: Run, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_predicted_against_measured(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = tmp_path / "actual.json"
+    refusal = refused(capsys, "--run", str(run.path), "--actual", "--profile", "rack")
+    assert "--actual: the profile rack is a preset, or not measured by hsee profile-device (4 cores), and" in refusal
+    assert "on that machine, run hsee profile-device --out this-machine.yaml" in refusal
+    here = {"environment": {"cpu_model": "Abacus 2", "machine": "x86_64", "cores": 4}}
+    write_summary(run.path / "summary.json", {**run.summary, **here})
+    write_profiles(run, small={"processor": "Abacus 1"})
+    refusal = refused(capsys, "--run", str(run.path), "--actual", "--profile", "small")
+    assert "the profile small is of Abacus 1 (1 cores), and the run was on Abacus 2 (4 cores)" in refusal
+    write_profiles(run, rack={"source": "measured by hsee profile-device on Abacus 2, torch 2.0"})
+    assert main(["--run", str(run.path), "--actual", "--profile", "rack"]) == 0, "a profile of before the key"
+    write_profiles(run, rack={"processor": "Abacus 2"})
     assert main(["--run", str(run.path), "--actual", "--profile", "rack", "--json", str(told)]) == 0
     found = json.loads(told.read_text())
     assert found["profile"] == "rack" and found["cores"] == 4

@@ -120,7 +120,7 @@ def test_centralized_trains_on_the_server() -> None:
     cost = predict(config, samples=(12,))
     assert cost.train_s == pytest.approx(10.8)
     assert cost.clients[0].sent_bytes == 0
-    assert cost.tiers()["central"].joules == pytest.approx(21.6)
+    assert cost.tiers()["central"].joules == pytest.approx(10.8 * 2 / 2), "2 W over 2 cores"
 
 
 def test_one_machine_computes_everything_at_the_servers_speed() -> None:
@@ -132,15 +132,15 @@ def test_one_machine_computes_everything_at_the_servers_speed() -> None:
     config = config_of(DISTRIBUTED, "simulation.one_machine=true", "pipeline.max_in_flight=32")
     cost = predict(config)
     assert cost.train_s == pytest.approx(8.0)
-    # Everything at 2 W, sending too.
-    assert cost.clients[0].joules == pytest.approx(2 * (1.2 + 0.4))
+    # Everything at one core's half of 2 W, sending too.
+    assert cost.clients[0].joules == pytest.approx(1 * (1.2 + 0.4))
     # A window of 2 batches leaves messages of one: each pays the latency.
     slow = {**PROFILES, "cloud": device(10.0, 1000.0, cores=2, latency_ms=100.0)}
     narrow = config_of(DISTRIBUTED, "simulation.one_machine=true", "pipeline.max_in_flight=2")
     joules = [
         Predictor(each, COSTS, slow).round(fleet_of(each), SAMPLES, 4).clients[0].joules for each in (config, narrow)
     ]
-    assert joules == pytest.approx([3.2 + 2 * 0.1, 3.2 + 2 * 0.2])
+    assert joules == pytest.approx([1.6 + 1 * 0.1, 1.6 + 1 * 0.2])
 
 
 def test_a_round_as_it_was_costs_what_was_foreseen() -> None:

@@ -61,10 +61,10 @@ def _init(options: argparse.Namespace) -> int:
     config = load_config(read_yaml(text, str(options.out)))
     prepare_run(planned(config))  # what is written can be trained
     write_whole(options.out, text.encode())
-    planned = any(tier.device is not None for tier in config.tiers)
+    has_devices = any(tier.device is not None for tier in config.tiers)
     print(f"{options.out} is written. Next:")
     print(f"  hsee data --config {options.out}                  look at the images")
-    if planned:
+    if has_devices:
         print(f"  hsee plan --config {options.out}                  which cut for which device, and why")
     print(f"  hsee train --config {options.out} --in-process    train here; without --in-process over Ray's actors")
     return 0

@@ -35,6 +35,7 @@ from hsee_ray.evaluation.calibration import (
     save_calibration,
 )
 from hsee_ray.evaluation.evaluate import Plan, calibrate, costs, evaluate
+from hsee_ray.evaluation.exits import ExitsHere
 from hsee_ray.method.predictions import Answers
 from hsee_ray.method.reports import EvaluationReport
 from hsee_ray.method.setup import prepare_run
@@ -65,6 +66,13 @@ def in_training(run: Run) -> Mapping[int, EvaluationReport]:
     """What the evaluation after the last round of training counted."""
     *_, last = Reference(prepare_run(run.config)).run()
     return last.evaluation
+
+
+def test_one_process_finds_the_same(averaging: Run, warm_actors: ActorFactory) -> None:
+    target = Target("offload", 0.5)
+    with trained_actors(averaging, [], unexpected, create=warm_actors) as exits:
+        over_actors = calibrate(exits, averaging, target, "entropy")
+    assert calibrate(ExitsHere(averaging, []), averaging, target, "entropy") == over_actors
 
 
 def unexpected(event: Event) -> None:

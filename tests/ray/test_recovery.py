@@ -29,6 +29,8 @@ from hsee_ray.rundir.failures import Action, Decision, Failure, decide
 from hsee_ray.rundir.location import RunLocation
 from hsee_ray.rundir.run import Run, load_run
 from hsee_ray.storage import Storage
+from hsee_ray.training import begin
+from hsee_ray.training.in_process import in_process
 from hsee_ray.training.interrupt import StopRequest
 from hsee_ray.training.listener import Event, Listener
 from jobs.chaos import Fault, FaultInjector
@@ -166,6 +168,21 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(
     assert started == [kept]
     assert finished.summary["weights_sha256"] == reference_digest(config)
     assert [row["round"] for row in finished.metrics.to_pylist() if row["metric"] == "wall_s"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_goes_on_where_it_was_not_begun(
+    strategy: str, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
+) -> None:
+    """Over actors, then in this process, then over actors again."""
+    config = load_config(tiny, STRATEGIES[strategy])
+    place, stop = tmp_path / "run", StopRequest()
+    with pytest.raises(Interrupted):
+        run(config, place, Listener(entered=lambda number, stage: stop.ask(15)), stop, create=warm_actors)
+    stop = StopRequest()
+    with pytest.raises(Interrupted, match="round 2 is in a checkpoint"):
+        begin.resume(place, in_process, [], Listener(entered=lambda number, stage: stop.ask(15)), stop)
+    assert resume(place, create=warm_actors).summary["weights_sha256"] == reference_digest(config)
 
 
 def test_a_client_without_a_place_is_left_out_and_comes_back(

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 
-.PHONY: train test test-all test-oldest unit smoke lint types clean
+.PHONY: train test test-all test-oldest test-wheel unit smoke lint types clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jobs.train --config jobs/configs/quickstart.yaml
@@ -22,6 +22,15 @@ test-all: test
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -q -n 2 -m 'not long' tests/unit
 	$(OLDEST)/bin/python -m pytest -q -m smoke tests/ray tests/e2e
+
+# The wheel in a fresh environment outside of the clone trains a configuration that it brings along; no part of CI.
+test-wheel:
+	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	$(PYTHON) -m venv $$dir/venv; \
+	$$dir/venv/bin/pip wheel --quiet --no-deps --wheel-dir $$dir .; \
+	$$dir/venv/bin/pip install --quiet "$$(ls $$dir/*.whl)[train]"; \
+	cd $$dir; venv/bin/hsee train --in-process --set training.rounds=2 \
+	  --config venv/lib/python3*/site-packages/jobs/configs/quickstart.yaml
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n 2 -m 'not long' tests/unit

@@ -15,7 +15,7 @@ import grpc
 import ray
 import ray._private.state
 import ray._private.utils
-from ray._common.network_utils import build_address
+from ray._common.network_utils import build_address  # type: ignore[attr-defined]
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
@@ -134,7 +134,9 @@ def draining_nodes() -> dict[str, int]:
 
 def spilled_bytes() -> int | None:
     """Bytes that the object stores of all nodes have spilled to disk so far; None if unknown."""
-    living = next(node for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+    living = next((node for node in ray.nodes() if node["Alive"]), None)  # type: ignore[no-untyped-call]
+    if living is None:
+        return None
     channel = init_grpc_channel(build_address(living["NodeManagerAddress"], living["NodeManagerPort"]))
     try:
         ask_all_nodes = NodeManagerServiceStub(channel).FormatGlobalMemoryInfo  # type: ignore[no-untyped-call]

@@ -15,14 +15,16 @@ import grpc
 import ray
 import ray._private.state
 import ray._private.utils
+from ray._common.network_utils import build_address  # type: ignore[attr-defined]
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
-from ray._private.internal_api import get_memory_info_reply
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.actor import ActorHandle
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.core.generated.node_manager_pb2 import FormatGlobalMemoryInfoRequest  # type: ignore[attr-defined]
+from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 
 from actors.cluster.resources import Node
 
@@ -132,10 +134,17 @@ def draining_nodes() -> dict[str, int]:
 
 def spilled_bytes() -> int | None:
     """Bytes that the object stores of all nodes have spilled to disk so far; None if unknown."""
-    try:
-        reply = get_memory_info_reply(ray._private.state.state, timeout_seconds=ASK_S)  # type: ignore[no-untyped-call]
-    except (grpc.RpcError, AssertionError):
+    living = next((node for node in ray.nodes() if node["Alive"]), None)  # type: ignore[no-untyped-call]
+    if living is None:
         return None
+    channel = init_grpc_channel(build_address(living["NodeManagerAddress"], living["NodeManagerPort"]))
+    try:
+        ask_all_nodes = NodeManagerServiceStub(channel).FormatGlobalMemoryInfo  # type: ignore[no-untyped-call]
+        reply = ask_all_nodes(FormatGlobalMemoryInfoRequest(), timeout=ASK_S)
+    except grpc.RpcError:
+        return None
+    finally:
+        channel.close()
     return int(reply.store_stats.spilled_bytes_total)
 
 

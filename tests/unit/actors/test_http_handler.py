@@ -177,7 +177,9 @@ def test_what_the_network_refuses() -> None:
     assert (reply.status, reply.content) == (422, {"error": "too large"})
 
 
-def test_a_failure_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_logged_and_not_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_handler.log, "handlers", [caplog.handler])  # Ray's loggers may not propagate
+
     async def fails(offload: Offload) -> np.ndarray[Any, Any]:
         raise RuntimeError("the GPU fell out")
 

@@ -59,21 +59,17 @@ def listed(path: Path) -> Listed:
         summary = json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8")) if there else None
         rounds = [int(manifest.parent.name.removeprefix("round-")) for manifest in _manifests(path)]
         done = summary["rounds"] if summary is not None else max(rounds, default=0)
-        planned = config["training"]["rounds"]
+        int(config["training"]["rounds"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: its files cannot be read ({reason}); copy the run directory again") from None
-    assert planned is not None
-    stamps = [(path / name).stat().st_mtime for name in (CONFIG_FILE, SUMMARY_FILE) if (path / name).is_file()]
-    return Listed(path, config, summary, done, _is_locked(path), _last_line(path / ERROR_FILE), _time(max(stamps)))
+    written = [path / CONFIG_FILE, path / SUMMARY_FILE, path / ERROR_FILE, *_manifests(path)]
+    changed = datetime.fromtimestamp(max(file.stat().st_mtime for file in written if file.is_file()))
+    return Listed(path, config, summary, done, _is_locked(path), _last_line(path / ERROR_FILE), changed)
 
 
 def _manifests(path: Path) -> list[Path]:
     return list((path / CHECKPOINTS_DIR).glob("round-*/manifest.json"))
-
-
-def _time(stamp: float) -> datetime:
-    return datetime.fromtimestamp(stamp)
 
 
 def _last_line(path: Path) -> str | None:

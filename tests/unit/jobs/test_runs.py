@@ -45,7 +45,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(load_config(content, ["training.optimizer.lr=1e30"]), place / "failed", in_process)
     (place / "something else").mkdir()
     for age, name in enumerate(("done", "stopped", "failed")):
-        for file in (place / name).glob("*.*"):
+        for file in (place / name).rglob("*.*"):
             os.utime(file, (1.7e9 - age, 1.7e9 - age))
     return place
 

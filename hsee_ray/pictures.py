@@ -1,13 +1,39 @@
-"""Settings under which every picture is drawn and saved."""
+"""How every picture is drawn: settings, the colour of each tier, heat maps that can be read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib import font_manager
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+
+EXIT, SERVER, GATED, CHANCE = "#0077BB", "#CC3311", "#009988", "#777777"
+"""Colours of who answers, and of chance: Paul Tol's vibrant scheme, told apart by the colour-blind."""
+AS_TRAINED, WITH_TEMPERATURE = "#EE7733", "#0077BB"
+WRONG = "#CC3311"
+_TIERS = (
+    "#332288",
+    "#117733",
+    "#CC6677",
+    "#0088AA",
+    "#882255",
+    "#888800",
+    "#AA4499",
+    "#AA6600",
+    "#44AA99",
+    "#555555",
+)
+"""Of tiers: after Paul Tol's muted scheme, dark enough for lines and words on white."""
+MOST_LETTERS = 18
+MOST_NUMBERS = 16
+"""Columns up to which a heat map has numbers in its cells; a row more or less makes no difference to a number."""
 
 _WITH_MORE_LETTERS = (
     "Noto Sans CJK SC",
@@ -43,3 +69,38 @@ def drawing() -> Iterator[None]:
 def _families() -> list[str]:
     there = set(font_manager.get_font_names())
     return ["DejaVu Sans", *(name for name in _WITH_MORE_LETTERS if name in there)]
+
+
+def tier_colors(tiers: Iterable[str]) -> dict[str, str]:
+    """The colour of each tier, by its place in the configuration; after ten they begin again."""
+    return {tier: _TIERS[index % len(_TIERS)] for index, tier in enumerate(tiers)}
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside an axis: its middle is left out where it is longer than MOST_LETTERS."""
+    half = (MOST_LETTERS - 1) // 2
+    return name if len(name) <= MOST_LETTERS else f"{name[:half]}…{name[-half:]}"
+
+
+def heat_map(axes: Axes, values: np.ndarray[Any, Any], cmap: str, form: str, vmax: float) -> None:
+    """Draws values (rows, columns), from 0 to `vmax`; numbers stand in the cells where there is room. NaN is a gap."""
+    axes.imshow(values, aspect="auto", cmap=cmap, vmin=0, vmax=vmax, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    rows, columns = values.shape
+    if columns > MOST_NUMBERS or rows > 2 * MOST_NUMBERS:
+        axes.figure.colorbar(axes.images[0], ax=axes)
+        return
+    for row in range(rows):
+        for column in range(columns):
+            value = values[row, column]
+            if value == value:  # not NaN
+                color = "white" if value > 0.55 * vmax else "black"
+                axes.text(column, row, form.format(value), ha="center", va="center", fontsize=8, color=color)
+
+
+def label_columns(axes: Axes, names: Sequence[str]) -> None:
+    """Names below columns; they stand upright only where they are too long to lie."""
+    short = [shortened(name) for name in names]
+    upright = max(map(len, short), default=0) > 3
+    axes.set_xticks(range(len(short)), short, rotation=90 if upright else 0, fontsize=9)

@@ -45,8 +45,9 @@ class RunLog:
         _keep_only(run_dir / PARTS_DIR, progress.metrics_parts)
         self.board = RunBoard(run_dir / BOARD_DIR, setup.config, setup.fleet)
         if progress.round_number == 0:
-            save_class_counts(run_dir / "class_counts.png", setup.class_counts, setup.files.class_names)
-            self.board.class_counts(setup.class_counts, setup.files.class_names)
+            names = setup.files.class_names
+            save_class_counts(run_dir / "class_counts.png", setup.class_counts, names, setup.fleet.clients)
+            self.board.class_counts(setup.class_counts, names)
 
     @property
     def wall_s(self) -> float:

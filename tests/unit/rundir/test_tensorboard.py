@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
 
 from hsee_ray.config.files import load_config
 from hsee_ray.config.schema import Config
 from hsee_ray.method.reports import CONFIDENCE_BINS, EvaluationReport, RoundReport, TrainReport
 from hsee_ray.method.strategies import build_fleet
+from hsee_ray.pictures import tier_colors
 from hsee_ray.rundir.summary import SimulatedTotals
-from hsee_ray.rundir.tensorboard import MOST_LABELS, RunBoard, hyperparameters, save_class_counts
+from hsee_ray.rundir.tensorboard import (
+    MOST_LABELS,
+    RunBoard,
+    class_counts_figure,
+    hyperparameters,
+    save_class_counts,
+)
 from hsee_ray.simulation.prediction import ClientCost, RoundCost
 
 UNITS = ("stem", "layer1", "head")
@@ -86,11 +96,11 @@ def test_scalars_by_tier_overall_and_client(tmp_path: Path) -> None:
     assert scalar(events, "server_accuracy/overall") == [(2, 0.35)]
     assert scalar(events, "gated_accuracy/tau=0.5/overall") == [(2, 0.4)]
     assert scalar(events, "offload_ratio/tau=0.5/sensor") == [(2, 0.5)]
-    assert scalar(events, "train_sent_bytes/sensor") == [(1, 100.0), (2, 100.0)]
+    assert scalar(events, "details/train_sent_bytes/sensor") == [(1, 100.0), (2, 100.0)]
     assert scalar(events, "round/learning_rate") == [(1, 0.05), (2, 0.05)]
     assert scalar(events, "round/samples_per_s") == [(1, 7.5), (2, 7.5)]
-    assert scalar(events, "client_accuracy_per_client/001") == [(2, 0.2)]
-    assert scalar(events, "gated_accuracy_per_client/tau=0.5/002") == [(2, 0.9)]
+    assert scalar(events, "details/client_accuracy_per_client/001") == [(2, 0.2)]
+    assert scalar(events, "details/gated_accuracy_per_client/tau=0.5/002") == [(2, 0.9)]
     assert "server_accuracy/phone" not in events.Tags()["scalars"]
     board.close()
 
@@ -107,12 +117,12 @@ def test_accuracies_stand_against_simulated_seconds_and_sent_bytes_too(tmp_path:
         board.round(round_report(number, 2, evaluated=True), cost, totals)
     board.close()
     events = read_events(tmp_path)
-    assert scalar(events, "by_simulated_second/client_accuracy/sensor") == [(40, 0.15), (90, 0.15)]
-    assert scalar(events, "by_sent_mib/server_accuracy/overall") == [(2, 0.35), (5, 0.35)]
-    assert scalar(events, "by_sent_mib/gated_accuracy/tau=0.5/sensor") == [(2, 0.15), (5, 0.15)]
+    assert scalar(events, "details/by_simulated_second/client_accuracy/sensor") == [(40, 0.15), (90, 0.15)]
+    assert scalar(events, "details/by_sent_mib/server_accuracy/overall") == [(2, 0.35), (5, 0.35)]
+    assert scalar(events, "details/by_sent_mib/gated_accuracy/tau=0.5/sensor") == [(2, 0.15), (5, 0.15)]
     assert scalar(events, "round/simulated_train_s") == [(1, 3.0), (2, 3.0)]
-    assert scalar(events, "simulated_joules/sensor") == [(1, 5.0), (2, 5.0)]
-    others = [tag for tag in events.Tags()["scalars"] if tag.startswith("by_") and "accuracy/" not in tag]
+    assert scalar(events, "details/simulated_joules/sensor") == [(1, 5.0), (2, 5.0)]
+    others = [tag for tag in events.Tags()["scalars"] if tag.startswith("details/by_") and "accuracy/" not in tag]
     assert others == []
 
 
@@ -162,9 +172,9 @@ def test_finish_writes_hyperparameters_into_the_same_run(tmp_path: Path) -> None
     assert found["training.strategy"].string_value == "averaging"
     assert found["tiers.sensor"].string_value == "2 x stem"
     assert scalar(events, "final/client_accuracy") == [(2, 0.4)]
-    assert scalar(events, "final/server_accuracy/sensor") == [(2, 0.7)]
+    assert scalar(events, "details/final/server_accuracy/sensor") == [(2, 0.7)]
     assert scalar(events, "final/gated_accuracy/tau=0.5") == [(2, 0.6)]
-    assert "final/server_accuracy/phone" not in events.Tags()["scalars"]
+    assert "details/final/server_accuracy/phone" not in events.Tags()["scalars"]
 
 
 def test_hyperparameters_are_flat_and_leave_out_what_is_not_set() -> None:
@@ -186,8 +196,69 @@ def test_class_counts_are_a_picture(tmp_path: Path) -> None:
     assert image.height > 200
 
 
-@pytest.mark.parametrize(("clients", "classes"), [(1, 2), (100, 200)])
+@pytest.mark.parametrize(("clients", "classes"), [(2, 2), (101, 200)])
 def test_class_counts_of_any_size_are_saved(tmp_path: Path, clients: int, classes: int) -> None:
     path = tmp_path / "class_counts.png"
-    save_class_counts(path, np.ones((clients, classes), np.int64), [f"class {k}" for k in range(classes)])
+    fleet = build_fleet(config_of(clients - 1), UNITS)
+    counts = np.arange(clients * classes).reshape(clients, classes)
+    save_class_counts(path, counts, [f"class {k}" for k in range(classes)], fleet.clients)
     assert path.read_bytes().startswith(PNG)
+
+
+def test_class_counts_name_tiers_and_have_numbers_in_their_cells() -> None:
+    fleet = build_fleet(config_of(2), UNITS)
+    axes = class_counts_figure(np.array([[5, 1], [0, 4], [2, 2]]), ["zero", "one"], fleet.clients).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["sensor 000", "sensor 001", "phone 002"]
+    assert [text.get_text() for text in axes.texts] == ["5", "1", "0", "4", "2", "2"]
+    colors = [label.get_color() for label in axes.get_yticklabels()]
+    assert colors == [tier_colors(["sensor", "phone"])[tier] for tier in ("sensor", "sensor", "phone")]
+
+
+def test_the_quickstart_shows_at_most_forty_scalars_first_and_the_rest_in_one_group(tmp_path: Path) -> None:
+    """Every metric that there is, in the quickstart's fleet; also what devices spend."""
+    config = load_config("jobs/configs/quickstart.yaml")
+    fleet = build_fleet(config, ("layer1.1", "layer2.1", "layer3.1", "head"))
+    board = RunBoard(tmp_path, config, fleet)
+    answers = EvaluationReport(10, 5, 6, (5,) * 5, (5,) * 5, 1000, (4, 6), (0,) * CONFIDENCE_BINS)
+    numbers = [client.client_id for client in fleet.clients]
+    training = {number: TrainReport(10, (1.0,), 100) for number in numbers}
+    report = RoundReport(1, 0.05, 5.0, 4.0, training, training, dict.fromkeys(numbers, answers))
+    cost = RoundCost(3.0, 1.0, 2.0, fleet, {number: ClientCost(sent_bytes=10, joules=2.0) for number in numbers})
+    board.round(report, cost, SimulatedTotals(30.0, 10.4, 500.0, sent_bytes={"sensor": 2**20}))
+    gates = [{"tau": tau, "accuracy": 0.5, "offload_ratio": 0.5} for tau in config.exits.taus]
+    means = {"client_accuracy": 0.4, "server_accuracy": 0.7, "gated": gates}
+    tiers = [{"name": tier, **means} for tier in fleet.tiers]
+    board.finish({"rounds": 1, "samples_per_s": 1.0, "tiers": tiers, "overall": means})
+    board.close()
+    tags = read_events(tmp_path).Tags()["scalars"]
+    first = [tag for tag in tags if not tag.startswith("details/")]
+    assert 25 < len(first) <= 40
+    assert len(tags) - len(first) > 80
+    assert "gated_accuracy/tau=0.5/hub" in first and "details/gated_accuracy/tau=0.9/hub" in tags
+
+
+def charts_of(log_dir: Path) -> dict[str, list[str]]:
+    """Tags that every chart under Custom Scalars shows, as TensorBoard's plugin finds them."""
+    events = read_events(log_dir)
+    (event,) = events.Tensors("custom_scalars__config__")
+    shown = Layout.FromString(make_ndarray(event.tensor_proto).item())
+    return {
+        chart.title: [
+            tag for tag in events.Tags()["scalars"] if re.match(f"({')|('.join(chart.multiline.tag)})", tag)
+        ]
+        for page in shown.category
+        for chart in page.chart
+    }  # fmt: skip
+
+
+def test_one_chart_has_all_tiers(tmp_path: Path) -> None:
+    board = board_of(tmp_path, sensors=2)
+    board.round(round_report(1, 2, evaluated=True))
+    board.close()
+    charts = charts_of(tmp_path)
+    of_all = [f"client_accuracy/{tier}" for tier in ("sensor", "overall", "phone")]
+    assert sorted(charts["accuracy of exits"]) == sorted(of_all)
+    assert sorted(charts["accuracy of servers"]) == ["server_accuracy/overall", "server_accuracy/sensor"]
+    assert len(charts["accuracy behind the gate, tau=0.5"]) == 3
+    assert charts["sensor"] == ["gated_accuracy/tau=0.5/sensor"]
+    assert all(charts.values()), "no chart is empty"

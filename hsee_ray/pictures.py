@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
 
-EXIT, SERVER, GATED, CHANCE = "#0077BB", "#CC3311", "#009988", "#777777"
-"""Colours of who answers, and of chance: Paul Tol's vibrant scheme, told apart by the colour-blind."""
-AS_TRAINED, WITH_TEMPERATURE = "#EE7733", "#0077BB"
-WRONG = "#CC3311"
+BLUE, ORANGE, TEAL, RED, GREY = "#0077BB", "#EE7733", "#009988", "#CC3311", "#777777"
+"""Of what is no tier: from Paul Tol's vibrant scheme (https://personal.sron.nl/~pault), for the colour-blind too."""
 _TIERS = (
     "#332288",
     "#117733",
@@ -31,6 +29,8 @@ _TIERS = (
     "#555555",
 )
 """Of tiers: after Paul Tol's muted scheme, dark enough for lines and words on white."""
+OVERALL_COLOR = "black"
+"""Of all tiers together."""
 MOST_LETTERS = 18
 MOST_NUMBERS = 16
 """Columns up to which a heat map has numbers in its cells; a row more or less makes no difference to a number."""
@@ -95,7 +95,7 @@ def heat_map(axes: Axes, values: np.ndarray[Any, Any], cmap: str, form: str, vma
         for column in range(columns):
             value = values[row, column]
             if value == value:  # not NaN
-                color = "white" if value > 0.55 * vmax else "black"
+                color = "white" if value > 0.62 * vmax else "black"
                 axes.text(column, row, form.format(value), ha="center", va="center", fontsize=8, color=color)
 
 

@@ -56,7 +56,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         found, answers = evaluate(exits, run, plan, lambda gate: print(f"answering: {gate}", flush=True))
     directory = run.path / EVALUATION_DIR
     write_evaluation(directory, found)
-    save_figures(directory, options.split, draw(found, answers))
+    save_figures(directory, options.split, draw(found, answers, exits.setup.files.class_names))
     print(f"\n{render_evaluation(found)}{warnings(of_evaluation(found))}\n\ntables and figures: {directory}")
     return 0
 

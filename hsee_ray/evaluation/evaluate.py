@@ -28,9 +28,12 @@ from hsee_ray.evaluation.report import (
     GateRun,
     Kind,
     TargetDeviation,
+    class_rows,
     distances,
     exit_rows,
+    gate_name,
     gate_rows,
+    shown_gate,
 )
 from hsee_ray.method.predictions import Answers, Part, pooled
 from hsee_ray.method.setup import Setup
@@ -102,8 +105,9 @@ def evaluate(
     )
     gate_runs: list[GateRun] = []
     for kind, gates in _gates(exits, plan):
-        tell(kind if kind != "grid" else f"tau {next(iter(gates.values())).tau:g}")
-        gate_runs.append(GateRun(kind, gates, exits.ask(plan.part, gates)))
+        gate_run = GateRun(kind, gates, {})
+        tell(gate_name(gate_run))
+        gate_runs.append(gate_run._replace(answers=exits.ask(plan.part, gates)))
     setup = exits.setup
     there = set.intersection(*(set(gate_run.answers) for gate_run in gate_runs))
     if not there:
@@ -114,6 +118,7 @@ def evaluate(
     ]
     sent = gate_runs[-1].answers
     gates_rows = gate_rows(gate_runs, setup.fleet, costs(setup))
+    classes, confusions = class_rows(gate_runs, setup.fleet, setup.files.class_names)
     found = Evaluation(
         run=run.name,
         network=run.summary["weights_sha256"],
@@ -123,6 +128,9 @@ def evaluate(
         gates=gates_rows,
         exits=exit_rows(sent, temperatures, setup.fleet),
         distances=[] if calibration is None else _distances(calibration, gates_rows),
+        gated=gate_name(shown_gate(gate_runs)),
+        classes=classes,
+        confusions=confusions,
     )
     return found, _by_tier(exits, sent)
 

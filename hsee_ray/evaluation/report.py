@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from hsee_ray.config.fleet import Fleet
@@ -28,6 +30,8 @@ EVALUATION_DIR = "evaluation"
 
 Kind = Literal["local", "grid", "calibrated", "sent"]
 Scope = Literal["client", "tier", "overall"]
+Answering = Literal["exit", "server", "gated"]
+"""Who answers every sample: its exit; its server (the client at cut L); or whom the gate `Evaluation.gated` picks."""
 
 
 class GateRun(NamedTuple):
@@ -93,6 +97,36 @@ class ExitRow:
 
 
 @dataclass(frozen=True)
+class ClassRow:
+    """How one class is answered in a tier, or overall. A class without samples has no row."""
+
+    scope: Scope
+    name: str
+    answers: Answering
+    label: int
+    class_name: str
+    samples: int
+    recall: float
+    """Share of its samples that are answered right."""
+    mistaken_for: str | None
+    """The wrong answer that it gets most often; None where there is none."""
+    mistaken: int
+    """How often."""
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """Samples of one class that got one answer; there is no row where there are none."""
+
+    scope: Scope
+    name: str
+    answers: Answering
+    label: int
+    answer: int
+    samples: int
+
+
+@dataclass(frozen=True)
 class TargetDeviation:
     """How far a tier's test samples lie from the target that its tau was calibrated to."""
 
@@ -120,6 +154,11 @@ class Evaluation:
     gates: list[GateRow]
     exits: list[ExitRow]
     distances: list[TargetDeviation]
+    gated: str = ""
+    """The gate of the `gated` answers of classes: `calibrated`, or `tau 0.5`, the middle one of those that were run."""
+    classes: list[ClassRow] = field(default_factory=list)
+    confusions: list[ConfusionRow] = field(default_factory=list)
+    """Only in `<split>-confusion.parquet`, since there may be many."""
 
     def of(self, scope: str, kind: str | None = None) -> list[GateRow]:
         return [row for row in self.gates if row.scope == scope and kind in (None, row.gate)]
@@ -207,6 +246,64 @@ def _exit_row(scope: Scope, name: str, answers: Answers, temperature: float | No
     )
 
 
+def gate_name(gate_run: GateRun) -> str:
+    """`local`, `sent`, `calibrated`, or the tau of the grid: `tau 0.5`."""
+    return gate_run.kind if gate_run.kind != "grid" else f"tau {next(iter(gate_run.gates.values())).tau:g}"
+
+
+def shown_gate(gate_runs: Sequence[GateRun]) -> GateRun:
+    """The pass whose answers are looked at by class: the calibrated gate's, else that at the middle tau of the grid."""
+    calibrated = [gate_run for gate_run in gate_runs if gate_run.kind == "calibrated"]
+    grid = [gate_run for gate_run in gate_runs if gate_run.kind == "grid"]
+    return (calibrated or grid[len(grid) // 2 :])[0]
+
+
+def class_rows(
+    gate_runs: Sequence[GateRun], fleet: Fleet, class_names: Sequence[str]
+) -> tuple[list[ClassRow], list[ConfusionRow]]:
+    """Recalls and confusions of every tier and overall, by who answers: exits, servers, and the gate that is shown."""
+    ends = {gate_run.kind: gate_run for gate_run in gate_runs}
+    shown: dict[Answering, GateRun] = {
+        "exit": ends["local"],
+        "server": ends["sent"],
+        "gated": shown_gate(gate_runs),
+    }
+    tiers = {spec.client_id: spec.tier for spec in fleet.clients}
+    classes: list[ClassRow] = []
+    confusions: list[ConfusionRow] = []
+    for who, gate_run in shown.items():
+        groups: list[tuple[Scope, str, list[Answers]]] = [
+            ("tier", tier, [own for number, own in sorted(gate_run.answers.items()) if tiers[number] == tier])
+            for tier in fleet.tiers
+        ]
+        groups.append(("overall", "overall", list(gate_run.answers.values())))
+        for scope, name, members in groups:
+            if members:
+                answers = pooled(members)
+                cells = np.stack([answers.labels_N, answers.prediction_N, answers.right_N], axis=1)
+                found, counts = np.unique(cells, axis=0, return_counts=True)
+                table = [(*map(int, cell), int(count)) for cell, count in zip(found, counts, strict=True)]
+                confusions += [ConfusionRow(scope, name, who, label, answer, n) for label, answer, _, n in table]
+                for label, of_class in groupby(table, key=lambda cell: cell[0]):
+                    own = [cell[1:] for cell in of_class]
+                    samples = sum(n for *_, n in own)
+                    wrong = max((each for each in own if not each[1]), key=lambda each: each[2], default=None)
+                    classes.append(
+                        ClassRow(
+                            scope,
+                            name,
+                            who,
+                            label,
+                            class_names[label],
+                            samples,
+                            recall=sum(n for _, right, n in own if right) / samples,
+                            mistaken_for=None if wrong is None else class_names[wrong[0]],
+                            mistaken=0 if wrong is None else wrong[2],
+                        )
+                    )
+    return classes, confusions
+
+
 def distances(rows: Iterable[GateRow], target: Target, calibrated: Mapping[str, float]) -> list[TargetDeviation]:
     """Distance of every tier from the target; `calibrated` is what its tau gave where it was picked."""
     tiers = [row for row in rows if row.scope == "tier" and row.name in calibrated]
@@ -221,14 +318,21 @@ def distances(rows: Iterable[GateRow], target: Target, calibrated: Mapping[str, 
 
 
 def write_evaluation(directory: Path, evaluation: Evaluation) -> None:
-    """`<split>.parquet` with the gates' rows, `<split>-exits.parquet` with the exits', `<split>.json` with everything.
+    """`<split>.parquet` with the gates' rows, and `-exits`, `-classes` and `-confusion` with the others.
 
+    `<split>.json` has all but the confusions.
     What the rows belong to (run, network, split, confidence, target) is in the tables' metadata under `hsee-ray`.
     """
     directory.mkdir(exist_ok=True)
     whole = asdict(evaluation)
     about = json.dumps({name: value for name, value in whole.items() if not isinstance(value, list)})
-    for name, row_type, rows in (("", GateRow, whole["gates"]), ("-exits", ExitRow, whole["exits"])):
+    tables = (
+        ("", GateRow, whole["gates"]),
+        ("-exits", ExitRow, whole["exits"]),
+        ("-classes", ClassRow, whole["classes"]),
+        ("-confusion", ConfusionRow, whole.pop("confusions")),
+    )
+    for name, row_type, rows in tables:
         schema = pa.schema([(field.name, _COLUMN_TYPES[str(field.type)]) for field in fields(row_type)])
         table = pa.Table.from_pylist(rows, schema.with_metadata({"hsee-ray": about}))
         write_table(directory / f"{evaluation.split}{name}.parquet", table)
@@ -249,7 +353,9 @@ def read_evaluation(run_dir: Path, split: str) -> Evaluation:
 _COLUMN_TYPES = {
     "Scope": pa.string(),
     "Kind": pa.string(),
+    "Answering": pa.string(),
     "str": pa.string(),
+    "str | None": pa.string(),
     "int": pa.int64(),
     "float": pa.float64(),
     "float | None": pa.float64(),

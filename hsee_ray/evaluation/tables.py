@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from hsee_ray.edge.gate import NEVER_SENDS
 from hsee_ray.evaluation.calibration import Calibration
-from hsee_ray.evaluation.report import Evaluation, TargetDeviation
+from hsee_ray.evaluation.report import Evaluation, GateRow, Kind, TargetDeviation
 from hsee_ray.rundir.tables import NONE, Rows, align, decimal, percent
+
+WORST_CLASSES = 10
+_ORDER: tuple[Kind, ...] = ("calibrated", "local", "grid", "sent")
 
 
 def render_evaluation(evaluation: Evaluation) -> str:
-    """Tables of an evaluation: every gate of every tier, how far exits can be trusted, and the target."""
+    """Tables of an evaluation: every gate of every tier, how far exits can be trusted, classes, and the target.
+
+    The calibrated gates stand first; tiers stand in their order.
+    """
     blocks = [align(_gate_cells(evaluation))]
     exits = [["tier", "exit accuracy", "temperature", "calibration error", "with temperature"]]
     for row in evaluation.exits:
@@ -18,6 +24,8 @@ def render_evaluation(evaluation: Evaluation) -> str:
             errors = [f"{row.calibration_error:.3f}", decimal(row.scaled_calibration_error)]
             exits.append([row.name, percent(row.accuracy), temperature, *errors])
     blocks.append(align(exits))
+    if evaluation.classes:
+        blocks.append(_classes(evaluation))
     if evaluation.distances:
         blocks.append("\n".join(f"{evaluation.target}, {_distance(each)}" for each in evaluation.distances))
     return "\n\n".join(blocks)
@@ -48,10 +56,37 @@ def render_calibration(calibration: Calibration) -> str:
     return f"{align(rows)}\n{legend}"
 
 
+def _classes(evaluation: Evaluation) -> str:
+    """Recall of each class over all tiers; of many classes, those that are answered worst behind the gate."""
+    recalls = {(row.label, row.answers): row for row in evaluation.classes if row.scope == "overall"}
+    gated = [row for (_, who), row in recalls.items() if who == "gated"]
+    shown = gated
+    if len(gated) > WORST_CLASSES:
+        shown = sorted(gated, key=lambda row: (row.recall, row.label))[:WORST_CLASSES]
+    rows = [["class", "samples", "recall of exits", "of servers", f"gated ({evaluation.gated})", "gated, taken for"]]
+    for row in shown:
+        mistaken = NONE if row.mistaken_for is None else f"{row.mistaken_for} ({row.mistaken:,})"
+        shares = [percent(recalls[row.label, who].recall) for who in ("exit", "server", "gated")]
+        rows.append([row.class_name, f"{row.samples:,}", *shares, mistaken])
+    which = "all tiers together" if shown is gated else f"the {len(shown)} worst of {len(gated)} classes"
+    return f"{align(rows)}\n{which}; every class of every tier: {evaluation.split}-classes.parquet"
+
+
+def _gate_order(evaluation: Evaluation) -> list[GateRow]:
+    tiers = list(dict.fromkeys(row.name for row in evaluation.of("tier")))
+
+    def place(row: GateRow) -> tuple[bool, int, int]:
+        which = len(tiers) if row.scope == "overall" else tiers.index(row.name)
+        return row.gate != "calibrated", which, _ORDER.index(row.gate)
+
+    # Sorting is stable: thresholds stay in their order.
+    return sorted(evaluation.of("tier") + evaluation.of("overall"), key=place)
+
+
 def _gate_cells(evaluation: Evaluation) -> Rows:
     costs = ["bytes", "client mult-adds", "server mult-adds", "client ms", "server ms"]
     rows = [["tier", "tau", "sent", "accuracy", "random gate", "of those kept", "of those sent", *costs]]
-    for row in sorted(evaluation.of("tier"), key=lambda row: row.name) + evaluation.of("overall"):
+    for row in _gate_order(evaluation):
         tau = {"local": "none sent", "sent": "all sent", "calibrated": "calibrated"}.get(row.gate) or f"{row.tau:g}"
         if row.gate == "calibrated" and row.tau is not None and row.tau > NEVER_SENDS:
             tau = f"calibrated {row.tau:.4f}"

@@ -68,6 +68,12 @@ class Answers:
         return self.task.right(self.task.predict(self.logits_NK), self.labels_N)
 
     @property
+    def prediction_N(self) -> Array:
+        """Of who answered."""
+        answer_N: Array = np.where(self.stays_N, self.task.predict(self.logits_NK), self.server_prediction_N)
+        return answer_N
+
+    @property
     def right_N(self) -> Array:
         """Of who answered."""
         right_N: Array = np.where(self.stays_N, self.client_right_N, self.server_right_N)

@@ -17,10 +17,12 @@ import pyarrow as pa
 from hsee_ray.method.figures import metrics_of
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import Setup
+from hsee_ray.pictures import drawing
 from hsee_ray.rundir.checkpoint import Progress, check_content, entry_of
+from hsee_ray.rundir.curves import draw_curves
 from hsee_ray.rundir.metrics import MetricRow, metric_rows, metrics_table, read_metrics, write_table
 from hsee_ray.rundir.run import METRICS_FILE
-from hsee_ray.rundir.tensorboard import RunBoard, save_class_counts
+from hsee_ray.rundir.tensorboard import RunBoard, save_class_counts, shown_tau
 from hsee_ray.simulation.prediction import RoundCost
 
 PARTS_DIR = "metrics"
@@ -77,14 +79,20 @@ class RunLog:
         self.progress.event_files = {path.name: path.stat().st_size for path in events}
         self.progress.wall_s = self.wall_s
 
-    def write_metrics(self) -> None:
-        """All rounds so far as one file, for readers."""
+    def write_metrics(self) -> pa.Table:
+        """All rounds so far as one file, for readers; returns them."""
         parts = [read_metrics(self.run_dir / PARTS_DIR / name) for name in self.progress.metrics_parts]
-        write_table(self.run_dir / METRICS_FILE, pa.concat_tables([*parts, metrics_table(self.rows)]))
+        table = pa.concat_tables([*parts, metrics_table(self.rows)])
+        write_table(self.run_dir / METRICS_FILE, table)
+        return table
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Metrics as one file, and the final figures on the board."""
-        self.write_metrics()
+        """Metrics as one file and as a picture, and the final figures on the board."""
+        rows = (MetricRow(**row) for row in self.write_metrics().to_pylist())
+        with drawing():
+            figure = draw_curves(rows, self.setup.fleet.tiers, shown_tau(self.setup.config))
+            figure.savefig(self.run_dir / "curves.png", format="png")
+            self.board.curves(figure, summary["rounds"])
         self.board.finish(summary)
         self.board.close()
 

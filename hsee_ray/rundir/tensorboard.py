@@ -28,6 +28,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.method.figures import metrics_of
 from hsee_ray.method.reports import CONFIDENCE_BINS, RoundReport
 from hsee_ray.pictures import drawing, heat_map, label_columns, shortened, tier_colors
+from hsee_ray.rundir.curves import OVERALL
 from hsee_ray.rundir.metrics import MetricRow, metric_rows
 from hsee_ray.rundir.summary import SimulatedTotals
 from hsee_ray.simulation.prediction import RoundCost
@@ -35,7 +36,6 @@ from hsee_ray.simulation.prediction import RoundCost
 MOST_LABELS = 32
 """Above this many clients there are no curves per client, and above this many rows or columns no labels."""
 
-OVERALL = "overall"
 DETAILS = "details/"
 """Group of the tags that are not looked at first."""
 IN_DETAIL = (
@@ -90,6 +90,11 @@ class RunBoard:
                 self._writer.add_scalar(f"{DETAILS}by_sent_mib/{tag}", value, round(sent_mib))
         if report.evaluation:
             self._confidences(report)
+        self._writer.flush()
+
+    def curves(self, figure: Figure, round_number: int) -> None:
+        """The picture of the whole run, in which tiers have their colours."""
+        self._writer.add_figure("data/curves", figure, round_number, close=False)
         self._writer.flush()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -173,7 +178,7 @@ def layout(config: Config, fleet: Fleet) -> dict[str, dict[str, list[Any]]]:
     }
     any_tau = f"({DETAILS})?gated_accuracy/tau=[^/]*/"
     pages = {
-        "overview: all tiers in one chart": overview,
+        "overview: all tiers in one chart (Matches, below it, says which mark is which tier)": overview,
         "accuracy behind the gate at every tau": {
             tier: f"{any_tau}{re.escape(tier)}$" for tier in (*fleet.tiers, OVERALL)
         },

@@ -317,6 +317,7 @@ def test_a_run_at_a_uri_goes_on_there_and_leaves_nothing_half(
         "checkpoints",
         "class_counts.png",
         "config.yaml",
+        "curves.png",
         "final",
         "metrics",
         "metrics.parquet",

@@ -322,4 +322,7 @@ def test_the_picture_has_a_panel_for_every_tier(tmp_path: Path) -> None:
     for axes in figure.axes:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["u1", "u2", "u3", "u4"]
         assert len(axes.patches) >= 12, "three bars for each cut"
+        assert axes.get_legend() is None
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "does not fit the device" in names and "the plan's cut (in its tier's colour)" in names
     figure.savefig(tmp_path / "plan.png")

@@ -32,8 +32,8 @@ _TIERS = (
 OVERALL_COLOR = "black"
 """Of all tiers together."""
 MOST_LETTERS = 18
-MOST_NUMBERS = 16
-"""Columns up to which a heat map has numbers in its cells; a row more or less makes no difference to a number."""
+MOST_NUMBERS = 32
+"""Rows and columns up to which a heat map has numbers in its cells."""
 
 _WITH_MORE_LETTERS = (
     "Noto Sans CJK SC",
@@ -88,7 +88,7 @@ def heat_map(axes: Axes, values: np.ndarray[Any, Any], cmap: str, form: str, vma
     axes.set_xticks([])
     axes.set_yticks([])
     rows, columns = values.shape
-    if columns > MOST_NUMBERS or rows > 2 * MOST_NUMBERS:
+    if max(rows, columns) > MOST_NUMBERS:
         axes.figure.colorbar(axes.images[0], ax=axes)
         return
     for row in range(rows):

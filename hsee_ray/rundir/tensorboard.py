@@ -217,12 +217,12 @@ def class_counts_figure(
         label_columns(axes, class_names)
     if n_clients <= MOST_LABELS:
         axes.set_yticks(range(n_clients), [f"{shortened(c.tier)} {c.label}" for c in clients], fontsize=9)
-        for label, tier in zip(axes.get_yticklabels(), tiers, strict=True):
-            label.set_color(colors[tier])
     else:
         starts = [tiers.index(tier) for tier in colors] + [n_clients]
         middles = [(first + after - 1) / 2 for first, after in pairwise(starts)]
         axes.set_yticks(middles, [shortened(tier) for tier in colors], fontsize=9)
+    for label, tier in zip(axes.get_yticklabels(), tiers if n_clients <= MOST_LABELS else colors, strict=True):
+        label.set_color(colors[tier])
     for row in range(1, n_clients):
         if tiers[row] != tiers[row - 1]:
             axes.axhline(row - 0.5, color="black", linewidth=1.2)

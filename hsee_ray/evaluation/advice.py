@@ -26,7 +26,8 @@ def of_training(run: Run) -> list[str]:
     """Of a finished run: tiers that have learnt no more than chance, and models that know their images by heart."""
     # Only of cross-entropy is the loss a probability.
     losses = _last_losses(run) if run.config.training.objective is None else {}
-    lines = []
+    at_chance: list[str] = []
+    by_heart: list[str] = []
     for tier in run.summary["tiers"]:
         for side, called in _SIDES.items():
             accuracy, majority = tier[f"{side}_accuracy"], tier["majority_rate"]
@@ -34,34 +35,42 @@ def of_training(run: Run) -> list[str]:
                 continue
             samples = tier["eval_samples"] * tier["clients"]
             if accuracy <= majority + SIGMAS * math.sqrt(majority * (1 - majority) / samples):
-                lines.append(
-                    f"{tier['name']}: its {called} are right in {percent(accuracy)}, and the commonest class alone in "
-                    f"{percent(majority)}: they have learnt nothing that counts; train longer (training.rounds), try "
-                    "another training.optimizer.lr, look at the images (hsee data)"
-                )
+                at_chance.append(f"{tier['name']}'s {called} in {percent(accuracy)} (that class: {percent(majority)})")
                 continue
             loss = losses.get((tier["name"], f"{side}_loss"))
             if loss is not None and math.exp(-loss) - accuracy > MEMORISED_GAP:
-                lines.append(
-                    f"{tier['name']}: its {called} give the labels of training images a probability of "
-                    f"{percent(math.exp(-loss))}, and are right in {percent(accuracy)} of the test images: they know "
-                    "them by heart; more images or data.augment help, or fewer rounds"
-                )
+                known = f"{percent(math.exp(-loss))} of training for {percent(accuracy)} of test"
+                by_heart.append(f"{tier['name']}'s {called} {known}")
+    lines = []
+    if at_chance:
+        lines.append(
+            f"right no more often than the commonest class alone would be: {', '.join(at_chance)}; train longer "
+            "(training.rounds), try another training.optimizer.lr, look at the images (hsee data)"
+        )
+    if by_heart:
+        lines.append(
+            f"training images known by heart (mean probability of their labels for accuracy): {', '.join(by_heart)}; "
+            "more images or data.augment help, or fewer rounds"
+        )
     return lines
 
 
 def of_calibration(calibration: Calibration) -> list[str]:
     """Of gates on the samples that they were picked on."""
-    lines = []
+    lines, few = [], []
     for name, tier in calibration.tiers.items():
         lines += _of_gate(name, tier.accuracy, _random_accuracy(tier), tier.client_accuracy, tier.offload_ratio)
         if tier.drop_half_width > WANTED_HALF_WIDTH:
             needed = math.ceil(tier.samples * (tier.drop_half_width / WANTED_HALF_WIDTH) ** 2)
-            lines.append(
-                f"{name}: {tier.samples:,} samples say little, elsewhere the drop may be "
-                f"{100 * tier.drop_half_width:.0f} points more or less; about {needed:,} would bring that to "
-                f"{100 * WANTED_HALF_WIDTH:.0f}: train with a larger data.calibration_fraction"
+            wanted = f"{100 * WANTED_HALF_WIDTH:.0f}"
+            few.append(
+                f"{name}'s {tier.samples:,} leave {100 * tier.drop_half_width:.0f}, {needed:,} would leave {wanted}"
             )
+    if few:
+        lines.append(
+            f"few samples to calibrate on, by points that the drop may be off elsewhere: {'; '.join(few)}; train with a "
+            "larger data.calibration_fraction"
+        )
     return lines
 
 

@@ -58,7 +58,7 @@ def test_how_many_samples_would_do() -> None:
     """An interval is as wide as one by the root of the samples: 0.05 from 80, 0.02 from 80 (5/2)^2 = 500."""
     (line,) = calibrated(samples=80, drop_half_width=0.05)
     assert line == (
-        "hub: 80 samples say little, elsewhere the drop may be 5 points more or less; about 500 would bring that to 2: "
+        "few samples to calibrate on, by points that the drop may be off elsewhere: hub's 80 leave 5, 500 would leave 2; "
         "train with a larger data.calibration_fraction"
     )
 
@@ -123,13 +123,13 @@ def finished(tmp_path: Path, exits: float, servers: float | None, client_loss: f
 def test_accuracy_at_the_majority_rate(tmp_path: Path) -> None:
     """Of 600 answers at 25 % two standard errors are 2 sqrt(0.25 * 0.75 / 600) = 3.5 points."""
     (line,) = of_training(finished(tmp_path, 0.28, 0.29, 1.3, 1.3))
-    assert line.startswith("hub: its exits are right in 28.0%, and the commonest class alone in 25.0%")
+    assert line.startswith(
+        "right no more often than the commonest class alone would be: hub's exits in 28.0% (that class"
+    )
 
 
 def test_training_images_known_by_heart(tmp_path: Path) -> None:
     """exp(-0.05) = 95.1 %, more than 15 points above 78 %; exp(-0.3) = 74.1 % is not above 70 % by as much."""
     (line,) = of_training(finished(tmp_path, 0.70, 0.78, 0.3, 0.05))
-    assert line.startswith(
-        "hub: its servers give the labels of training images a probability of 95.1%, and are right in"
-    )
+    assert "labels for accuracy): hub's servers 95.1% of training for 78.0% of test; more images" in line
     assert of_training(finished(tmp_path, 0.70, None, 0.3, 0.3)) == []

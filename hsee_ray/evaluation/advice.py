@@ -68,8 +68,8 @@ def of_calibration(calibration: Calibration) -> list[str]:
             )
     if few:
         lines.append(
-            f"few samples to calibrate on, by points that the drop may be off elsewhere: {'; '.join(few)}; train with a "
-            "larger data.calibration_fraction"
+            f"few samples to calibrate on, by points that the drop may be off elsewhere: {'; '.join(few)}; train with "
+            "a larger data.calibration_fraction"
         )
     return lines
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from actors.workers.actor_location import ActorLocation
 from actors.workers.aggregator import Aggregator
 from actors.workers.compute import prepare_process
 from actors.workers.contract import AverageRefs, LoadAverages, RunLeg, SaveModel
@@ -356,8 +357,12 @@ def test_a_run_that_a_node_does_not_see_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("actor_class", "name"), [(ClientActor, "client 001 (sensor)"), (ServerActor, "server 001")])
-def test_an_actor_has_its_name_where_it_cannot_start(actor_class: type[ModelActor], name: str, setup: Setup) -> None:
+def test_an_actor_has_its_name_where_it_cannot_start(
+    actor_class: type[ModelActor], name: str, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ray asks for it then; an error there would end the process, and the run would replace it again and again."""
+    here = ActorLocation("node", "10.0.0.7", "cpu")
+    monkeypatch.setattr("actors.workers.compute.location_here", lambda device: here)  # Ray's own would start a Ray
     actor = actor_class.__new__(actor_class)
     with pytest.raises(RunError, match="install on it what the driver has"):
         actor_class.__init__(actor, setup, 1, Origin({**versions(), "numpy": "1.0"}, None))  # type: ignore[call-arg]

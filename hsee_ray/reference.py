@@ -25,7 +25,6 @@ from hsee_ray.method.schedule import (
 )
 from hsee_ray.method.server import Server
 from hsee_ray.method.setup import Setup, build_client, build_network, build_server, mapped_client_data
-from hsee_ray.models.model import Model
 from hsee_ray.models.state import Arrays, UnitState
 from hsee_ray.models.weights import digest_lines, weights_sha256
 
@@ -71,7 +70,7 @@ class Reference:
         begin = time.perf_counter()
         who = participants(self.config, self.setup.fleet, round_number)
         for model, units in self.ledger.catch_up(self.config, self.setup.fleet, who).items():
-            self.of(model).load({unit: self.averages[key] for unit, key in units.items()})
+            self.side_of(model).model.load({unit: self.averages[key] for unit, key in units.items()})
         reports: dict[Side, dict[int, TrainReport]] = {"client": {}, "server": {}}
         for client_id, step in self._steps(round_number):
             work = Work(client_id, round_number, step, step + 1)
@@ -119,7 +118,7 @@ class Reference:
     def _aggregate(self, round_number: int) -> None:
         training = self.config.training
         plan = plan_aggregation(self.config, self.setup.fleet, self.trained, self.setup.local_samples)
-        states = {model: self.of(model).state() for model in plan.sources}
+        states = {model: self.side_of(model).model.state() for model in plan.sources}
         self.averages |= average_copies(
             plan.copies,
             states,
@@ -127,7 +126,7 @@ class Reference:
             optimizer=training.optimizer_state == "average",
         )
         for model, units in plan.takes.items():
-            self.of(model).load({unit: self.averages[key] for unit, key in units.items()})
+            self.side_of(model).model.load({unit: self.averages[key] for unit, key in units.items()})
         self.ledger.record(plan, round_number)
         self.trained.clear()
 
@@ -155,18 +154,15 @@ class Reference:
 
     def perform(self, stage: str, leg: Leg, work: Work, payload: Any) -> tuple[Any, Any]:
         """Computes one leg: what goes on, and a report."""
-        return leg.run(self._side(leg.side, work.client_id), work, payload)
+        return leg.run(self.side_of(self.model_of(leg.side, work.client_id)), work, payload)
 
-    def _side(self, side: Side, client_id: int) -> Any:
-        """The client, or the server that takes up its features."""
+    def model_of(self, side: Side, client_id: int) -> ModelId:
+        """A client's own model, or that of the server which takes up its features."""
         if side == "client":
-            return self.clients[client_id]
+            return ModelId("client", client_id)
         server_id = self.strategy.server_of(self.setup.fleet.clients[client_id])
         assert server_id is not None
-        return self.servers[server_id]
+        return ModelId("server", server_id)
 
-    def of(self, model: ModelId) -> Model:
-        side: Client | Server = (
-            self.clients[model.client_id] if model.side == "client" else self.servers[model.client_id]
-        )
-        return side.model
+    def side_of(self, model: ModelId) -> Client | Server:
+        return self.clients[model.client_id] if model.side == "client" else self.servers[model.client_id]

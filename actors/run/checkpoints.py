@@ -34,10 +34,8 @@ def save_checkpoint(rounds: Rounds, location: RunLocation, progress: Progress, s
     `spread`: every model's file is written by an actor of its tier; else the aggregator writes all of them.
     """
     state = rounds.whole
-    number = progress.round_number = state.round_number
-    progress.ledger = state.ledger
-    progress.trained = tuple(sorted(state.trained))
-    progress.averages = tuple(state.averages)
+    number = state.round_number
+    progress.reach(number, state.ledger, state.trained, state.averages)
     uri, directory = location.place(CHECKPOINTS_DIR), directory_of(number)
 
     def write_averages() -> ObjectRef[Any]:
@@ -64,13 +62,7 @@ def save_checkpoint(rounds: Rounds, location: RunLocation, progress: Progress, s
         }
         return {**made, AVERAGES_FILE: (AGGREGATOR, write_averages)} if state.averages else made
 
-    write_checkpoint(
-        location.storage(CHECKPOINTS_DIR),
-        progress,
-        rounds.config.checkpoint.keep,
-        lambda: rounds.all_of(calls, number, STAGE),
-        location.check_owner,
-    )
+    write_checkpoint(location, progress, rounds.config.checkpoint.keep, lambda: rounds.all_of(calls, number, STAGE))
 
 
 def save_models(rounds: Rounds, directory: str) -> list[str]:

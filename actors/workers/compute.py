@@ -25,4 +25,4 @@ def prepare_process(training: TrainingConfig, resources: ResourcesConfig, origin
     if resources.num_gpus == 0 and training.device != "cuda":
         # Ray shows every GPU to an actor that asked for none. torch looks for them when it first needs one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    return computing_device(training, resources.num_gpus)
+    return computing_device(training, resources)

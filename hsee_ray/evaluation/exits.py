@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -54,13 +55,13 @@ class ExitsHere:
     def __init__(self, run: Run, overrides: Iterable[str]) -> None:
         """Raises as `prepare_trained` does, and RunError where the device is not there."""
         self.setup = prepare_trained(run, overrides)
-        config, strategy, fleet = self.setup.config, self.setup.strategy, self.setup.fleet
-        self.models = Reference(self.setup, lambda each: computing_device(config.training, each.num_gpus))
+        strategy, fleet = self.setup.strategy, self.setup.fleet
+        self.models = Reference(self.setup, partial(computing_device, self.setup.config.training))
         self.left_out = {spec.client_id for spec in fleet.clients if not run.models.has_learnt(spec.client_id)}
         for model in models_of(strategy, fleet):
             if model.side == "server" or model.client_id not in self.left_out:
                 path = model_file(run, self.setup, model)
-                self.models.of(model).take_tensors(read_model(path))
+                self.models.side_of(model).take_tensors(read_model(path))
 
     def ask(self, part: Part, gates: Gates, most: int | None = None) -> dict[int, Answers]:
         """As `Exits.ask`."""

@@ -7,18 +7,18 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from hsee_ray.config.schema import TrainingConfig
+from hsee_ray.config.schema import ResourcesConfig, TrainingConfig
 from hsee_ray.errors import RunError
 
 PRECISIONS = {"bfloat16": torch.bfloat16}
 
 
-def computing_device(training: TrainingConfig, num_gpus: float) -> torch.device:
-    """The device of a model that was given so many GPUs, made ready for what the configuration asks of it.
+def computing_device(training: TrainingConfig, resources: ResourcesConfig) -> torch.device:
+    """The device of a model that was given these resources, made ready for what the configuration asks of it.
 
     Raises RunError as `choose_device` does.
     """
-    device = choose_device(training.device, num_gpus, torch.cuda.is_available())
+    device = choose_device(training.device, resources.num_gpus, torch.cuda.is_available())
     if device.type == "cuda" and training.deterministic:
         # Another algorithm, or TF32, gives other bits; cuBLAS needs its workspace fixed before it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -25,6 +25,8 @@ from hsee_ray.errors import DataError, RunError, UserError
 from hsee_ray.method.aggregation import Ledger
 from hsee_ray.method.reports import EvaluationReport
 from hsee_ray.rundir.failures import History
+from hsee_ray.rundir.location import RunLocation
+from hsee_ray.rundir.run import CHECKPOINTS_DIR
 from hsee_ray.rundir.summary import RunTotals, SimulatedTotals
 from hsee_ray.storage import Storage
 
@@ -129,24 +131,20 @@ def commit(storage: Storage, manifest: Manifest, keep: int) -> None:
 
 
 def write_checkpoint(
-    storage: Storage,
-    progress: Progress,
-    keep: int,
-    write_files: Callable[[], Mapping[str, FileEntry]],
-    check_owner: Callable[[], None],
+    location: RunLocation, progress: Progress, keep: int, write_files: Callable[[], Mapping[str, FileEntry]]
 ) -> None:
     """Writes a checkpoint of `progress`, whose tensors `write_files` writes into the directory of its round.
 
-    Nothing is done where its round is in a checkpoint, or is none. `check_owner` raises when the run is another
+    Nothing is done where its round is in a checkpoint, or is none. Raises TakenOverError when the run is another
     process's by then.
     """
-    number = progress.round_number
+    storage, number = location.storage(CHECKPOINTS_DIR), progress.round_number
     if number == 0 or number in committed_rounds(storage):
         return
     directory = directory_of(number)
     try:
         files = write_files()
-        check_owner()
+        location.check_owner()
         content = progress.to_json()
         storage.write(f"{directory}/{PROGRESS_FILE}", content)
         # The manifest is last: the checkpoint counts when everything else is there.
@@ -238,6 +236,11 @@ class Progress:
     """Files of the run directory's `metrics/`, in order."""
     event_files: dict[str, int] = field(default_factory=dict)
     """Files of the run directory's `tensorboard/`, with their sizes in bytes."""
+
+    def reach(self, round_number: int, ledger: Ledger, trained: Iterable[int], averages: Iterable[str]) -> None:
+        """Takes what belongs to the state after a whole round."""
+        self.round_number, self.ledger = round_number, ledger
+        self.trained, self.averages = tuple(sorted(trained)), tuple(averages)
 
     def to_json(self) -> bytes:
         values = asdict(replace(self, ledger=Ledger()))

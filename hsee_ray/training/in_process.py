@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hsee_ray.config.fleet import ModelId
@@ -44,7 +45,7 @@ class InProcess(Reference):
 
     def __init__(self, context: RunContext) -> None:
         setup = context.setup
-        super().__init__(setup, lambda resources: computing_device(setup.config.training, resources.num_gpus))
+        super().__init__(setup, partial(computing_device, setup.config.training))
         self.context = context
         self.location = context.location
         self.models = models_of(setup.strategy, setup.fleet)
@@ -59,7 +60,7 @@ class InProcess(Reference):
         report = super().run_round(round_number)
         self.whole = Whole(
             round_number=round_number,
-            snapshots={model: self._side(model.side, model.client_id).snapshot() for model in self.models},
+            snapshots={model: self.side_of(model).snapshot() for model in self.models},
             averages=dict(self.averages),
             ledger=self.ledger.copy(),
             trained=tuple(sorted(self.trained)),
@@ -70,7 +71,7 @@ class InProcess(Reference):
         """Computes one leg. Raises ClientError, and GraceOver."""
         self.context.stop.check()
         begin_s = time.monotonic()
-        who = self._label(leg, work)
+        who = label_of(self.strategy, self.setup.fleet, self.model_of(leg.side, work.client_id))
         try:
             result = super().perform(stage, leg, work, payload)
         except Exception as error:  # of the user's parts it may be any
@@ -91,7 +92,7 @@ class InProcess(Reference):
 
         snapshots = {model: read(file) for model, file in manifest.shards.items()}
         for model, snapshot in snapshots.items():
-            self._side(model.side, model.client_id).restore(snapshot)
+            self.side_of(model).restore(snapshot)
         self.averages = dict(read(AVERAGES_FILE).units) if progress.averages else {}
         self.ledger, self.trained = progress.ledger.copy(), set(progress.trained)
         self.whole = Whole(
@@ -100,8 +101,7 @@ class InProcess(Reference):
 
     def save_checkpoint(self, progress: Progress, spread: bool = True, after_failure: bool = False) -> None:
         whole = self.whole
-        progress.round_number, progress.ledger, progress.trained = whole.round_number, whole.ledger, whole.trained
-        progress.averages = tuple(whole.averages)
+        progress.reach(whole.round_number, whole.ledger, whole.trained, whole.averages)
         place, directory = self.location.place(CHECKPOINTS_DIR), directory_of(whole.round_number)
 
         def write_files() -> dict[str, FileEntry]:
@@ -110,8 +110,7 @@ class InProcess(Reference):
                 files[AVERAGES_FILE] = Snapshot(dict(whole.averages))
             return {name: write_snapshot(place, f"{directory}/{name}", each) for name, each in files.items()}
 
-        storage, keep = self.location.storage(CHECKPOINTS_DIR), self.config.checkpoint.keep
-        write_checkpoint(storage, progress, keep, write_files, self.location.check_owner)
+        write_checkpoint(self.location, progress, self.config.checkpoint.keep, write_files)
 
     def save_models(self) -> list[str]:
         place = self.location.place(MODELS_DIR)
@@ -119,12 +118,6 @@ class InProcess(Reference):
 
     def close(self) -> None:
         """Nothing outlives the run."""
-
-    def _label(self, leg: Leg, work: Work) -> str:
-        spec = self.setup.fleet.clients[work.client_id]
-        served_by = self.strategy.server_of(spec) if leg.side == "server" else work.client_id
-        assert served_by is not None
-        return label_of(self.strategy, self.setup.fleet, ModelId(leg.side, served_by))
 
 
 class ThisProcess:

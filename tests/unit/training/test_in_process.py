@@ -24,6 +24,7 @@ from hsee_ray.training.begin import resume, run
 from hsee_ray.training.in_process import in_process
 from hsee_ray.training.interrupt import StopRequest
 from hsee_ray.training.listener import Event, Listener
+from tests.tiny_config import tiny_config
 
 STRATEGIES = {
     "averaging": ["training.aggregate_every=2", "training.optimizer_state=average"],
@@ -36,27 +37,7 @@ STRATEGIES = {
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> dict[str, Any]:
-    """Three clients with three cuts, one of them the whole network, on synthetic images."""
-    return {
-        "seed": 3,
-        "model": {"name": "tests.networks:conv_units"},
-        "data": {
-            "name": "synthetic",
-            "image_size": 8,
-            "classes": 3,
-            "train_samples": 60,
-            "test_samples": 20,
-            "cache": str(tmp_path / "cache"),
-            "calibration_fraction": 0.1,
-        },
-        "tiers": [
-            {"name": "sensor", "clients": 1, "cut": "stem", "batch_size": 8},
-            {"name": "hub", "clients": 1, "cut": "body.1"},
-            {"name": "whole", "clients": 1, "cut": "head"},
-        ],
-        "training": {"rounds": 3, "batch_size": 16, "optimizer": {"lr": 0.05}},
-        "evaluation": {"batch_size": 16, "every": 2},
-    }
+    return tiny_config(tmp_path / "cache")
 
 
 def reference(tiny: dict[str, Any], *overrides: str) -> Reference:
@@ -129,6 +110,20 @@ def test_answers_are_those_of_training(tiny: dict[str, Any], tmp_path: Path) -> 
     assert np.isfinite(answers[0].logits_NK).all()
     assert len(exits.ask("test", everything, most=5)[1].labels_N) == 5
     assert events == []
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_client_with_the_whole_network_may_come_first(strategy: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """No server belongs to it, also where one server that all others share bears the number 0."""
+    tiny["tiers"].reverse()
+    finished = run(load_config(tiny, STRATEGIES[strategy]), tmp_path / "run", in_process)
+    trained = reference(tiny, *STRATEGIES[strategy])
+    assert finished.summary["weights_sha256"] == trained.digest()
+    answers = ExitsHere(finished, []).ask("test", dict.fromkeys(range(3), Gate("entropy", SENDS_ALL)))
+    for number, report in trained._evaluate(3).items():
+        assert int(answers[number].client_right_N.sum()) == report.client_correct
+        if report.server_correct is not None:
+            assert int(answers[number].server_right_N.sum()) == report.server_correct
 
 
 def test_nothing_imports_ray(tmp_path: Path) -> None:

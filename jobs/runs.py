@@ -31,14 +31,14 @@ def _list(directory: Path) -> int:
         return 0
     rows = [["run", "state", "rounds", "strategy", "client accuracy", "server accuracy", "last change", "weights"]]
     for run in runs:
-        strategy = run.config["training"].get("strategy", NONE)
+        training = run.config.training
         overall = {} if run.summary is None else run.summary["overall"]
         rows.append(
             [
                 run.path.name,
                 run.state,
-                f"{run.done}/{run.config['training']['rounds']}",
-                strategy if isinstance(strategy, str) else strategy["name"],
+                f"{run.done}/{training.rounds}",
+                str(training.strategy),
                 percent(overall.get("client_accuracy")),
                 percent(overall.get("server_accuracy")),
                 f"{run.changed:%Y-%m-%d %H:%M}",

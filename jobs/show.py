@@ -12,6 +12,7 @@ from jobs.outcome import exit_code
 
 if TYPE_CHECKING:
     from hsee_ray.rundir.listing import Listed
+    from hsee_ray.rundir.run import Run
 
 DESCRIPTION = """Print one run: how it stands, what it was trained on and with, what its tiers have reached, and what it
 has been calibrated to. Of a run that has not finished: why, and how to go on."""
@@ -34,18 +35,19 @@ def _show(path: Path) -> int:
     run = listed(path)
     print("\n".join(_head(run)))
     if run.summary is not None:
-        table, advice = render_summary(run.summary), warnings(of_training(load_run(path)))
+        finished = load_run(path)
+        table, advice = render_summary(run.summary), warnings(of_training(finished))
         print(f"\n{table}\nweights_sha256 {run.summary['weights_sha256']}{advice}")
-        print(_calibrated(path), end="")
+        print(_calibrated(finished), end="")
     return 0
 
 
 def _head(run: Listed) -> list[str]:
-    training, data = run.config["training"], run.config["data"]
-    lines = [f"{run.path}: {run.state}, {run.done} of {training['rounds']} rounds, last change {run.changed:%c}"]
-    tiers = ", ".join(f"{tier['clients']} {tier['name']} (cut {tier['cut']})" for tier in run.config["tiers"])
-    where = "" if data.get("root") is None else f" in {data['root']}"
-    lines.append(f"{training['strategy']} over {tiers}, seed {run.config['seed']}; data: {data['name']}{where}")
+    training, data = run.config.training, run.config.data
+    lines = [f"{run.path}: {run.state}, {run.done} of {training.rounds} rounds, last change {run.changed:%c}"]
+    tiers = ", ".join(f"{tier.clients} {tier.name} (cut {tier.cut})" for tier in run.config.tiers)
+    where = "" if data.root is None else f" in {data.root}"
+    lines.append(f"{training.strategy} over {tiers}, seed {run.config.seed}; data: {data.name}{where}")
     if run.summary is None:
         if run.error is not None and not run.trains:
             lines.append(f"error: {run.error} (error.log)")
@@ -63,14 +65,13 @@ def _head(run: Listed) -> list[str]:
     return lines
 
 
-def _calibrated(path: Path) -> str:
+def _calibrated(run: Run) -> str:
     """What the run is calibrated to, with what should be known about it; nothing where it is not."""
     from hsee_ray.evaluation.advice import of_calibration, warnings
     from hsee_ray.evaluation.calibration import calibration_of
     from hsee_ray.evaluation.tables import render_calibration
-    from hsee_ray.rundir.run import load_run
 
-    found = calibration_of(load_run(path))
+    found = calibration_of(run)
     if found is None:
         return ""
     table = render_calibration(found)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+import pyarrow.compute as pc
+
 from hsee_ray.evaluation.calibration import Calibration, TierCalibration
 from hsee_ray.evaluation.report import Evaluation
 from hsee_ray.rundir.run import Run
@@ -122,9 +124,9 @@ def _random_accuracy(tier: TierCalibration) -> float:
 def _last_losses(run: Run) -> Mapping[tuple[str, str], float]:
     """Mean losses of the last round, by tier and metric; nats per sample."""
     values: dict[tuple[str, str], list[float]] = {}
-    for row in run.metrics.to_pylist():
-        if row["round"] == run.summary["rounds"] and row["metric"] in ("client_loss", "server_loss"):
-            values.setdefault((row["tier"], row["metric"]), []).append(_number(row["value"]))
+    losses = (pc.field("round") == run.summary["rounds"]) & pc.field("metric").isin(["client_loss", "server_loss"])
+    for row in run.metrics.filter(losses).to_pylist():
+        values.setdefault((row["tier"], row["metric"]), []).append(_number(row["value"]))
     return {key: fmean(each) for key, each in values.items()}
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hsee_ray.config.schema import Config
 from hsee_ray.errors import UserError
-from hsee_ray.rundir.run import CHECKPOINTS_DIR, CONFIG_FILE, ERROR_FILE, LOCK_FILE, SUMMARY_FILE
+from hsee_ray.rundir.run import CHECKPOINTS_DIR, CONFIG_FILE, ERROR_FILE, LOCK_FILE, SUMMARY_FILE, load_begun, load_run
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,7 @@ class Listed:
     """A directory that a run was begun in."""
 
     path: Path
-    config: Mapping[str, Any]
-    """Content of its `config.yaml`."""
+    config: Config
     summary: Mapping[str, Any] | None
     """None where it has not finished."""
     done: int
@@ -54,15 +51,12 @@ def listed(path: Path) -> Listed:
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path}: holds no run (it has no {CONFIG_FILE})")
     try:
-        config = yaml.safe_load((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        there = (path / SUMMARY_FILE).is_file()
-        summary = json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8")) if there else None
-        rounds = [int(manifest.parent.name.removeprefix("round-")) for manifest in _manifests(path)]
-        done = summary["rounds"] if summary is not None else max(rounds, default=0)
-        int(config["training"]["rounds"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: its files cannot be read ({reason}); copy the run directory again") from None
+        config = load_begun(path)
+        summary = load_run(path).summary if (path / SUMMARY_FILE).is_file() else None
+    except (OSError, UserError) as error:
+        raise UserError(f"{path}: its files cannot be read ({error}); copy the run directory again") from None
+    rounds = [int(manifest.parent.name.removeprefix("round-")) for manifest in _manifests(path)]
+    done = summary["rounds"] if summary is not None else max(rounds, default=0)
     written = [path / CONFIG_FILE, path / SUMMARY_FILE, path / ERROR_FILE, *_manifests(path)]
     changed = datetime.fromtimestamp(max(file.stat().st_mtime for file in written if file.is_file()))
     return Listed(path, config, summary, done, _is_locked(path), _last_line(path / ERROR_FILE), changed)

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib import font_manager
-
+# matplotlib is imported when the first picture is drawn: training begins before that.
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, TEAL, RED, GREY = "#0077BB", "#EE7733", "#009988", "#CC3311", "#777777"
 """Of what is no tier: from Paul Tol's vibrant scheme (https://personal.sron.nl/~pault), for the colour-blind too."""
@@ -61,14 +60,25 @@ def drawing() -> Iterator[None]:
 
     Text takes these settings when it is made, and some is made when a figure is saved: both belong inside.
     """
+    import matplotlib
+
     with matplotlib.rc_context({"text.parse_math": False, "font.family": _families()}):
         yield
 
 
 @cache
 def _families() -> list[str]:
+    from matplotlib import font_manager
+
     there = set(font_manager.get_font_names())
     return ["DejaVu Sans", *(name for name in _WITH_MORE_LETTERS if name in there)]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), dpi=120, layout="constrained")
 
 
 def tier_colors(tiers: Iterable[str]) -> dict[str, str]:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
 from hsee_ray.data import open_images
 from hsee_ray.data.augment import Augment
 from hsee_ray.method.setup import Setup
-from hsee_ray.pictures import drawing
+from hsee_ray.pictures import drawing, new_figure
 from hsee_ray.rng import generator
 
 COLUMNS = 6
@@ -42,7 +41,7 @@ def write_contact_sheet(setup: Setup, path: Path) -> None:
         for column, image in enumerate(images_BHWC):
             top, left = k * (height + _GAP), column * (width + _GAP)
             sheet[top : top + height, left : left + width] = image
-    figure = Figure((2 + columns * _TILE_INCHES, 0.8 + shown * _TILE_INCHES), layout="constrained")
+    figure = new_figure(2 + columns * _TILE_INCHES, 0.8 + shown * _TILE_INCHES)
     axes = figure.subplots()
     axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     names = setup.files.class_names[:shown]

@@ -29,6 +29,7 @@ from hsee_ray.pictures import (
     drawing,
     heat_map,
     label_columns,
+    new_figure,
     shortened,
     tier_colors,
 )
@@ -143,7 +144,7 @@ def _reliability(evaluation: Evaluation, answers: Mapping[str, Answers]) -> Figu
     """
     columns = min(len(answers), COLUMNS)
     rows = -(-len(answers) // columns)
-    figure = Figure(figsize=(max(4.4 * columns, 8.8) + 0.4, 5.0 * rows + 0.9), dpi=120, layout="constrained")
+    figure = new_figure(max(4.4 * columns, 8.8) + 0.4, 5.0 * rows + 0.9)
     figure.suptitle(_title("whether exits can be believed (ECE: expected calibration error)", evaluation), fontsize=13)
     grid = figure.add_gridspec(2 * rows, columns, height_ratios=[3, 1.3] * rows)
     middles = (np.arange(ECE_BINS) + 0.5) / ECE_BINS
@@ -192,7 +193,7 @@ def _recall(evaluation: Evaluation, class_names: Sequence[str]) -> Figure:
     groups: list[tuple[Scope, str]] = [("tier", tier) for tier in _tiers(evaluation)] + [("overall", "overall")]
     recalls = {(row.answers, row.scope, row.name, row.label): row.recall for row in evaluation.classes}
     width = max(0.8 + 0.4 * len(groups), 3.0)
-    figure = Figure(figsize=(1.6 + 3 * width, 2.4 + 0.3 * len(labels)), dpi=120, layout="constrained")
+    figure = new_figure(1.6 + 3 * width, 2.4 + 0.3 * len(labels))
     which = "recall of each class (%)" if len(labels) == len(overall) else (
         f"recall (%) of the {len(labels)} classes of {len(overall)} that are answered worst"
     )  # fmt: skip
@@ -216,7 +217,7 @@ def _confusion(evaluation: Evaluation, scope: str, name: str, class_names: Seque
     classes = len(class_names)
     named = classes <= MOST_CLASSES
     side = 1.6 + (0.3 * max(classes, 6) if named else 4.4)
-    figure = Figure(figsize=(3 * side + 0.6, side + 1.4), dpi=120, layout="constrained")
+    figure = new_figure(3 * side + 0.6, side + 1.4)
     color = {**tier_colors(_tiers(evaluation)), "overall": OVERALL_COLOR}[name] if scope == "tier" else OVERALL_COLOR
     figure.suptitle(
         _title(f"{shortened(name)}: of 100 samples of a class, answered as", evaluation), fontsize=13, color=color
@@ -272,7 +273,7 @@ def _title(text: str, evaluation: Evaluation) -> str:
 def _panels(names: Sequence[str], evaluation: Evaluation, title: str) -> tuple[Figure, list[Axes]]:
     columns = min(len(names), COLUMNS)
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(max(3.7 * columns, 7.4) + 0.4, 3.4 * rows + 1.4), dpi=120, layout="constrained")
+    figure = new_figure(max(3.7 * columns, 7.4) + 0.4, 3.4 * rows + 1.4)
     figure.suptitle(_title(title, evaluation), fontsize=13)
     panels = [figure.add_subplot(rows, columns, index + 1) for index in range(len(names))]
     for axes in panels:

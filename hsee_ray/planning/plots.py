@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from hsee_ray.pictures import BLUE, ORANGE, RED, TEAL, drawing, shortened, tier_colors
+from hsee_ray.pictures import BLUE, ORANGE, RED, TEAL, drawing, new_figure, shortened, tier_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from hsee_ray.planning.report import Plan, TierPlan
 
@@ -31,7 +31,7 @@ def draw_plan(plan: Plan) -> Figure:
     rows = -(-len(plan.tiers) // columns)
     cuts = max(len(tier.cuts) for tier in plan.tiers)
     width = max(4.2, 0.42 * cuts)
-    figure = Figure(figsize=(max(width * columns, 8.8) + 0.4, 4.0 * rows + 1.2), dpi=120, layout="constrained")
+    figure = new_figure(max(width * columns, 8.8) + 0.4, 4.0 * rows + 1.2)
     limit = "" if plan.limit_s is None else f", rounds of at most {plan.limit_s:g} s"
     figure.suptitle(f"a round at every cut, planned for the least {plan.objective}{limit}", fontsize=13)
     seconds = [getattr(cut, name) for tier in plan.tiers for cut in tier.cuts for name, _, _ in PARTS]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
-from hsee_ray.pictures import OVERALL_COLOR, drawing, shortened, tier_colors
+from hsee_ray.pictures import OVERALL_COLOR, drawing, new_figure, shortened, tier_colors
 from hsee_ray.rundir.metrics import MetricRow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OVERALL = "overall"
 _FEW_POINTS = 30
@@ -29,7 +31,7 @@ def draw_curves(rows: Iterable[MetricRow], tiers: Sequence[str], tau: float) -> 
         ("server_loss", None): ("loss of servers (nats)", 1),
         ("offload_ratio", tau): (f"samples sent to the server, tau {tau:g} (%)", 100),
     }
-    figure = Figure(figsize=(12.5, 7.2), dpi=120, layout="constrained")
+    figure = new_figure(12.5, 7.2)
     colors = {**tier_colors(tiers), OVERALL: OVERALL_COLOR}
     curves = _curves(rows, panels.keys())
     for axes, (key, (title, factor)) in zip(figure.subplots(2, 3, sharex=True).flat, panels.items(), strict=True):

@@ -22,7 +22,7 @@ from hsee_ray.rundir.checkpoint import Progress, check_content, entry_of
 from hsee_ray.rundir.curves import draw_curves
 from hsee_ray.rundir.metrics import MetricRow, metric_rows, metrics_table, read_metrics, write_table
 from hsee_ray.rundir.run import METRICS_FILE
-from hsee_ray.rundir.tensorboard import RunBoard, save_class_counts, shown_tau
+from hsee_ray.rundir.tensorboard import RunBoard, shown_tau
 from hsee_ray.simulation.prediction import RoundCost
 
 PARTS_DIR = "metrics"
@@ -46,10 +46,6 @@ class RunLog:
                 os.truncate(path, size)
         _keep_only(run_dir / PARTS_DIR, progress.metrics_parts)
         self.board = RunBoard(run_dir / BOARD_DIR, setup.config, setup.fleet)
-        if progress.round_number == 0:
-            names = setup.files.class_names
-            save_class_counts(run_dir / "class_counts.png", setup.class_counts, names, setup.fleet.clients)
-            self.board.class_counts(setup.class_counts, names)
 
     @property
     def wall_s(self) -> float:
@@ -61,6 +57,9 @@ class RunLog:
         self.progress.totals.add(report, cost)
         self.board.round(report, cost, self.progress.totals.simulated)
         config = self.setup.config
+        if report.round_number == 1:  # nobody waits for a picture before the first step
+            names = self.setup.files.class_names
+            self.board.class_counts(self.setup.class_counts, names, self.run_dir / "class_counts.png")
         self.rows.extend(metric_rows(report, self.setup.fleet, config.exits.taus, cost, metrics_of(config)))
 
     def cut(self) -> None:

@@ -15,10 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
@@ -27,11 +26,14 @@ from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.schema import Config
 from hsee_ray.method.figures import metrics_of
 from hsee_ray.method.reports import CONFIDENCE_BINS, RoundReport
-from hsee_ray.pictures import drawing, heat_map, label_columns, shortened, tier_colors
+from hsee_ray.pictures import drawing, heat_map, label_columns, new_figure, shortened, tier_colors
 from hsee_ray.rundir.curves import OVERALL
 from hsee_ray.rundir.metrics import MetricRow, metric_rows
 from hsee_ray.rundir.summary import SimulatedTotals
 from hsee_ray.simulation.prediction import RoundCost
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_LABELS = 32
 """Above this many clients there are no curves per client, and above this many rows or columns no labels."""
@@ -66,10 +68,11 @@ class RunBoard:
         self._writer._get_file_writer().add_summary(custom_scalars(layout(config, fleet)))  # type: ignore[no-untyped-call]
         self._writer.flush()
 
-    def class_counts(self, counts_NK: NDArray[np.int64], class_names: Sequence[str]) -> None:
-        """Picture of the samples that each client (row) holds of each class (column)."""
+    def class_counts(self, counts_NK: NDArray[np.int64], class_names: Sequence[str], path: Path) -> None:
+        """Picture of the samples that each client (row) holds of each class (column), also as a PNG at `path`."""
         with drawing():
             figure = class_counts_figure(counts_NK, class_names, self._fleet.clients)
+            figure.savefig(path, format="png")
             self._writer.add_figure("data/class_counts", figure, 0)
         self._writer.flush()
 
@@ -208,7 +211,7 @@ def class_counts_figure(
     colors = tier_colors(dict.fromkeys(tiers))
     height = 2.2 + 0.3 * min(n_clients, MOST_LABELS)
     width = 4.0 + 0.45 * min(classes, MOST_LABELS)
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.add_subplot()
     figure.suptitle("training images of each class that a client holds", fontsize=11)
     axes.set_xlabel("class" if classes <= MOST_LABELS else f"class ({classes} of them)")
@@ -227,14 +230,6 @@ def class_counts_figure(
         if tiers[row] != tiers[row - 1]:
             axes.axhline(row - 0.5, color="black", linewidth=1.2)
     return figure
-
-
-@drawing()
-def save_class_counts(
-    path: Path, counts_NK: NDArray[np.int64], class_names: Sequence[str], clients: Sequence[ClientSpec]
-) -> None:
-    """PNG file of `class_counts_figure`."""
-    class_counts_figure(counts_NK, class_names, clients).savefig(path, format="png")
 
 
 def _final_metrics(summary: Mapping[str, Any], shown: float) -> dict[str, float]:

@@ -24,7 +24,6 @@ from hsee_ray.rundir.tensorboard import (
     RunBoard,
     class_counts_figure,
     hyperparameters,
-    save_class_counts,
 )
 from hsee_ray.simulation.prediction import ClientCost, RoundCost
 
@@ -188,8 +187,9 @@ def test_hyperparameters_are_flat_and_leave_out_what_is_not_set() -> None:
 
 def test_class_counts_are_a_picture(tmp_path: Path) -> None:
     board = board_of(tmp_path, sensors=2)
-    board.class_counts(np.array([[5, 1], [0, 4], [2, 2]]), ["zero", "one"])
+    board.class_counts(np.array([[5, 1], [0, 4], [2, 2]]), ["zero", "one"], tmp_path / "class_counts.png")
     board.close()
+    assert (tmp_path / "class_counts.png").read_bytes().startswith(PNG)
     (image,) = read_events(tmp_path).Images("data/class_counts")
     assert image.encoded_image_string.startswith(PNG)
     assert image.width > 300
@@ -199,9 +199,8 @@ def test_class_counts_are_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("clients", "classes"), [(2, 2), (101, 200)])
 def test_class_counts_of_any_size_are_saved(tmp_path: Path, clients: int, classes: int) -> None:
     path = tmp_path / "class_counts.png"
-    fleet = build_fleet(config_of(clients - 1), UNITS)
     counts = np.arange(clients * classes).reshape(clients, classes)
-    save_class_counts(path, counts, [f"class {k}" for k in range(classes)], fleet.clients)
+    board_of(tmp_path, sensors=clients - 1).class_counts(counts, [f"class {k}" for k in range(classes)], path)
     assert path.read_bytes().startswith(PNG)
 
 

@@ -46,6 +46,7 @@ class Plan:
 
     part: Part
     taus: tuple[float, ...]
+    """At least one."""
     confidence: Confidence
     calibration: Calibration | None
     """The gates that are in force; None where the run has not been calibrated."""

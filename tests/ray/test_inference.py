@@ -236,7 +236,7 @@ def test_nothing_set_aside(tiny: dict[str, Any], warm_actors: ActorFactory, tmp_
             calibrate(exits, run, Target("offload", 0.5), "entropy")
         with pytest.raises(ConfigError, match="--split calibration: no client has samples"):
             evaluate(exits, run, Plan("calibration", (), "entropy", None))
-        found, _ = evaluate(exits, run, Plan("test", (), "entropy", None))
+        found, _ = evaluate(exits, run, Plan("test", (0.5,), "entropy", None))
     assert all(row.temperature is None for row in found.exits)
 
 

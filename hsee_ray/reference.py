@@ -13,7 +13,8 @@ from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import ResourcesConfig
 from hsee_ray.method.aggregation import Ledger, average_copies, plan_aggregation
 from hsee_ray.method.client import Client
-from hsee_ray.method.legs import EVALUATION, Leg, Side, Trip, Work, legs_of
+from hsee_ray.method.legs import Leg, Side, Trip, Work, evaluating, legs_of
+from hsee_ray.method.predictions import Part
 from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport, learnt
 from hsee_ray.method.schedule import (
     evaluates_after,
@@ -81,7 +82,9 @@ class Reference:
         self.trained |= learnt(reports, round_number)
         if self.strategy.aggregates_after(self.config.training, round_number):
             self._aggregate(round_number)
-        evaluation = self._evaluate(round_number) if evaluates_after(self.config, round_number) else {}
+        evaluates = evaluates_after(self.config, round_number)
+        evaluation = self._evaluate(round_number, "test") if evaluates else {}
+        validation = self._evaluate(round_number, "validation") if evaluates else {}
         return RoundReport(
             round_number=round_number,
             learning_rate=learning_rate(self.config.training, round_number),
@@ -90,6 +93,7 @@ class Reference:
             client_training=reports["client"],
             server_training=reports["server"],
             evaluation=evaluation,
+            validation=validation,
         )
 
     def files(self) -> dict[str, Arrays]:
@@ -130,13 +134,13 @@ class Reference:
         self.ledger.record(plan, round_number)
         self.trained.clear()
 
-    def _evaluate(self, round_number: int) -> dict[int, EvaluationReport]:
+    def _evaluate(self, round_number: int, part: Part) -> dict[int, EvaluationReport]:
         reports: dict[int, EvaluationReport] = {}
-        size, n_test = self.config.evaluation.batch_size, len(self.setup.test_indices)
-        for client_id in range(len(self.setup.fleet.clients)):
-            for first in range(0, n_test, size):
-                work = Work(client_id, round_number, first, min(first + size, n_test))
-                of_piece = self.trip("evaluate", EVALUATION, work)
+        size = self.config.evaluation.batch_size
+        for client_id, samples in self.setup.samples_of(part).items():
+            for first in range(0, samples, size):
+                work = Work(client_id, round_number, first, min(first + size, samples))
+                of_piece = self.trip("evaluate", evaluating(part), work)
                 report = of_piece.get("server") or of_piece["client"]
                 reports[client_id] = reports[client_id] + report if client_id in reports else report
         return reports

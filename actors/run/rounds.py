@@ -26,7 +26,8 @@ from actors.workers.contract import LoadAverages, ObjectList, WorkerRequest
 from hsee_ray.config.fleet import ModelId
 from hsee_ray.errors import RunError
 from hsee_ray.method.aggregation import plan_aggregation
-from hsee_ray.method.legs import EVALUATION, Side, Work
+from hsee_ray.method.legs import Side, Work, evaluating
+from hsee_ray.method.predictions import Part
 from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport, learnt
 from hsee_ray.method.schedule import (
     batches_per_message,
@@ -104,7 +105,9 @@ class Rounds:
         self.state.trained |= learnt(training, round_number)
         if self.strategy.aggregates_after(self.config.training, round_number):
             self._aggregate(round_number)
-        evaluation = self._evaluate(round_number) if evaluates_after(self.config, round_number) else {}
+        evaluates = evaluates_after(self.config, round_number)
+        evaluation = self._evaluate(round_number, "test") if evaluates else {}
+        validation = self._evaluate(round_number, "validation") if evaluates else {}
         self._look(round_number)
         self.state.round_number = round_number
         self.whole = self.state.copy()
@@ -116,6 +119,7 @@ class Rounds:
             client_training=training["client"],
             server_training=training["server"],
             evaluation=evaluation,
+            validation=validation,
             starting=starting,
             missing=tuple(sorted((absent | self.team.left_out) - training["client"].keys())),
         )
@@ -280,10 +284,11 @@ class Rounds:
         spec = self.setup.fleet.clients[client_id]
         return self.setup.feature_bytes(spec, spec.batch_size)
 
-    def _evaluate(self, round_number: int) -> dict[int, EvaluationReport]:
-        n_test = len(self.setup.test_indices)
-        units = self.sample_units(dict.fromkeys(range(len(self.setup.fleet.clients)), n_test), round_number)
-        stage = Stage(self.team, self.recovery, self.state, lambda client: EVALUATION)
+    def _evaluate(self, round_number: int, part: Part) -> dict[int, EvaluationReport]:
+        units = self.sample_units(self.setup.samples_of(part), round_number)
+        if not units:
+            return {}
+        stage = Stage(self.team, self.recovery, self.state, lambda client: evaluating(part))
         reports: dict[int, EvaluationReport] = {}
         for piece, of_piece in self.run_stage(stage, units, round_number, "evaluate", self.evaluation_window):
             client_id, report = piece.work.client_id, of_piece.get("server") or of_piece["client"]

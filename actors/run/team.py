@@ -38,6 +38,7 @@ class RowRefs:
     train: Mapping[int, ObjectRef[Any]]
     test: ObjectRef[Any]
     calibration: Mapping[int, ObjectRef[Any]]
+    validation: Mapping[int, ObjectRef[Any]]
 
     @classmethod
     def put(cls, setup: Setup) -> RowRefs:
@@ -47,14 +48,20 @@ class RowRefs:
             train={client_id: ray.put(own_rows(each.train)) for client_id, each in data.items()},
             test=ray.put(own_rows(data[0].test)),
             calibration={client_id: ray.put(own_rows(each.calibration)) for client_id, each in data.items()},
+            validation={client_id: ray.put(own_rows(each.validation)) for client_id, each in data.items()},
         )
 
     def of(self, model: ModelId) -> dict[str, ObjectRef[Any]]:
-        """A client's training, test and calibration images by reference. A server has none."""
+        """A client's images by reference, as its actor takes them. A server has none."""
         if model.side == "server":
             return {}
         client_id = model.client_id
-        return {"train": self.train[client_id], "test": self.test, "calibration": self.calibration[client_id]}
+        return {
+            "train": self.train[client_id],
+            "test": self.test,
+            "calibration": self.calibration[client_id],
+            "validation": self.validation[client_id],
+        }
 
 
 def create_actor(actor_class: type[Any], place: Mapping[str, Any], *args: Any, **kwargs: Any) -> ActorHandle[Any]:

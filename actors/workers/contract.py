@@ -45,7 +45,7 @@ class Restore:
     """None: the state before the first round."""
     averages: AverageRefs = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
-    """Indices of the client's images where it cannot map them: `train`, `test`, `calibration`."""
+    """Indices of the client's images where it cannot map them: `train`, `test`, `calibration`, `validation`."""
 
 
 @dataclass(frozen=True)

@@ -161,11 +161,12 @@ def client_data(
     train: Samples | None = None,
     test: Samples | None = None,
     calibration: Samples | None = None,
+    validation: Samples | None = None,
 ) -> ClientData:
     """A client's data over images that it is given; without any, mapped from this machine's image files."""
-    if train is None or test is None or calibration is None:
+    if train is None or test is None or calibration is None or validation is None:
         return mapped_client_data(setup, client_id)
-    return ClientData(train, test, calibration, setup.files.class_names, setup.mean_C, setup.std_C)
+    return ClientData(train, test, calibration, validation, setup.files.class_names, setup.mean_C, setup.std_C)
 
 
 def own_rows(samples: Samples) -> Samples:

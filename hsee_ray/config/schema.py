@@ -104,6 +104,7 @@ class DataConfig(_Model):
     classes: int | None = Field(None, ge=2)
     augment: AugmentConfig = AugmentConfig()
     calibration_fraction: float = Field(0.05, ge=0, lt=1)
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
     partition: PartitionConfig = IidPartition()
 
     @model_validator(mode="after")
@@ -204,6 +205,8 @@ class TrainingConfig(_Model):
     strategy: StrategyPlugIn = PlugIn(name="averaging")
     objective: ObjectivePlugIn | None = None
     rounds: int = Field(10, ge=1)
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = Field(None, ge=1)
     local_epochs: int = Field(1, ge=1)
     local_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(64, ge=2)
@@ -351,6 +354,17 @@ class Config(_Model):
             raise ValueError(
                 f"{', '.join(automatic)}: `auto` needs to know the devices; set {', '.join(missing)} (docs/planning.md)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_where_needed(self) -> Config:
+        if self.training.keep == "best" and self.data.validation_fraction == 0:
+            raise ValueError(
+                "training.keep is 'best', and no images are set aside to find the best round with: set "
+                "data.validation_fraction above 0 (0.1, say)"
+            )
+        if self.training.patience is not None and self.training.keep != "best":
+            raise ValueError("training.patience waits for a better round, and training.keep is 'last': set it to best")
         return self
 
     @property

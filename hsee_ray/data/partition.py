@@ -23,10 +23,14 @@ _LEAST_TRAINING_SAMPLES = 2
 
 @dataclass(frozen=True, eq=False)
 class ClientIndices:
-    """One client's share: what it trains on, and what is set aside to calibrate the exits. Both ascend."""
+    """One client's share: what it trains on, and what is set aside, to calibrate its exit and to find the best round.
+
+    All ascend.
+    """
 
     train: Indices
     calibration: Indices
+    validation: Indices
 
 
 def select(labels_N: npt.NDArray[np.int64], n_samples: int | None, seed: int, split: str) -> Indices:
@@ -139,11 +143,16 @@ def _deal_shards(
 
 def _set_aside(part: Indices, client: int, config: DataConfig, seed: int) -> ClientIndices:
     n_calibration = round(config.calibration_fraction * len(part))
-    if len(part) - n_calibration < _LEAST_TRAINING_SAMPLES:
+    n_aside = n_calibration + round(config.validation_fraction * len(part))
+    if len(part) - n_aside < _LEAST_TRAINING_SAMPLES:
         raise DataError(
-            f"client {client} is left with {len(part) - n_calibration} training samples and needs "
+            f"client {client} is left with {max(0, len(part) - n_aside)} training samples and needs "
             f"{_LEAST_TRAINING_SAMPLES}: use fewer clients, raise data.train_samples, "
-            "or lower data.calibration_fraction"
+            "or lower data.calibration_fraction or data.validation_fraction"
         )
     shuffled = generator(seed, "calibration", client).permutation(part)
-    return ClientIndices(np.sort(shuffled[n_calibration:]), np.sort(shuffled[:n_calibration]))
+    return ClientIndices(
+        train=np.sort(shuffled[n_aside:]),
+        calibration=np.sort(shuffled[:n_calibration]),
+        validation=np.sort(shuffled[n_calibration:n_aside]),
+    )

@@ -73,7 +73,8 @@ def local_samples(config: Config, n_images: int | None = None) -> LocalSamples:
 
 
 def even_samples(config: Config, n_images: int) -> list[int]:
-    """Training samples of every client when so many images are dealt out evenly, less those set aside to calibrate."""
+    """Training samples of every client when so many images are dealt out evenly, less those set aside."""
     share, more = divmod(n_images, config.n_clients)
     parts = [share + (number < more) for number in range(config.n_clients)]
-    return [part - round(config.data.calibration_fraction * part) for part in parts]
+    fractions = config.data.calibration_fraction, config.data.validation_fraction
+    return [part - sum(round(fraction * part) for fraction in fractions) for part in parts]

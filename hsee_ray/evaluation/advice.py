@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from hsee_ray.evaluation.calibration import Calibration, TierCalibration
 from hsee_ray.evaluation.report import Evaluation
-from hsee_ray.rundir.run import Run
+from hsee_ray.rundir.run import Run, kept_round
 from hsee_ray.rundir.tables import percent
 
 WANTED_HALF_WIDTH = 0.02
@@ -52,7 +52,7 @@ def of_training(run: Run) -> list[str]:
     if by_heart:
         lines.append(
             f"training images known by heart (mean probability of their labels for accuracy): {', '.join(by_heart)}; "
-            "more images or data.augment help, or fewer rounds"
+            "more images or data.augment help, or training.keep=best with data.validation_fraction=0.1"
         )
     return lines
 
@@ -124,7 +124,7 @@ def _random_accuracy(tier: TierCalibration) -> float:
 def _last_losses(run: Run) -> Mapping[tuple[str, str], float]:
     """Mean losses of the last round, by tier and metric; nats per sample."""
     values: dict[tuple[str, str], list[float]] = {}
-    losses = (pc.field("round") == run.summary["rounds"]) & pc.field("metric").isin(["client_loss", "server_loss"])
+    losses = (pc.field("round") == kept_round(run.summary)) & pc.field("metric").isin(["client_loss", "server_loss"])
     for row in run.metrics.filter(losses).to_pylist():
         values.setdefault((row["tier"], row["metric"]), []).append(_number(row["value"]))
     return {key: fmean(each) for key, each in values.items()}

@@ -20,7 +20,7 @@ from hsee_ray.evaluation.calibration import (
     pick,
     tier_calibration,
 )
-from hsee_ray.evaluation.exits import Exits, samples_of
+from hsee_ray.evaluation.exits import Exits
 from hsee_ray.evaluation.report import (
     Costs,
     Evaluation,
@@ -60,7 +60,8 @@ def calibrate(exits: Exits, run: Run, target: Target, kind: Confidence) -> Calib
     tiers = _tiers_with_exits(exits)
     if not tiers:
         raise ConfigError("no client that has a model has an exit: there is nothing to calibrate")
-    empty = [t for t, members in tiers.items() if not any(samples_of(exits.setup, "calibration", n) for n in members)]
+    aside = exits.setup.samples_of("calibration")
+    empty = [tier for tier, members in tiers.items() if not any(aside[client_id] for client_id in members)]
     if empty:
         who = ", ".join(empty)
         raise ConfigError(

@@ -79,15 +79,7 @@ class ExitsHere:
 
 def asked_samples(setup: Setup, part: Part, most: int | None) -> dict[int, int]:
     """How many samples of a part each client is asked about: all of them, or `most`."""
-    return {
-        spec.client_id: min(samples_of(setup, part, spec.client_id), most or sys.maxsize)
-        for spec in setup.fleet.clients
-    }
-
-
-def samples_of(setup: Setup, part: Part, client_id: int) -> int:
-    """How many samples a client has in a part of the data."""
-    return len(setup.test_indices) if part == "test" else len(setup.parts[client_id].calibration)
+    return {client_id: min(samples, most or sys.maxsize) for client_id, samples in setup.samples_of(part).items()}
 
 
 def joined(

@@ -53,14 +53,18 @@ class Samples:
 
 @dataclass(frozen=True)
 class ClientData:
-    """A client's training, test and calibration samples, and the normalisation of its images (scale [0, 1])."""
+    """A client's samples, of training and of each Part, and the normalisation of its images (scale [0, 1])."""
 
     train: Samples
     test: Samples
     calibration: Samples
+    validation: Samples
     class_names: tuple[str, ...]
     mean_C: tuple[float, ...]
     std_C: tuple[float, ...]
+
+    def of(self, part: Part) -> Samples:
+        return {"test": self.test, "calibration": self.calibration, "validation": self.validation}[part]
 
 
 class Client:
@@ -125,27 +129,29 @@ class Client:
             yield batch.step, *self._training_batch(round_number, batch)
 
     @torch.no_grad()
-    def evaluate(self, first: int, last: int) -> tuple[Packet, EvaluationReport | None]:
-        """Test samples first..last-1 through the client's part; the features go to the server.
+    def evaluate(self, part: Part, first: int, last: int) -> tuple[Packet, EvaluationReport | None]:
+        """Samples first..last-1 of a part of the data through the client's part; the features go to the server.
 
         A client without a server answers them itself: an empty packet, and its report.
         """
         self.model.eval_mode()
-        rows = self.data.test.indices[first:last]
-        x_BCHW, y_B = self._tensors(self.data.test.images_NHWC[rows], self.data.test.labels_N[rows])
+        samples = self.data.of(part)
+        rows = samples.indices[first:last]
+        labels_B = samples.labels_N[rows]
+        x_BCHW, y_B = self._tensors(samples.images_NHWC[rows], labels_B)
         h, logits_BK = self._infer(x_BCHW)
         confidence_B = self.task.confidence(logits_BK, self.config.exits.confidence)
         prediction_B = self.task.predict(logits_BK)
-        counts = count(metrics_of(self.config), logits_BK, self.data.test.labels_N[rows])
+        counts = count(metrics_of(self.config), logits_BK, labels_B)
         if self.spec.has_server:
             sent = dataclasses.replace(
                 self._sent(encode(h, y_B)), confidence_B=confidence_B, prediction_B=prediction_B, counts=counts
             )
             return (sent,), None
         return (), evaluation_report(
-            labels_B=y_B.cpu().numpy(),
+            labels_B=labels_B,
             n_classes=len(self.data.class_names),
-            client_right_B=self.task.right(prediction_B, self.data.test.labels_N[rows]),
+            client_right_B=self.task.right(prediction_B, labels_B),
             confidence_B=confidence_B,
             server_right_B=None,
             taus=self.config.exits.taus,
@@ -161,7 +167,7 @@ class Client:
         """
         begin = time.perf_counter()
         self.model.eval_mode()
-        samples = self.data.test if part == "test" else self.data.calibration
+        samples = self.data.of(part)
         rows = samples.indices[first:last]
         x_BCHW, y_B = self._tensors(samples.images_NHWC[rows], samples.labels_N[rows])
         h, logits_BK = self._infer(x_BCHW)

@@ -102,6 +102,8 @@ def client_figures(report: RoundReport, client_id: int, metrics: Iterable[Metric
     evaluated = report.evaluation.get(client_id)
     if evaluated is not None:
         yield from evaluation_figures(evaluated, metrics)
+    if client_id in report.validation:
+        yield Figure("validation_accuracy", None, report.validation[client_id].mean_accuracy)
 
 
 def evaluation_figures(report: EvaluationReport, metrics: Iterable[Metric] = ()) -> Iterator[Figure]:

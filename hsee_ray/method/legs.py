@@ -57,8 +57,14 @@ def train_server(server: Any, work: Work, packet: Any) -> tuple[None, Any]:
     return None, server.train(work.client_id, work.round_number, packet)
 
 
-def evaluate_client(client: Any, work: Work, payload: None) -> tuple[Any, Any]:
-    return client.evaluate(work.first, work.last)  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class EvaluateClient:
+    """The exit answers all samples, and the features of all are sent on."""
+
+    part: Part
+
+    def __call__(self, client: Any, work: Work, payload: None) -> tuple[Any, Any]:
+        return client.evaluate(self.part, work.first, work.last)  # type: ignore[no-any-return]
 
 
 def evaluate_server(server: Any, work: Work, packet: Any) -> tuple[None, Any]:
@@ -83,7 +89,11 @@ def answer_server(server: Any, work: Work, packet: Any) -> tuple[None, Any]:
 
 TRAINING: Trip = (Leg("client", train_client), Leg("server", train_server))
 """Nothing comes back over the cut."""
-EVALUATION: Trip = (Leg("client", evaluate_client), Leg("server", evaluate_server))
+
+
+def evaluating(part: Part) -> Trip:
+    """Samples through their client, and all of them through its server."""
+    return Leg("client", EvaluateClient(part)), Leg("server", evaluate_server)
 
 
 def answering(part: Part, gate: Gate) -> Trip:

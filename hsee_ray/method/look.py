@@ -15,11 +15,14 @@ _NAMED = 5
 def look(setup: Setup) -> list[str]:
     """Lines about a run's images, without tables: their numbers, what was converted, what is missing."""
     per_class_K = setup.class_counts.sum(axis=0)
-    aside = sum(len(part.calibration) for part in setup.parts)
+    n_aside = {
+        "calibrate": sum(setup.samples_of("calibration").values()),
+        "validate": sum(setup.samples_of("validation").values()),
+    }
     height, width, channels = setup.files.image_shape
     lines = [
         f"{per_class_K.sum():,} training and {len(setup.test_indices):,} test images, {width}x{height}x{channels}"
-        f"{f', {aside:,} set aside to calibrate' if aside else ''}; "
+        f"{''.join(f', {count:,} set aside to {what}' for what, count in n_aside.items() if count)}; "
         f"training images per class {_range(per_class_K)}, per client {_range(setup.class_counts.sum(axis=1))}"
     ]
     lines.extend(str(note) for note in setup.files.notes)

@@ -14,7 +14,7 @@ import numpy as np
 from hsee_ray.edge.task import Task
 
 Array = np.ndarray[Any, Any]
-Part = Literal["test", "calibration"]
+Part = Literal["test", "calibration", "validation"]
 """Which of its samples a client is asked about: the test images, or those it has set aside."""
 
 

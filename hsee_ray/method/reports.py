@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,12 @@ class EvaluationReport:
     counts: Mapping[Side, Mapping[str, float]] = field(default_factory=dict)
     """Counts of the metrics in `evaluation.figures`, by the side whose logits they saw."""
 
+    @property
+    def mean_accuracy(self) -> float:
+        """Of exit and server, in [0, 1]; the client's own at cut L."""
+        sides = [self.client_correct] if self.server_correct is None else [self.client_correct, self.server_correct]
+        return fmean(sides) / self.samples
+
     def __add__(self, other: EvaluationReport) -> EvaluationReport:
         def add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(x + y for x, y in zip(a, b, strict=True))
@@ -111,6 +118,8 @@ class RoundReport:
     """By the number of the client whose features were learnt from; none for a client with cut L."""
     evaluation: Mapping[int, EvaluationReport] = field(default_factory=dict)
     """By client number, every client that is there; empty in rounds that are not evaluated."""
+    validation: Mapping[int, EvaluationReport] = field(default_factory=dict)
+    """The same of the samples that clients have set aside for it (`data.validation_fraction`)."""
     starting: bool = False
     """Whether actors started in it, so that its time says nothing about speed."""
     missing: tuple[int, ...] = ()
@@ -119,6 +128,11 @@ class RoundReport:
     @property
     def samples(self) -> int:
         return sum(report.samples for report in self.client_training.values())
+
+    @property
+    def validation_accuracy(self) -> float | None:
+        """Mean over the clients by which rounds are compared (`training.keep`); None where nothing was validated."""
+        return fmean(each.mean_accuracy for each in self.validation.values()) if self.validation else None
 
 
 def learnt(training: Mapping[Side, Mapping[int, TrainReport]], round_number: int) -> set[int]:

@@ -25,11 +25,12 @@ from hsee_ray.data import (
     select,
 )
 from hsee_ray.data.augment import check_augment
-from hsee_ray.errors import ConfigError
+from hsee_ray.errors import ConfigError, DataError
 from hsee_ray.features.path import check_stages, feature_bytes
 from hsee_ray.method.client import Client, ClientData, Samples
 from hsee_ray.method.figures import check_metrics
 from hsee_ray.method.objective import check_objective
+from hsee_ray.method.predictions import Part
 from hsee_ray.method.server import Server
 from hsee_ray.method.strategies import Strategy, build_fleet, strategy_of
 from hsee_ray.method.task import check_task
@@ -72,6 +73,12 @@ class Setup:
         """Training samples of every client."""
         return tuple(len(part.train) for part in self.parts)
 
+    def samples_of(self, part: Part) -> dict[int, int]:
+        """How many samples of a part of the data each client has."""
+        if part == "test":
+            return dict.fromkeys(range(len(self.fleet.clients)), len(self.test_indices))
+        return {client_id: len(getattr(own, part)) for client_id, own in enumerate(self.parts)}
+
     def feature_bytes(self, spec: ClientSpec, samples: int) -> int:
         """Bytes of so many samples' features as the client sends them."""
         return feature_bytes(self.config, spec, self.feature_shapes[spec.cut - 1], samples)
@@ -96,6 +103,11 @@ def prepare_run(config: Config) -> Setup:
     check_augment(config.data.augment, files.image_shape)
     chosen = select(train.labels_N, config.data.train_samples, config.seed, "train")
     parts = partition(train.labels_N, chosen, config.n_clients, n_classes, config.data, config.seed)
+    if config.training.keep == "best" and not any(len(part.validation) for part in parts):
+        raise DataError(
+            f"data.validation_fraction is {config.data.validation_fraction:g}: that sets aside no image of any client; "
+            "raise it, or use training.keep=last"
+        )
     if strategy.on_server:
         parts = (_union(parts),)
     fleet, shapes = build_fleet(config, tuple(backbone.units)), feature_shapes(backbone, files.image_shape)
@@ -172,6 +184,7 @@ def mapped_client_data(setup: Setup, client_id: int) -> ClientData:
         train=Samples(train.images_NHWC, train.labels_N, setup.parts[client_id].train),
         test=Samples(test.images_NHWC, test.labels_N, setup.test_indices),
         calibration=Samples(train.images_NHWC, train.labels_N, setup.parts[client_id].calibration),
+        validation=Samples(train.images_NHWC, train.labels_N, setup.parts[client_id].validation),
         class_names=setup.files.class_names,
         mean_C=setup.mean_C,
         std_C=setup.std_C,
@@ -182,4 +195,5 @@ def _union(parts: Sequence[ClientIndices]) -> ClientIndices:
     return ClientIndices(
         train=np.sort(np.concatenate([part.train for part in parts])),
         calibration=np.sort(np.concatenate([part.calibration for part in parts])),
+        validation=np.sort(np.concatenate([part.validation for part in parts])),
     )

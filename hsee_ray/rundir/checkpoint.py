@@ -23,7 +23,7 @@ from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import DataError, RunError, UserError
 from hsee_ray.method.aggregation import Ledger
-from hsee_ray.method.reports import EvaluationReport
+from hsee_ray.method.reports import EvaluationReport, RoundReport
 from hsee_ray.rundir.failures import History
 from hsee_ray.rundir.location import RunLocation
 from hsee_ray.rundir.run import CHECKPOINTS_DIR
@@ -120,12 +120,13 @@ def _canonical(values: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(values, indent=1, sort_keys=True)}\n".encode()
 
 
-def commit(storage: Storage, manifest: Manifest, keep: int) -> None:
-    """Writes the manifest, which makes the checkpoint count, and removes all but the newest `keep`."""
+def commit(storage: Storage, manifest: Manifest, keep: int, best: int = 0) -> None:
+    """Writes the manifest, which makes the checkpoint count, and removes all but the newest `keep` and the best."""
     storage.write(f"{directory_of(manifest.round_number)}/{MANIFEST_FILE}", manifest_bytes(manifest))
     try:
         for old in committed_rounds(storage)[keep:]:
-            storage.remove(directory_of(old))
+            if old != best:
+                storage.remove(directory_of(old))
     except OSError as error:  # the new checkpoint is whole: an old one too many harms nothing
         logging.getLogger("hsee_ray").warning("%s: an old checkpoint cannot be removed (%s)", storage.root, error)
 
@@ -148,7 +149,7 @@ def write_checkpoint(
         content = progress.to_json()
         storage.write(f"{directory}/{PROGRESS_FILE}", content)
         # The manifest is last: the checkpoint counts when everything else is there.
-        commit(storage, Manifest(number, {**files, PROGRESS_FILE: entry_of(content)}), keep)
+        commit(storage, Manifest(number, {**files, PROGRESS_FILE: entry_of(content)}), keep, progress.best_round)
     except (OSError, RunError):
         with suppress(OSError):  # half a checkpoint may be what fills the disk
             if number not in committed_rounds(storage):
@@ -224,6 +225,9 @@ class Progress:
     """Of the data and the weights that the run began with; older checkpoints have none."""
     round_number: int = 0
     """The last whole round."""
+    best_round: int = 0
+    """The round with the highest accuracy on the validation samples, the first of equals; 0 before there is one."""
+    best_accuracy: float = -1.0
     ledger: Ledger = field(default_factory=Ledger)
     trained: tuple[int, ...] = ()
     """Clients that trained since the last aggregation."""
@@ -241,6 +245,14 @@ class Progress:
         """Takes what belongs to the state after a whole round."""
         self.round_number, self.ledger = round_number, ledger
         self.trained, self.averages = tuple(sorted(trained)), tuple(averages)
+
+    def judge(self, report: RoundReport) -> bool:
+        """Whether a round is the best one so far."""
+        accuracy = report.validation_accuracy
+        if accuracy is None or accuracy <= self.best_accuracy:
+            return False
+        self.best_round, self.best_accuracy = report.round_number, accuracy
+        return True
 
     def to_json(self) -> bytes:
         values = asdict(replace(self, ledger=Ledger()))
@@ -297,7 +309,7 @@ def _up_to_date(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 _FREE = re.compile(
-    r"training\.rounds|data\.(root|cache)|evaluation\.every|"
+    r"training\.(rounds|keep|patience)|data\.(root|cache)|evaluation\.every|"
     r"(tiers\.\d+|server)\.(slots|resources(\..*)?)|(cluster|pipeline|storage|checkpoint|failures)\..*|"
     r"simulation\.(profiles|timeline_rounds)"
 )

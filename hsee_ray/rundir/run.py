@@ -116,6 +116,11 @@ def side_figures(means: Mapping[str, Any]) -> list[str]:
     return [name for name in means if name.startswith(("client_", "server_"))]
 
 
+def kept_round(summary: Mapping[str, Any]) -> int:
+    """The round whose models a finished run has left."""
+    return int(summary.get("best_round") or summary["rounds"])
+
+
 def load_run(path: str | Path) -> Run:
     """Run in a directory that a finished training left behind.
 

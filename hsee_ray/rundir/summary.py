@@ -137,14 +137,16 @@ def build_summary(
     wall_s: float,
     data: DataSummary,
     failures: Mapping[str, int],
+    best_round: int | None = None,
 ) -> dict[str, Any]:
     """Content of `summary.json` for a finished run, of which the last round was evaluated.
 
-    `failures` counts the replaced actors by name. `local_samples` counts each client's own training samples, in the
-    order of the fleet. Accuracies and ratios lie in [0, 1]; `samples_per_s` counts training samples per second of
-    training, without rounds in which actors started. Tiers and `overall` are means over their clients, each client
-    with the same weight, those that have learnt nothing left out of figures; `server_accuracy` is the mean over the
-    clients that have one, or None. `simulation` tells what the run took on the tiers' devices, or is None.
+    `best_round` is the one whose models are kept, where `training.keep` asks for it. `failures` counts the replaced
+    actors by name. `local_samples` counts each client's own training samples, in the order of the fleet. Accuracies and
+    ratios lie in [0, 1]; `samples_per_s` counts training samples per second of training, without rounds in which actors
+    started. Tiers and `overall` are means over their clients, each client with the same weight, those that have learnt
+    nothing left out of figures; `server_accuracy` is the mean over the clients that have one, or None. `simulation`
+    tells what the run took on the tiers' devices, or is None.
     """
     clients = [
         _client_summary(client, samples, totals, config)
@@ -154,6 +156,8 @@ def build_summary(
         "strategy": config.training.strategy.name,
         "seed": config.seed,
         "rounds": totals.rounds,
+        "best_round": best_round,
+        "ended_by_patience": config.training.patience if totals.rounds < config.training.rounds else None,
         "wall_s": wall_s,
         "samples_per_s": totals.samples / totals.train_s,
         "weights_sha256": weights_sha256,

@@ -99,6 +99,12 @@ def render_summary(summary: Mapping[str, Any], tau: float | None = None) -> str:
     """
     majority = percent(summary["overall"]["majority_rate"])
     lines = [align(tier_table(summary, tau)), f"majority-class rate: {majority}", *_left_out_lines(summary)]
+    if (best := summary.get("best_round")) is not None:
+        patience = summary["ended_by_patience"]
+        ended = "" if patience is None else f", after {patience} without a better one (training.patience)"
+        lines.append(
+            f"models of round {best}, the best on the validation samples; trained to round {summary['rounds']}{ended}"
+        )
     if (simulation := summary.get("simulation")) is not None:
         lines.append(_simulation_line(simulation))
     return "\n".join(lines)

@@ -83,8 +83,10 @@ def resume(
         _check_changes(begun.model_dump(mode="json"), config)
         if (run_dir / SUMMARY_FILE).is_file():
             finished = load_run(run_dir)
-            if finished.summary["rounds"] == config.training.rounds:
-                listener.happened(Event(config.training.rounds, "resume", "run", "has finished, nothing is left to do"))
+            trained = finished.summary["rounds"]
+            patience = finished.summary.get("ended_by_patience")
+            if trained == config.training.rounds or (patience is not None and patience == config.training.patience):
+                listener.happened(Event(trained, "resume", "run", "has finished, nothing is left to do"))
                 return finished
         newest, found = _newest_checkpoint(location, listener)
         _check_not_lost(found, run_dir, location)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import NoReturn
 
-from hsee_ray.errors import Interrupted, RunError, TakenOverError
+from hsee_ray.errors import DataError, Interrupted, RunError, TakenOverError
 from hsee_ray.evaluation.calibration import CALIBRATION_FILE
 from hsee_ray.method.reports import RoundReport
 from hsee_ray.method.setup import Setup
 from hsee_ray.models.weights import weights_sha256
-from hsee_ray.rundir.checkpoint import Progress, newest_checkpoint, remove_newer
+from hsee_ray.rundir.checkpoint import Progress, newest_checkpoint, read_checkpoint, remove_newer
 from hsee_ray.rundir.location import RunLocation
 from hsee_ray.rundir.run import CHECKPOINTS_DIR, ERROR_FILE, SUMMARY_FILE
 from hsee_ray.rundir.run_log import RunLog, check_parts
@@ -116,15 +116,18 @@ class Session:
         try:
             with self.stop.listening(self.config.checkpoint.grace_s):
                 for number in range(self.engine.whole_round + 1, last + 1):
+                    if self._is_past_its_best(number - 1):
+                        break
                     report = self.engine.run_round(number)
                     cost = self._simulated(report)
                     self.record.add(report, cost)
+                    best = self.config.training.keep == "best" and self.progress.judge(report)
                     self.timeline.write()
                     self.listener.finished_round(report, cost)
                     if self.stop.asked:
                         break
                     self._send(number)
-                    if number % every == 0 or number == last:
+                    if best or number % every == 0 or number == last or self._is_past_its_best(number):
                         self._checkpoint()
         except GraceOver:
             self._end_early(spread=False)
@@ -135,6 +138,11 @@ class Session:
             raise
         if self.stop.asked:
             self._end_early(spread=True)
+
+    def _is_past_its_best(self, number: int) -> bool:
+        """Whether the run ends with this round, since so many have not been better than the best one."""
+        patience, best = self.config.training.patience, self.progress.best_round
+        return patience is not None and best > 0 and number - best >= patience
 
     def _simulated(self, report: RoundReport) -> RoundCost | None:
         """Simulated cost of the round, where devices are known."""
@@ -182,7 +190,20 @@ class Session:
         self.location.send_all()
         self.engine.save_checkpoint(self.progress, spread, after_failure)
 
+    def _go_to_best(self) -> None:
+        """Makes the models those of the best round, whose checkpoint is kept."""
+        best = self.progress.best_round
+        if self.config.training.keep == "last" or best == self.progress.round_number:
+            return
+        try:
+            found = read_checkpoint(self.storage, best)
+        except DataError as error:
+            raise RunError(f"{error}; --resume with --set training.keep=last keeps the last round's models") from None
+        self.engine.take_up(found, again=True)
+        self.progress.totals.evaluation = found[1].totals.evaluation
+
     def _finish(self) -> None:
+        self._go_to_best()
         digest = weights_sha256(self.engine.save_models())
         files = self.setup.files
         summary = build_summary(
@@ -194,6 +215,7 @@ class Session:
             wall_s=self.record.wall_s,
             data=DataSummary(files.name, files.image_shape, files.class_names, self.setup.mean_C, self.setup.std_C),
             failures=self.history.by_actor,
+            best_round=self.progress.best_round if self.config.training.keep == "best" else None,
         )
         self.record.finish(summary)
         self.timeline.write()

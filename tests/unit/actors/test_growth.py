@@ -16,7 +16,7 @@ from actors.run.pieces import Piece, RetryUnit
 from actors.run.pipeline import Pipeline
 from actors.workers.contract import Outcome
 from hsee_ray.config.fleet import ModelId
-from hsee_ray.method.legs import EVALUATION, Trip, Work, legs_of
+from hsee_ray.method.legs import Trip, Work, evaluating, legs_of
 from hsee_ray.method.schedule import ordered_steps
 
 PIECES = 4
@@ -34,7 +34,7 @@ class FakeStage:
         self.asked: deque[asyncio.Future[Outcome]] = deque()
 
     def trip_of(self, piece: Piece) -> Trip:
-        return legs_of(EVALUATION, has_server=True)
+        return legs_of(evaluating("test"), has_server=True)
 
     def pool(self, piece: Piece) -> str:
         return self.slots.pool(piece.client)

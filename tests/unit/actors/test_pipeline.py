@@ -17,7 +17,7 @@ from actors.run.pipeline import Pipeline, UnitReports
 from actors.run.recovery import LeftOut
 from actors.workers.contract import Outcome
 from hsee_ray.config.fleet import ModelId
-from hsee_ray.method.legs import EVALUATION, TRAINING, Leg, Trip, Work, legs_of
+from hsee_ray.method.legs import TRAINING, Leg, Trip, Work, evaluating, legs_of
 from hsee_ray.rundir.failures import Failure
 
 ROUND_TRIP: Trip = (*TRAINING, Leg("client", lambda side, work, payload: (None, None)))
@@ -196,7 +196,7 @@ def run(
 ) -> tuple[FakeStage, UnitReports]:
     """Runs all units; gives the stage, and the reports of every piece."""
     back = strategy.endswith("_back")
-    trip = ROUND_TRIP if back else EVALUATION
+    trip = ROUND_TRIP if back else evaluating("test")
 
     async def under_way() -> tuple[FakeStage, UnitReports]:
         actors = FakeActors(random.Random(seed), fail_at)

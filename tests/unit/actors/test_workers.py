@@ -28,7 +28,7 @@ from hsee_ray.config.fleet import ModelId
 from hsee_ray.config.schema import ResourcesConfig, TrainingConfig
 from hsee_ray.errors import RunError
 from hsee_ray.method.aggregation import Copy
-from hsee_ray.method.legs import EVALUATION, TRAINING, Trip, Work
+from hsee_ray.method.legs import TRAINING, Trip, Work, evaluating
 from hsee_ray.method.setup import Setup, mapped_client_data, prepare_run
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.state import ModelState, UnitState, named_tensors
@@ -98,11 +98,11 @@ def learn(actor: ModelActor, client: int, packet: Any) -> Any:
 
 
 def evaluate(actor: ModelActor, first: int, last: int) -> tuple[Any, Any]:
-    return leg(actor, EVALUATION, Work(actor.client_id, 1, first, last))
+    return leg(actor, evaluating("test"), Work(actor.client_id, 1, first, last))
 
 
 def judge(actor: ModelActor, client: int, packet: Any) -> Any:
-    return leg(actor, EVALUATION, Work(client, 1, 0, 10), packet)[1]
+    return leg(actor, evaluating("test"), Work(client, 1, 0, 10), packet)[1]
 
 
 def load(actor: ModelActor, averages: AverageRefs, *objects: Any) -> None:
@@ -153,10 +153,11 @@ def test_steps_in_one_call_or_in_two_are_the_same(setup: Setup) -> None:
 
 def test_images_by_reference_or_mapped_are_the_same(setup: Setup) -> None:
     data = mapped_client_data(setup, 1)
-    rows, test, calibration = own_rows(data.train), own_rows(data.test), own_rows(data.calibration)
-    assert rows.images_NHWC.shape == (6, 8, 8, 1)
-    np.testing.assert_array_equal(rows.images_NHWC, data.train.images_NHWC[setup.parts[1].train])
-    by_reference, mapped = ClientActor(setup, 1, train=rows, test=test, calibration=calibration), sensor(setup, 1)
+    rows = {part: own_rows(getattr(data, part)) for part in ("train", "test", "calibration", "validation")}
+    images_NHWC = rows["train"].images_NHWC
+    assert images_NHWC.shape == (6, 8, 8, 1)
+    np.testing.assert_array_equal(images_NHWC, data.train.images_NHWC[setup.parts[1].train])
+    by_reference, mapped = ClientActor(setup, 1, **rows), sensor(setup, 1)
     assert train(by_reference, 0, 2)[1] == train(mapped, 0, 2)[1]
     assert_same_state(state_of(by_reference), state_of(mapped))
 

@@ -86,7 +86,7 @@ def data_of(data: ClientData, images_NHWC: np.ndarray) -> ClientData:
     """The client's data with other test images."""
     labels_N = np.zeros(len(images_NHWC), np.int64)
     test = Samples(images_NHWC, labels_N, np.arange(len(images_NHWC)))
-    return ClientData(data.train, test, data.calibration, data.class_names, data.mean_C, data.std_C)
+    return ClientData(data.train, test, data.calibration, data.validation, data.class_names, data.mean_C, data.std_C)
 
 
 @torch.no_grad()

@@ -164,7 +164,7 @@ def test_no_noise_in_inference(codec: str, tmp_path: Path) -> None:
     client, plain = (client_of(prepared(tmp_path, *stages, codec=codec)) for stages in ([NOISE], []))
     plain.take_tensors({name: array for name, array in client.tensors().items() if not name.startswith("path.")})
     together = client.answer("test", 0, 16, SEND_ALL)[0]
-    assert bits(together) == bits(client.answer("test", 0, 16, SEND_ALL)[0]) == bits(client.evaluate(0, 16)[0])
+    assert bits(together) == bits(client.answer("test", 0, 16, SEND_ALL)[0]) == bits(client.evaluate("test", 0, 16)[0])
     if codec == "none":
         assert bits(together) == bits(plain.answer("test", 0, 16, SEND_ALL)[0])
     assert client.tensors()["path.0.spread"] == 0, "a client that has not trained keeps nothing of what it showed"

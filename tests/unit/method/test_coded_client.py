@@ -170,7 +170,7 @@ def test_a_sample_has_one_code_whatever_is_beside_it(sensor: tuple[Client, Serve
     assert (abs(codes - together.features) <= 1).all() and (codes != together.features).mean() < 0.01
     assert all(range_of(message) == range_of(together) for message in alone)
     assert [int(server.answer(0, (message,)).prediction_B[0]) for message in alone] == labels.tolist()
-    ((tested,), _) = client.evaluate(0, 24)
+    ((tested,), _) = client.evaluate("test", 0, 24)
     np.testing.assert_array_equal(tested.features, together.features)
     assert server.evaluate(0, (tested,)).sent_bytes == 24 * 64
     assert_same(client, before)
@@ -189,7 +189,7 @@ def test_only_unsure_samples_are_coded_and_no_constants_are_counted(sensor: tupl
 def test_the_range_is_the_observers_or_before_training_that_of_the_first_images(tmp_path: Path) -> None:
     setup = prepared(tmp_path, "int8")
     client, plain = client_of(setup), client_of(prepared(tmp_path, "none"))
-    (message,), _ = client.evaluate(0, 3)
+    (message,), _ = client.evaluate("test", 0, 3)
     with torch.no_grad():
         plain.model.eval_mode()
         first = plain.data.train.indices[:8]
@@ -198,7 +198,7 @@ def test_the_range_is_the_observers_or_before_training_that_of_the_first_images(
     assert range_of(message) == channel_range(h_BCHW, 1)
     assert not observer_of(client).ready, "nothing of it is kept"
     client.train(1, 0, 3)
-    (message,), _ = client.evaluate(0, 3)
+    (message,), _ = client.evaluate("test", 0, 3)
     assert range_of(message) == observer_of(client).codec.bounds
 
 

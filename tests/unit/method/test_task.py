@@ -54,7 +54,7 @@ def test_what_is_right_and_how_sure_is_the_tasks_to_say(tmp_path: Path) -> None:
     setup = prepare_run(load_config(content(tmp_path, GRADES)))
     client = build_client(setup, 0, mapped_client_data(setup, 0), torch.device("cpu"))
     _, exits = client.answer("test", 0, 24, Gate("entropy", NEVER_SENDS))
-    (message,), _ = client.evaluate(0, 24)
+    (message,), _ = client.evaluate("test", 0, 24)
     assert message.prediction_B is not None and message.confidence_B is not None
     assert message.prediction_B.tolist() == Grades(1).predict(exits.logits_BK).tolist()
     assert message.confidence_B.tolist() == Grades(1).confidence(exits.logits_BK, "entropy").tolist()

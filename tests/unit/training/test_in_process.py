@@ -103,7 +103,7 @@ def test_answers_are_those_of_training(tiny: dict[str, Any], tmp_path: Path) -> 
     everything = dict.fromkeys(range(3), Gate("entropy", SENDS_ALL))
     answers = exits.ask("test", everything)
     trained = reference(tiny)
-    report = trained._evaluate(3)
+    report = trained._evaluate(3, "test")
     for number in range(3):
         assert int(answers[number].client_right_N.sum()) == report[number].client_correct
     assert int(answers[0].server_right_N.sum()) == report[0].server_correct
@@ -120,7 +120,7 @@ def test_a_client_with_the_whole_network_may_come_first(strategy: str, tiny: dic
     trained = reference(tiny, *STRATEGIES[strategy])
     assert finished.summary["weights_sha256"] == trained.digest()
     answers = ExitsHere(finished, []).ask("test", dict.fromkeys(range(3), Gate("entropy", SENDS_ALL)))
-    for number, report in trained._evaluate(3).items():
+    for number, report in trained._evaluate(3, "test").items():
         assert int(answers[number].client_right_N.sum()) == report.client_correct
         if report.server_correct is not None:
             assert int(answers[number].server_right_N.sum()) == report.server_correct

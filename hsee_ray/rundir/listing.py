@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from hsee_ray.errors import UserError
-from hsee_ray.rundir.run import CHECKPOINTS_DIR, CONFIG_FILE, ERROR_FILE, LOCK_FILE, SUMMARY_FILE
+from hsee_ray.rundir.run import CHECKPOINTS_DIR, CONFIG_FILE, ERROR_FILE, LOCK_FILE, SUMMARY_FILE, read_summary
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,19 @@ class Listed:
         return "trains" if self.trains else "failed" if self.error is not None else "stopped"
 
 
-def listed_runs(directory: Path) -> list[Listed]:
-    """The runs in a directory, the newest first. Raises UserError when it is none."""
+def listed_runs(directory: Path) -> tuple[list[Listed], list[UserError]]:
+    """The runs in a directory, the newest first, and what is wrong with others. Raises UserError when it is none."""
     if not directory.is_dir():
         raise UserError(f"{directory}: there is no such directory; name the one that your runs are in")
-    found = [listed(path) for path in directory.iterdir() if (path / CONFIG_FILE).is_file()]
-    return sorted(found, key=lambda run: (run.changed, run.path.name), reverse=True)
+    found: list[Listed] = []
+    damaged: list[UserError] = []
+    for path in sorted(directory.iterdir()):
+        if (path / CONFIG_FILE).is_file():
+            try:
+                found.append(listed(path))
+            except UserError as error:
+                damaged.append(error)
+    return sorted(found, key=lambda run: (run.changed, run.path.name), reverse=True), damaged
 
 
 def listed(path: Path) -> Listed:
@@ -56,7 +62,7 @@ def listed(path: Path) -> Listed:
     try:
         config = yaml.safe_load((path / CONFIG_FILE).read_text(encoding="utf-8"))
         there = (path / SUMMARY_FILE).is_file()
-        summary = json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8")) if there else None
+        summary = read_summary(path / SUMMARY_FILE) if there else None
         rounds = [int(manifest.parent.name.removeprefix("round-")) for manifest in _manifests(path)]
         done = summary["rounds"] if summary is not None else max(rounds, default=0)
         int(config["training"]["rounds"])

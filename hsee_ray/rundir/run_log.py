@@ -6,9 +6,11 @@ removed when the run is taken up from there.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ class RunLog:
         self.board = RunBoard(run_dir / BOARD_DIR, setup.config, setup.fleet)
         if progress.round_number == 0:
             names = setup.files.class_names
-            save_class_counts(run_dir / "class_counts.png", setup.class_counts, names, setup.fleet.clients)
+            with _dispensable(run_dir / "class_counts.png") as path:
+                save_class_counts(path, setup.class_counts, names, setup.fleet.clients)
             self.board.class_counts(setup.class_counts, names)
 
     @property
@@ -91,13 +94,23 @@ class RunLog:
         rows = (MetricRow(**row) for row in self.write_metrics().to_pylist())
         with drawing():
             figure = draw_curves(rows, self.setup.fleet.tiers, shown_tau(self.setup.config))
-            figure.savefig(self.run_dir / "curves.png", format="png")
+            with _dispensable(self.run_dir / "curves.png") as path:
+                figure.savefig(path, format="png")
             self.board.curves(figure, summary["rounds"])
         self.board.finish(summary)
         self.board.close()
 
     def close(self) -> None:
         self.board.close()
+
+
+@contextmanager
+def _dispensable(path: Path) -> Iterator[Path]:
+    """A block that writes a picture, without which a run is whole."""
+    try:
+        yield path
+    except OSError as error:
+        logging.getLogger("hsee_ray").warning("%s: cannot be written (%s)", path, error.strerror or error)
 
 
 def check_parts(run_dir: Path, progress: Progress) -> None:

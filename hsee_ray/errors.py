@@ -5,14 +5,28 @@ The entry points turn `UserError` into exit code 2 and `RunError` into exit code
 
 from __future__ import annotations
 
+import re
+
+NO_TEXT = "it is no UTF-8 text in one line"
+_NONE_OF_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8, in one line: bytes of names that are none become lone surrogates."""
+    return _NONE_OF_TEXT.search(value) is None
+
+
+def on_one_line(text: str) -> str:
+    """The text with escapes for what would break a line or a terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
 
 class HseeError(Exception):
     """Base of every error that hsee-ray raises on purpose."""
 
     def __str__(self) -> str:
         """The message in one line that every terminal can show, whatever names of the user's are in it."""
-        text = super().__str__()
-        return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+        return on_one_line(super().__str__())
 
 
 class UserError(HseeError):

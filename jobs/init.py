@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _init(options: argparse.Namespace) -> int:
     from hsee_ray.config.files import load_config
+    from hsee_ray.config.problems import did_you_mean
     from hsee_ray.config.yaml_text import read_yaml
+    from hsee_ray.devices.profiles import load_profiles
     from hsee_ray.errors import ConfigError
     from hsee_ray.method.setup import prepare_run
     from hsee_ray.planning.planner import planned
@@ -62,6 +64,10 @@ def _init(options: argparse.Namespace) -> int:
     prepare_run(planned(config))  # what is written can be trained
     write_whole(options.out, text.encode())
     has_devices = any(tier.device is not None for tier in config.tiers)
+    if not has_devices and names != DEVICES:
+        profiles = load_profiles(None)
+        unknown = [f"{name}{did_you_mean(name, profiles)}" for name in devices if name not in profiles]
+        print(f"no profile is known of {', '.join(unknown)}: the cuts are a guess (docs/devices.md)")
     print(f"{options.out} is written. Next:")
     print(f"  hsee data --config {options.out}                  look at the images")
     if has_devices:
@@ -72,9 +78,9 @@ def _init(options: argparse.Namespace) -> int:
 
 def _answer(given: str | None, asks: bool, question: str, default: str) -> str:
     """What an option says, or a person answers, or the default."""
-    if given is not None or not asks:
-        return given or default
-    return input(f"{question} [{default}]: ").strip() or default
+    if given is not None:
+        return given
+    return default if not asks else input(f"{question} [{default}]: ").strip() or default
 
 
 def _counts(text: str, devices: Sequence[str]) -> list[int]:
@@ -96,11 +102,11 @@ def _data(where: str) -> DataConfig:
     from hsee_ray.data.cache import prepare
     from hsee_ray.data.sources import find_source
     from hsee_ray.errors import DataError
-    from hsee_ray.paths import expanded
+    from hsee_ray.paths import expanded_place
 
     if where == DIGITS:
         return DataConfig()
-    root = Path(expanded(where)).absolute()
+    root = Path(expanded_place(where)).absolute()
     if not root.is_dir():
         raise DataError(f"{root}: there is no such directory; name the one that your images are in, or `{DIGITS}`")
     is_parquet = any(root.glob("*.parquet")) or any(root.glob("*/*.parquet"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -80,11 +81,19 @@ def _nowhere() -> Any:
 @contextmanager
 def _lasting_output() -> Iterator[None]:
     """Output that no reader who leaves can end the job by; a stream that was closed before the start is none."""
-    before = sys.stdout, sys.stderr
+    before, hook_before = (sys.stdout, sys.stderr), threading.excepthook
     sys.stdout, sys.stderr = (_Output(stream or _nowhere()) for stream in before)
+    threading.excepthook = _end_of_thread
     try:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = before
+        threading.excepthook = hook_before
+
+
+def _end_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer hands its error, such as a full disk, to whoever writes next; it is told once."""
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(failed)

@@ -14,7 +14,7 @@ was stopped, after how many of its rounds, and what it has reached. `hsee show R
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 listed, 2 there is no such directory."""
+    """Entry point: 0 listed, 2 there is no such directory, or a run in it is damaged."""
     parser = job_parser("runs", DESCRIPTION)
     parser.add_argument("directory", nargs="?", type=user_path, default=Path("runs"), help="default: runs")
     options = parser.parse_args(argv)
@@ -25,8 +25,8 @@ def _list(directory: Path) -> int:
     from hsee_ray.rundir.listing import listed_runs
     from hsee_ray.rundir.tables import NONE, align, percent
 
-    runs = listed_runs(directory)
-    if not runs:
+    runs, damaged = listed_runs(directory)
+    if not runs and not damaged:
         print(f"no runs in {directory}")
         return 0
     rows = [["run", "state", "rounds", "strategy", "client accuracy", "server accuracy", "last change", "weights"]]
@@ -46,7 +46,9 @@ def _list(directory: Path) -> int:
             ]
         )
     print(align(rows))
-    return 0
+    for error in damaged:
+        print(f"error: {error}", file=sys.stderr)
+    return 2 if damaged else 0
 
 
 if __name__ == "__main__":

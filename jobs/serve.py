@@ -46,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     from hsee_ray.deploy.server_models import find_bundles
-    from hsee_ray.errors import Interrupted, RunError
+    from hsee_ray.errors import ConfigError, Interrupted, RunError
 
+    if not options.host.strip():
+        raise ConfigError("--host is empty, which is every address: name one, such as 127.0.0.1 or 0.0.0.0")
     token = None if options.token_file is None else read_token(options.token_file)
     bundles = find_bundles(options.bundle)
 

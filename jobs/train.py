@@ -112,7 +112,7 @@ def _train_and_print(options: argparse.Namespace) -> int:
 
     place = options.resume
     if config is not None:
-        place = options.run_dir or new_place(config, options.config.stem)
+        place = new_place(config, options.config.stem) if options.run_dir is None else options.run_dir
         if options.dry_run:
             return _dry_run(config, place, options.in_process)
     stop, backend = _stop_on_signals(), _backend(options.in_process)

@@ -108,7 +108,7 @@ def resolve_cut(cut: str | int, unit_names: Sequence[str], where: str = "cut") -
     """
     if cut == AUTO:
         raise ConfigError(f"{where} is '{AUTO}': no plan has picked it yet; hsee plan --write FILE does, or name a cut")
-    if isinstance(cut, int) or cut.isdigit():
+    if isinstance(cut, int) or (cut.isascii() and cut.isdigit()):
         index = int(cut)
         if 1 <= index <= len(unit_names):
             return index

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_serializer, model_validator
 
-from hsee_ray.config.problems import in_one_line
+from hsee_ray.config.problems import in_one_line, storable
 from hsee_ray.errors import ConfigError
 
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
@@ -36,7 +36,7 @@ class PlugIn(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    options: dict[str, Any] = {}
+    options: Annotated[dict[str, Any], AfterValidator(storable)] = {}
 
     @model_validator(mode="before")
     @classmethod

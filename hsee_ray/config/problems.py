@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from hsee_ray.errors import ConfigError, DataError
+from hsee_ray.errors import NO_TEXT, ConfigError, DataError, is_text
 
 Stored = TypeVar("Stored")
+_MOST_SHOWN = 200
+"""Letters of a wrong value in a message."""
 
 
 class Strict(BaseModel):
@@ -33,13 +36,17 @@ class Strict(BaseModel):
                     if isinstance(value, int) and abs(value) >= 1 << 63:
                         raise ValueError(f"{name} has {len(str(abs(value)))} digits: give a number below 2^63")
                     if isinstance(value, str) and not is_text(value):
-                        raise ValueError(f"{name} is {value!a}: it is no UTF-8 text; give it another name")
+                        raise ValueError(f"{name} is {value!a}: {NO_TEXT}; give it another name")
         return values
 
 
-def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: bytes of names that are none become lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+def storable(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as they are. Raises ValueError for what a run's files would give back as another value."""
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{error}; give text, finite numbers, lists and mappings") from None
+    return options
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -72,8 +79,16 @@ def read_stored(path: Path, kind: type[Stored], remedy: str) -> Stored:
     """Reads JSON stored by an earlier command. Raises DataError, which ends in the remedy, when it is damaged."""
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
-    except (OSError, ValueError) as error:  # a ValidationError is a ValueError
+    except ValidationError as error:
+        raise DataError(f"{path}: is damaged ({first_problem(error)}); {remedy}") from None
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: is damaged ({str(error).splitlines()[0]}); {remedy}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where it lies and what it is, of a file that no person has written."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else "it has another content"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -115,9 +130,13 @@ def _one_line(error: ValidationError, model: type[BaseModel], see: str) -> str:
         text = f"{name}: is missing; {see}"
     else:
         message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-        shown = ":" if isinstance(first["input"], dict | BaseModel) else f" is {first['input']!r}:"
+        shown = ":" if isinstance(first["input"], dict | BaseModel) else f" is {_shortened(repr(first['input']))}:"
         text = f"{name}{shown} {message}" if name else message
     return f"{text} (and {more} more)" if more else text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _follow(location: tuple[Any, ...], root: type[BaseModel]) -> tuple[list[Any], list[type[BaseModel]]]:

@@ -21,6 +21,7 @@ from hsee_ray.config.plugins import (
     TaskPlugIn,
 )
 from hsee_ray.config.problems import Strict as _Model
+from hsee_ray.config.problems import storable
 from hsee_ray.paths import expanded
 
 _LABEL_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -40,7 +41,7 @@ class ModelConfig(_Model):
     width: int = Field(64, ge=1)
     norm: Literal["batch", "group"] = "batch"
     init: Literal["kaiming", "torch"] = "kaiming"
-    options: dict[str, Any] = Field({})
+    options: Annotated[dict[str, Any], AfterValidator(storable)] = Field({})
     weights: UserPath | None = None
 
 
@@ -98,7 +99,7 @@ class DataConfig(_Model):
     test_samples: int | None = Field(None, ge=1)
     image_column: str | None = None
     label_column: str | None = None
-    image_size: int | None = Field(None, ge=4)
+    image_size: int | None = Field(None, ge=4, le=1 << 16)
     channels: Literal[1, 3] | None = None
     bits: int | None = Field(None, ge=9, le=32)
     classes: int | None = Field(None, ge=2)
@@ -218,7 +219,7 @@ class TrainingConfig(_Model):
     norm_statistics: Literal["per_client", "shared"] = "per_client"
     order: Literal["listed", "shuffled"] = "listed"
     interleave: Literal["client", "batch"] = "client"
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     autocast: Literal["bfloat16"] | None = None

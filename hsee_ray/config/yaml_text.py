@@ -17,20 +17,43 @@ _NEEDS_YAML = tuple("[{\"'&*!|>%@`")
 
 
 class StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key that is given twice and numbers of two meanings."""
+    """PyYAML's safe loader for text, numbers, lists and mappings: no dates (they are text), no types by a tag.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    It refuses a key that is given twice, numbers of two meanings, and a value that contains itself.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as the base class has it)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("timestamp", "value")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if str(tag).rpartition(":")[2] not in ("timestamp", "binary", "set", "omap", "pairs")
+    }
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        self.deep_construct = True  # only so is a value noticed that contains itself
+        return super().construct_document(node)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Of every mapping, merged ones included: in them too no key may be given twice."""
         seen: dict[Any, yaml.Node] = {}
         for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node)
+            key = self._key(key_node)
             if key in seen:
                 line = seen[key].start_mark.line + 1
                 problem = f"the key {key_node.value} is given twice, first in line {line}; remove one of them"
                 raise ConstructorError(None, None, problem, key_node.start_mark)
             seen[key] = key_node
-        return super().construct_mapping(node, deep)
+        super().flatten_mapping(node)
+        # What was merged stands before what is its own; PyYAML would merge both into a third mapping.
+        node.value = list({self._key(pair[0]): pair for pair in node.value}.values())
+
+    def _key(self, node: yaml.Node) -> Any:
+        if node.tag == "tag:yaml.org,2002:merge":
+            return node.tag
+        return self.construct_object(node) if isinstance(node, yaml.ScalarNode) else node
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         if _AMBIGUOUS.fullmatch(node.value):

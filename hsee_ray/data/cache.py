@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hsee_ray.config.problems import is_text
 from hsee_ray.config.schema import DataConfig
 from hsee_ray.data.decode import Contents, Note, Notes, Source, Split, decode_split
 from hsee_ray.data.images import ImageMetadata, ImageSet, read_metadata, write_images
 from hsee_ray.data.lock import waiting_lock
 from hsee_ray.data.sources import find_source
-from hsee_ray.errors import ConfigError, DataError
+from hsee_ray.errors import NO_TEXT, ConfigError, DataError, is_text
 
 _FORMAT_VERSION = 2
 _STALE_S = 24 * 3600.0
@@ -178,6 +177,7 @@ def _class_names(config: DataConfig, contents: Contents) -> tuple[str, ...]:
             f"data set {config.name} has {n_classes} classes and {n_training} training images: is "
             "data.label_column the right column? If so, set data.classes"
         )
+    _check_labels(contents.train, n_classes)
     if n_classes < 2:
         raise DataError(f"data set {config.name} has a single class: name one with two or more")
     names = (contents.class_names or ())[:n_classes]
@@ -185,7 +185,7 @@ def _class_names(config: DataConfig, contents: Contents) -> tuple[str, ...]:
     names = (*names, *(f"class {k}" if str(k) in names else str(k) for k in more))
     no_text = [name for name in names if not is_text(name)]
     if no_text:
-        raise DataError(f"data set {config.name} has a class {no_text[0]!a}, which is no UTF-8 text: rename it")
+        raise DataError(f"data set {config.name} has a class {no_text[0]!a}: {NO_TEXT}; rename it")
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise DataError(f"data set {config.name} has two classes of the name {repeated[0]!r}: give each its own")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hsee_ray.config.schema import DataConfig
 from hsee_ray.edge.images import pixels
-from hsee_ray.errors import DataError
+from hsee_ray.errors import DataError, on_one_line
 
 Picture = bytes | Path | npt.NDArray[np.uint8] | None
 """An encoded image, its file, or its pixels (H, W) or (H, W, 3); None where a table has no image in a row."""
@@ -34,7 +34,7 @@ class Note:
     """Where it was met first."""
 
     def __str__(self) -> str:
-        return f"{self.count:,} {self.text} (first: {self.first})"
+        return on_one_line(f"{self.count:,} {self.text} (first: {self.first})")
 
 
 class Notes:

@@ -169,7 +169,9 @@ def _labelled_files(directories: Sequence[Path], names: Sequence[str], notes: No
             raise DataError(f"{class_directory} is a class without training images: add some or remove it")
         label = names.index(class_directory.name)
         for path in _files_below(class_directory, notes):
-            if path.suffix.lower() in suffixes:
+            if path.exists() and not path.is_file():
+                notes.add("pipes, sockets and devices ignored", str(path))
+            elif path.suffix.lower() in suffixes:
                 labelled.append((path, label))
             else:
                 notes.add("files ignored, which by their names are no images", str(path))

@@ -82,7 +82,8 @@ def pixels(
 def _open(picture: bytes | Path | npt.NDArray[np.uint8]) -> Image.Image:
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+    # No others: Pillow would run Ghostscript for a PostScript file, whatever its name.
+    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=sorted(_FORMATS))
 
 
 def _eight_bits(

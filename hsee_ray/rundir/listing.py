@@ -38,12 +38,19 @@ class Listed:
         return "trains" if self.trains else "failed" if self.error is not None else "stopped"
 
 
-def listed_runs(directory: Path) -> list[Listed]:
-    """The runs in a directory, the newest first. Raises UserError when it is none."""
+def listed_runs(directory: Path) -> tuple[list[Listed], list[UserError]]:
+    """The runs in a directory, the newest first, and what is wrong with others. Raises UserError when it is none."""
     if not directory.is_dir():
         raise UserError(f"{directory}: there is no such directory; name the one that your runs are in")
-    found = [listed(path) for path in directory.iterdir() if (path / CONFIG_FILE).is_file()]
-    return sorted(found, key=lambda run: (run.changed, run.path.name), reverse=True)
+    found: list[Listed] = []
+    damaged: list[UserError] = []
+    for path in sorted(directory.iterdir()):
+        if (path / CONFIG_FILE).is_file():
+            try:
+                found.append(listed(path))
+            except UserError as error:
+                damaged.append(error)
+    return sorted(found, key=lambda run: (run.changed, run.path.name), reverse=True), damaged
 
 
 def listed(path: Path) -> Listed:
@@ -53,8 +60,8 @@ def listed(path: Path) -> Listed:
     try:
         config = load_begun(path)
         summary = load_run(path).summary if (path / SUMMARY_FILE).is_file() else None
-    except (OSError, UserError) as error:
-        raise UserError(f"{path}: its files cannot be read ({error}); copy the run directory again") from None
+    except OSError as error:
+        raise UserError(f"{path}: its files cannot be read ({error.strerror}); copy the run directory again") from None
     rounds = [int(manifest.parent.name.removeprefix("round-")) for manifest in _manifests(path)]
     done = summary["rounds"] if summary is not None else max(rounds, default=0)
     written = [path / CONFIG_FILE, path / SUMMARY_FILE, path / ERROR_FILE, *_manifests(path)]

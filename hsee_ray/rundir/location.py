@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError, TakenOverError, UserError
-from hsee_ray.paths import expanded
+from hsee_ray.paths import expanded_place
 from hsee_ray.rundir.run import CONFIG_FILE, SUMMARY_FILE
 from hsee_ray.storage import Storage, is_uri, join
 
@@ -41,7 +41,7 @@ class RunLocation:
         _check_slashes(str(place))
         self.remote = Storage.at(str(place)) if is_uri(str(place)) else None
         if self.remote is None:
-            self.local = Path(_expanded(str(place)))
+            self.local = Path(expanded_place(str(place)))
             self.uri = str(self.local.absolute())
         else:
             self.local = Path(tempfile.mkdtemp(prefix="hsee-ray-"))
@@ -202,25 +202,17 @@ def run_place(config: Config, name: str, submitted: bool) -> str:
     `submitted`: as a job of Ray's, whose working directory goes when the job ends; then it is the home directory.
     Raises ConfigError for a storage in that directory.
     """
-    named = config.storage.uri or os.environ.get("HSEE_STORAGE")
-    storage = named or ("~/hsee-ray/runs" if submitted else "runs")
+    named = os.environ.get("HSEE_STORAGE") or ("~/hsee-ray/runs" if submitted else "runs")
+    storage = named if config.storage.uri is None else config.storage.uri
     _check_slashes(storage)
     if not is_uri(storage):
-        storage = _expanded(storage)
+        storage = expanded_place(storage)
         if submitted and not os.path.isabs(storage):
             raise ConfigError(
                 f"storage.uri is {storage!r}: lies in the job's working directory, which Ray removes; give a URI or an "
                 "absolute path"
             )
     return join(storage, name) if name else storage
-
-
-def _expanded(place: str) -> str:
-    """A directory with ~ and $VAR expanded. Raises UserError where that cannot be done."""
-    try:
-        return expanded(place)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _check_slashes(place: str) -> None:

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hsee_ray.config.files import load_config
+from hsee_ray.config.problems import first_problem
 from hsee_ray.config.schema import Config, SimulationConfig
 from hsee_ray.errors import DataError, UserError
 from hsee_ray.method.strategies import build_fleet
@@ -68,9 +71,14 @@ class Run:
 
     @cached_property
     def fleet(self) -> Fleet:
-        """The clients of the run."""
-
-        return build_fleet(self.config, self.summary["model_units"])
+        """The clients of the run. Raises DataError when they are not those that were trained."""
+        fleet, n_trained = build_fleet(self.config, self.summary["model_units"]), len(self.summary["clients"])
+        if len(fleet.clients) != n_trained:
+            raise DataError(
+                f"{self.path}: {n_trained} clients were trained, and {CONFIG_FILE} has {len(fleet.clients)}; copy the "
+                "run directory again"
+            )
+        return fleet
 
     @cached_property
     def models(self) -> TrainedModels:
@@ -135,8 +143,90 @@ def load_run(path: str | Path) -> Run:
     summary_path = path / SUMMARY_FILE
     if not summary_path.is_file():
         raise UserError(f"{path}: the run has not finished (it has no {SUMMARY_FILE} yet); let it finish first")
+    return Run(path, read_summary(summary_path))
+
+
+def read_summary(path: Path) -> Mapping[str, Any]:
+    """Content of a `summary.json`, which may lack what readers do not ask for: versions differ in it.
+
+    Raises DataError when it is damaged; so does a key that it lacks when a reader asks for it.
+    """
     try:
-        summary = json.loads(summary_path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise DataError(f"{summary_path}: is damaged (not JSON); copy the run directory again") from None
-    return Run(path, summary)
+        summary = json.loads(path.read_bytes(), object_hook=lambda content: _Content(content, path))
+        _Summary.model_validate(summary)
+    except ValidationError as error:
+        raise DataError(f"{path}: is damaged ({first_problem(error)}); copy the run directory again") from None
+    except (OSError, ValueError, RecursionError):
+        raise DataError(f"{path}: is damaged (not JSON); copy the run directory again") from None
+    return cast(Mapping[str, Any], summary)
+
+
+class _Content(dict[str, Any]):
+    """A mapping in a file, which says where it lies when something is not in it."""
+
+    def __init__(self, content: Mapping[str, Any], path: Path) -> None:
+        super().__init__(content)
+        self._path = path
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise DataError(f"{self._path}: is damaged (it has no {key}); copy the run directory again")
+
+
+_Figure = float | None
+
+
+class _Known(BaseModel):
+    """Types of what readers ask for, where it is there."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Gate(_Known):
+    tau: float = 0.0
+    accuracy: _Figure = None
+    offload_ratio: _Figure = None
+
+
+class _Means(_Known):
+    client_accuracy: _Figure = None
+    server_accuracy: _Figure = None
+    majority_rate: _Figure = None
+    eval_samples: _Figure = None
+    eval_sent_bytes: _Figure = None
+    gated: list[_Gate] = Field([], min_length=1)
+
+
+class _Tier(_Means):
+    name: str = ""
+    cut: str = ""
+    clients: int = 0
+
+
+class _Client(_Means):
+    tier: str = ""
+    trained_rounds: int = 0
+    missed_rounds: list[int] = []
+
+
+class _Data(_Known):
+    image_shape: list[int] = Field([], min_length=3, max_length=3)
+    class_names: list[str] = []
+    mean: list[float] = []
+    std: list[float] = []
+
+
+class _Summary(_Known):
+    strategy: str = ""
+    seed: int = 0
+    rounds: int = 0
+    wall_s: float = 0.0
+    samples_per_s: float = 0.0
+    weights_sha256: str = ""
+    failures: dict[str, int] = {}
+    environment: dict[str, Any] = {}
+    data: _Data = _Data()
+    model_units: list[str] = []
+    clients: list[_Client] = []
+    tiers: list[_Tier] = []
+    overall: _Means = _Means()
+    simulation: dict[str, Any] | None = None

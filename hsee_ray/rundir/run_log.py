@@ -6,9 +6,11 @@ removed when the run is taken up from there.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ class RunLog:
         config = self.setup.config
         if report.round_number == 1:  # nobody waits for a picture before the first step
             names = self.setup.files.class_names
-            self.board.class_counts(self.setup.class_counts, names, self.run_dir / "class_counts.png")
+            with _dispensable(self.run_dir / "class_counts.png") as path:
+                self.board.class_counts(self.setup.class_counts, names, path)
         self.rows.extend(metric_rows(report, self.setup.fleet, config.exits.taus, cost, metrics_of(config)))
 
     def cut(self) -> None:
@@ -90,13 +93,23 @@ class RunLog:
         rows = (MetricRow(**row) for row in self.write_metrics().to_pylist())
         with drawing():
             figure = draw_curves(rows, self.setup.fleet.tiers, shown_tau(self.setup.config))
-            figure.savefig(self.run_dir / "curves.png", format="png")
+            with _dispensable(self.run_dir / "curves.png") as path:
+                figure.savefig(path, format="png")
             self.board.curves(figure, summary["rounds"])
         self.board.finish(summary)
         self.board.close()
 
     def close(self) -> None:
         self.board.close()
+
+
+@contextmanager
+def _dispensable(path: Path) -> Iterator[Path]:
+    """A block that writes a picture, without which a run is whole."""
+    try:
+        yield path
+    except OSError as error:
+        logging.getLogger("hsee_ray").warning("%s: cannot be written (%s)", path, error.strerror or error)
 
 
 def check_parts(run_dir: Path, progress: Progress) -> None:

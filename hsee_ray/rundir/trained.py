@@ -142,5 +142,8 @@ def _fill(module: Network, units: Mapping[str, nn.Module], tensors: Mapping[str,
     for name, unit in units.items():
         with torch.no_grad():
             for key, tensor in tensors_of(unit).items():
-                tensor.copy_(tensors[f"{name}.{key}"])
+                trained = tensors.get(f"{name}.{key}")
+                if trained is None or trained.shape != tensor.shape:
+                    raise DataError(f"{name}.{key}: the run's models have no such tensor; copy the run directory again")
+                tensor.copy_(trained)
     return module.eval()

@@ -39,7 +39,7 @@ def test_a_cut_is_named_by_unit_stage_or_index(cut: str | int, index: int) -> No
     assert resolve_cut(cut, UNITS) == index
 
 
-@pytest.mark.parametrize("cut", ["layer3", "layer", "layer1.2", "Stem", "", "-1", 0, 7, "7", -1])
+@pytest.mark.parametrize("cut", ["layer3", "layer", "layer1.2", "Stem", "", "-1", 0, 7, "7", -1, "²", "٣"])
 def test_a_cut_that_is_not_there_lists_those_that_are(cut: str | int) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_cut(cut, UNITS, where="tiers.1.cut")

@@ -42,7 +42,13 @@ def refusal(text: str) -> str:
         ("a: 1\n---\nb: 2", "a.yaml: holds 2 documents; keep one"),
         ("a: [1,", "is not valid YAML in line 1, column 7"),
         ("a: \x00", "is not valid YAML"),
-        ("a: 2024-13-01", "is not valid YAML"),
+        ("a: &a [*a]", "in line 1, column 4: found unconstructable recursive node"),
+        ("a: &a {b: {c: *a}}", "in line 1, column 4: found unconstructable recursive node"),
+        ("a: {<<: {p: 1}, <<: {p: 2}}", "in line 1, column 17: the key << is given twice, first in line 1"),
+        ("a: {<<: {p: 1, p: 2}}", "in line 1, column 16: the key p is given twice, first in line 1"),
+        ("a: {<<: [{p: 1, p: 2}]}", "in line 1, column 17: the key p is given twice, first in line 1"),
+        ("a: !!set {b}", "in line 1, column 4: could not determine a constructor"),
+        ("a: !!binary aGVsbG8=", "in line 1, column 4: could not determine a constructor"),
         ("? [a]\n: 1", "is not valid YAML in line 1, column 3"),
     ],
 )
@@ -51,6 +57,8 @@ def test_what_has_two_meanings_is_refused(text: str, message: str) -> None:
 
 
 def test_merges_and_anchors_are_read() -> None:
+    assert read_yaml("a: {b: &x {<<: {p: 1}, p: 2}}\nc: {<<: *x}", "a.yaml")["c"] == {"p": 2}
+    assert read_yaml("{a: 2024-01-01, b: =}", "a.yaml") == {"a": "2024-01-01", "b": "="}
     assert read_yaml("a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}", "a.yaml")["b"] == {"p": 1, "q": 3}
     assert read_yaml("{a: '010', b: 0, c: 10, d: 0.5, e: 1e3}", "a.yaml") == {
         "a": "010", "b": 0, "c": 10, "d": 0.5, "e": "1e3",
@@ -179,3 +187,41 @@ def load_config_of(text: str) -> None:
     values = read_yaml(text, "a.yaml")
     if isinstance(values, dict):
         load_config(values)
+
+
+@pytest.mark.parametrize("key", ["model.options", "exits.head.options"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, b"x", {1, 2}])
+def test_an_option_that_a_runs_files_cannot_say_is_refused(key: str, value: Any) -> None:
+    options = {"deep": [{"a": value}]}
+    where = {"model": {"options": options}, "exits": {"head": {"name": "pool", "options": options}}}
+    section = key.partition(".")[0]
+    with pytest.raises(ConfigError, match=f"config: {key}.*give text, finite numbers, lists and mappings"):
+        load_config({**BASE, section: where[section]})
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", "\x1b[31mred", "a\u2028b", "\x9b2J"])
+def test_a_name_that_breaks_a_line_or_steers_a_terminal_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="it is no UTF-8 text in one line; give it another name"):
+        load_config({"tiers": [{"name": name, "clients": 2, "cut": 1}]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data.image_size", 1 << 62), ("training.threads", 100_000), ("data.image_size", 70_000)]
+)
+def test_numbers_that_end_torch_or_pillow_are_refused(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is {value}: should be less than or equal to"):
+        load_config(BASE, [f"{key}={value}"])
+
+
+def test_a_wrong_value_of_any_length_makes_a_short_message() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config({**BASE, "seed": ["x"] * 10_000})
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("key", ["data.root", "data.cache", "model.weights", "cluster.node_types"])
+def test_a_path_that_is_empty_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMPTY_HERE", "")
+    for text, message in (("''", "names no place"), ("$EMPTY_HERE/x", "variable EMPTY_HERE is empty")):
+        with pytest.raises(ConfigError, match=message):
+            load_config(BASE, [f"{key}={text}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -362,6 +363,41 @@ def test_label_outside_the_classes(tmp_path: Path, label: int, keys: dict[str, i
     assert f"{path} row 2 has label {label}, outside 0..1" in text and "data.classes" in text
 
 
+@pytest.mark.parametrize(("labels", "wrong"), [([0, -1, 0], -1), ([0, 2**63 - 1, 0], None)])
+def test_labels_that_leave_one_class_are_named(tmp_path: Path, labels: list[int], wrong: int | None) -> None:
+    write_small_parquet(tmp_path / "data")
+    encoded = [encode_png(image) for image in make_images(3)]
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "data", split, encoded, labels)
+    text = message(tmp_path)
+    assert "single class" not in text
+    assert wrong is None or f"row 1 has label {wrong}, outside 0..0" in text
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred"])
+def test_a_class_that_breaks_a_line_or_steers_a_terminal(tmp_path: Path, name: str) -> None:
+    for split in ("train", "test"):
+        write_folder(tmp_path / "data", split, {name: make_images(2), "c": make_images(2)})
+    assert message(tmp_path, "folder").endswith("it is no UTF-8 text in one line; rename it")
+
+
+def test_a_note_is_one_line(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_folder(tmp_path / "data", split, {"a": make_images(2), "b": make_images(2)})
+    (tmp_path / "data" / "train" / "a" / "\x1b[2J\n.txt").write_text("x")
+    assert "\\x1b[2J\\n.txt" in str(prepare_in(tmp_path, "folder").notes[0])
+
+
+def test_postscript_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would start Ghostscript for it."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was asked for"))
+    for split in ("train", "test"):
+        write_folder(tmp_path / "data", split, {"a": make_images(2), "b": make_images(2)})
+    path = tmp_path / "data" / "train" / "a" / "0.png"
+    Image.fromarray(make_images(1)[0]).save(path, "EPS")
+    assert f"{path} does not decode" in message(tmp_path, "folder")
+
+
 def test_label_that_is_missing(tmp_path: Path) -> None:
     write_small_parquet(tmp_path / "data")
     (path,) = write_parquet(tmp_path / "data", "train", [encode_png(make_images(1)[0])] * 2, [1, None])
@@ -399,6 +435,8 @@ def test_a_folder_is_read_with_all_that_is_below_a_class(tmp_path: Path) -> None
     (data / "train" / "readme.txt").write_text("about")
     (data / "train" / "b" / "list.txt").write_text("of images")
     (data / "train" / "a" / "deep" / "loop").symlink_to(data / "train" / "a")
+    os.mkfifo(data / "train" / "b" / "pipe.png")
+    (data / "test" / "a" / "zero.png").symlink_to("/dev/zero")
     files = prepare_in(tmp_path, "folder")
     assert files.class_names == ("a", "b")
     assert open_images(files.train).labels_N.tolist() == [0, 0, 1, 1]
@@ -410,6 +448,7 @@ def test_a_folder_is_read_with_all_that_is_below_a_class(tmp_path: Path) -> None
         "1 links to a directory above them ignored",
         "1 files ignored, which by their names are no images",
     ]
+    assert texts[4:5] == ["2 pipes, sockets and devices ignored"]
 
 
 def test_class_names_that_are_numbers_stay_apart(tmp_path: Path) -> None:

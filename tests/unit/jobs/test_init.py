@@ -93,3 +93,16 @@ def test_no_file_is_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "there is such a file already" in capsys.readouterr().err
     assert Path("hsee.yaml").read_text(encoding="utf-8") == "seed: 1\n"
+
+
+def test_a_device_without_a_profile_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--devices", "esp32-s3,raspbery-pi-4"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("no profile is known of raspbery-pi-4; did you mean raspberry-pi-4?: the cuts are a guess")
+
+
+@pytest.mark.parametrize("option", ["--data", "--devices", "--clients"])
+def test_an_empty_answer_is_not_the_default(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([option, ""]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not Path("hsee.yaml").exists()

@@ -98,3 +98,19 @@ def test_a_terminal_that_lacks_a_character_shows_another(tmp_path: Path) -> None
         [sys.executable, "-c", script], capture_output=True, timeout=60, env={"PYTHONIOENCODING": "ascii", "PATH": ""}
     )
     assert (ended.returncode, ended.stdout) == (0, b"\\udce9 \\u732b\n")
+
+
+def test_a_full_disk_is_one_line_for_tensorboard_too(tmp_path: Path) -> None:
+    """Its writer's thread would print a traceback of its own."""
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        "model: {name: tests.networks:conv_units}\ntiers: [{name: a, clients: 2, cut: stem}]\n"
+        f"data: {{name: synthetic, image_size: 8, train_samples: 40, test_samples: 8, cache: {tmp_path}}}\n"
+    )
+    command = f"-m jobs.train --config {config} --run-dir {tmp_path / 'run'} --in-process"
+    assert subprocess.run(["bash", "-c", f"{sys.executable} {command} --dry-run"], timeout=120).returncode == 0
+    limited = f"ulimit -f 16; exec {sys.executable} {command}"  # KiB of each file; the images are in the cache
+    ended = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: OSError: [Errno 27] File too large; no round is in a checkpoint yet"), ended.stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from hsee_ray.training.begin import run
 from hsee_ray.training.in_process import in_process
 from hsee_ray.training.interrupt import StopRequest
 from hsee_ray.training.listener import Listener
+from jobs.compare import main as compare
+from jobs.export import main as export
 from jobs.runs import main as runs
 from jobs.show import main as show
+from jobs.train import main as train
 
 
 @pytest.fixture(scope="module")
@@ -98,4 +103,69 @@ def test_damaged_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "config.yaml").write_text("training: [", encoding="utf-8")
     assert show([str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "its files cannot be read" in error and error.count("\n") == 1
+    assert "config.yaml: is not valid YAML in line 1" in error and error.count("\n") == 1
+
+
+def change(path: Path, text: str) -> None:
+    """Replaces the summary of a run, or one of its keys."""
+    summary = json.loads(text) if text[0] == "{" else None
+    content = text if summary is None else json.dumps({**json.loads(path.read_text(encoding="utf-8")), **summary})
+    path.write_text(content, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "null",
+        "[" * 100_000,
+        " {}",
+        '{"rounds": "x"}',
+        '{"overall": []}',
+        '{"overall": {}}',
+        '{"clients": [1]}',
+        '{"tiers": [{}]}',
+        '{"weights_sha256": null}',
+        '{"data": {}, "model_units": 1}',
+    ],
+)
+def test_a_damaged_summary_is_one_line_of_every_reader(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    place = tmp_path / "runs"
+    shutil.copytree(directory, place)
+    change(place / "done" / "summary.json", text)
+    run_is = ["--run", str(place / "done")]
+    refused = 0
+    for command, arguments in (
+        (show, [str(place / "done")]),
+        (compare, [str(place / "done")]),
+        (export, [*run_is, "--out", str(tmp_path / "out"), "--tau", "0.5"]),
+        (train, ["--resume", str(place / "done"), "--in-process"]),
+    ):
+        code = command(arguments)
+        error = capsys.readouterr().err
+        refused += code == 2
+        assert (code, error.count("\n")) == (2, 1) if error.startswith("error: ") else code == 0
+        assert "Traceback" not in error
+    assert refused
+    # One that is damaged does not hide the others.
+    code = runs([str(place)])
+    out, error = capsys.readouterr()
+    assert "stopped" in out and "failed" in out
+    assert code == (2 if error else 0) and error.count("\n") == (1 if error else 0)
+
+
+def test_a_configuration_of_another_run_is_noticed(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(directory / "done", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    written = config.read_text(encoding="utf-8")
+    for old, new, message in (
+        ("clients: 1", "clients: 3", "2 clients were trained, and config.yaml has 6; copy the run directory again"),
+        ("cut: stem", "cut: body.0", "the run's models have no such tensor; copy the run directory again"),
+    ):
+        config.write_text(written.replace(old, new), encoding="utf-8")
+        assert export(["--run", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--tau", "0.5"]) == 2
+        assert message in capsys.readouterr().err

@@ -62,6 +62,12 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], export: Path, 
     assert message == f"error: {expected}\n"
 
 
+def test_an_empty_host_is_not_every_address(capsys: pytest.CaptureFixture[str], export: Path) -> None:
+    assert refused(capsys, "--bundle", export, "--host", "").startswith(
+        "error: --host is empty, which is every address"
+    )
+
+
 @pytest.mark.parametrize("host", ["203.0.113.1", "no host at all"])
 def test_a_host_that_is_not_this_machine(capsys: pytest.CaptureFixture[str], export: Path, host: str) -> None:
     assert f"--host {host} --port 8000: cannot listen there" in refused(capsys, "--bundle", export, "--host", host)

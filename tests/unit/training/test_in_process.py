@@ -132,3 +132,12 @@ def test_nothing_imports_ray(tmp_path: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert found.stdout == "False\n"
+
+
+def test_a_picture_that_cannot_be_written_ends_no_run(
+    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "run"
+    trained = Listener(finished_round=lambda report, cost: (place / "curves.png").mkdir(exist_ok=True))
+    assert run(load_config(tiny, ["training.rounds=2"]), place, in_process, trained).summary["rounds"] == 2
+    assert f"{place / 'curves.png'}: cannot be written (Is a directory)" in caplog.text

@@ -31,6 +31,8 @@ _TIERS = (
 OVERALL_COLOR = "black"
 """Of all tiers together."""
 MOST_LETTERS = 18
+LETTER_INCHES = 0.08
+"""Of a name below a column, at 9 points."""
 MOST_NUMBERS = 32
 """Rows and columns up to which a heat map has numbers in its cells."""
 
@@ -112,5 +114,6 @@ def heat_map(axes: Axes, values: np.ndarray[Any, Any], cmap: str, form: str, vma
 def label_columns(axes: Axes, names: Sequence[str]) -> None:
     """Names below columns; they stand upright only where they are too long to lie."""
     short = [shortened(name) for name in names]
-    upright = max(map(len, short), default=0) > 3
+    inches = axes.get_window_extent().width / axes.figure.dpi / max(len(short), 1)
+    upright = max(map(len, short), default=0) * LETTER_INCHES > inches
     axes.set_xticks(range(len(short)), short, rotation=90 if upright else 0, fontsize=9)

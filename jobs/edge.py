@@ -57,7 +57,7 @@ def _predict_and_print(options: argparse.Namespace) -> int:
         on_unreachable=options.on_unreachable,
     )
     classes, shape = client.bundle.class_names, client.bundle.image_shape
-    arrays = [(file, _opened(file, shape)) for file in options.images]
+    arrays = [(file, _opened(file, shape)) for given in options.images for file in _files(given)]
     widths = max(len(_name(file, array, -1)) for file, array in arrays), max(map(len, classes))
     total = exited = degraded = 0
     with client:
@@ -86,6 +86,18 @@ def _line(name: str, class_name: str, prediction: Prediction, widths: tuple[int,
         who = f"exit ({prediction.reason})"
     times = f"{prediction.confidence:.3f}  {who}  {prediction.latency_ms:.1f} ms"
     return f"{name:<{widths[0]}}  {class_name:<{widths[1]}}  {times}"
+
+
+def _files(given: Path) -> list[Path]:
+    """A file itself; of a directory all files in it and below, by name, but for hidden ones."""
+    from hsee_ray.errors import DataError
+
+    if not given.is_dir():
+        return [given]
+    found = sorted(path for path in given.rglob("[!.]*") if path.is_file())
+    if not found:
+        raise DataError(f"{given}: has no files; name images, or a directory of them")
+    return found
 
 
 def _opened(file: Path, shape: tuple[int, int, int]) -> Array | None:
@@ -138,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         metavar="FILE",
-        help="images of any size, or .npy files with uint8 (N, H, W, C)",
+        help="images of any size, directories of them, or .npy files with uint8 (N, H, W, C)",
     )
     parser.add_argument("--server", metavar="URL", help="such as http://192.168.1.5:8000; without it the exit answers")
     parser.add_argument("--token-file", type=user_path, metavar="FILE", help="the server's token, on one line")

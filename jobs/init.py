@@ -29,6 +29,8 @@ DIGITS, DEVICES, CLIENTS = "digits", "sensor,hub,gateway", "2"
 CUTS = ("layer1", "layer2", "layer3")
 """For devices without a profile, from the weakest to the strongest."""
 SERVER = "cloud-t4"
+BATCH, SMALLEST_BATCH = 32, 4
+"""Images of a batch, and how few they may become until a cut fits into the memory of a device."""
 LARGEST = 64
 """Pixels to which larger images are brought: a network of this width sees hardly more in them."""
 
@@ -46,7 +48,7 @@ def _init(options: argparse.Namespace) -> int:
     from hsee_ray.devices.profiles import load_profiles
     from hsee_ray.errors import ConfigError
     from hsee_ray.method.setup import prepare_run
-    from hsee_ray.planning.planner import planned
+    from hsee_ray.planning.planner import NoCutFits, planned
     from hsee_ray.storage import write_whole
 
     at_least(options, rounds=1)
@@ -54,14 +56,23 @@ def _init(options: argparse.Namespace) -> int:
         raise ConfigError(f"--out {options.out}: there is such a file already; name another, or remove it")
     asks = sys.stdin is not None and sys.stdin.isatty()
     where = _answer(options.data, asks, "Directory of your images (train/<class>/*.png, or Parquet)", DIGITS)
+    data = _data(where)
     names = _answer(options.devices, asks, "Your kinds of devices, the weakest first", DEVICES)
     devices = [name.strip() for name in names.split(",")]
     if not all(devices) or len(set(devices)) < len(devices):
         raise ConfigError(f"--devices {names}: give different names, separated by commas")
     clients = _answer(options.clients, asks, "How many of each kind, one number or one for each", CLIENTS)
-    text = config_text(_data(where), devices, _counts(clients, devices), options.rounds)
-    config = load_config(read_yaml(text, str(options.out)))
-    prepare_run(planned(config))  # what is written can be trained
+    counts, batches = _counts(clients, devices), [BATCH] * len(devices)
+    while True:
+        text = config_text(data, devices, counts, options.rounds, batches)
+        config = load_config(read_yaml(text, str(options.out)))
+        try:
+            prepare_run(planned(config))  # what is written can be trained
+            break
+        except NoCutFits as full:
+            if batches[full.tier] <= SMALLEST_BATCH:
+                raise
+            batches[full.tier] //= 2
     write_whole(options.out, text.encode())
     has_devices = any(tier.device is not None for tier in config.tiers)
     if not has_devices and names != DEVICES:
@@ -127,7 +138,9 @@ def _scaled(data: DataConfig) -> DataConfig:
     return scaled
 
 
-def config_text(data: DataConfig, devices: Sequence[str], counts: Sequence[int], rounds: int) -> str:
+def config_text(
+    data: DataConfig, devices: Sequence[str], counts: Sequence[int], rounds: int, batches: Sequence[int]
+) -> str:
     """A configuration as YAML with comments. Devices with a profile get the cut that the planner picks."""
     from hsee_ray.devices.profiles import load_profiles
 
@@ -140,21 +153,26 @@ def config_text(data: DataConfig, devices: Sequence[str], counts: Sequence[int],
         *_data_lines(data),
         "tiers:  # kinds of devices: how many, and the last layer that they hold",
     ]
-    for index, (name, count) in enumerate(zip(devices, counts, strict=True)):
+    for index, (name, count, batch) in enumerate(zip(devices, counts, batches, strict=True)):
         cut = "auto" if all(known) else CUTS[index * len(CUTS) // len(devices)]
         device = f", device: {name}" if all(known) else ""
-        lines.append(f"  - {{name: {json.dumps(name, ensure_ascii=False)}, clients: {count}, cut: {cut}{device}}}")
+        small = f", batch_size: {batch}" if batch < BATCH else ""
+        quoted = json.dumps(name, ensure_ascii=False)
+        why = f"  # in batches of {BATCH} no cut fits into its memory" if small else ""
+        lines.append(f"  - {{name: {quoted}, clients: {count}, cut: {cut}{device}{small}}}{why}")
     if all(known):
         lines.append(f"simulation: {{server: {SERVER}}}  # the server; the planner picks the cuts for these devices")
     else:
-        lines.append(
-            "# With profiles of your devices (hsee profile-device) the planner picks the cuts: docs/devices.md."
-        )
+        lines += [
+            "# The planner picks cuts for devices that it knows. Give each tier `cut: auto, device: NAME`, and here",
+            f"# `simulation: {{server: {SERVER}, profiles: my-devices.yaml}}`: docs/devices.md has the names, and how",
+            "# to describe devices of your own in that file (measured by hsee profile-device, or from a data sheet).",
+        ]
     lines += [
         "training:",
         "  strategy: averaging  # or sequential",
         f"  rounds: {rounds}",
-        "  batch_size: 32",
+        f"  batch_size: {BATCH}",
         "  optimizer: {name: sgd, lr: 0.05, momentum: 0.9, weight_decay: 5.0e-4}",
         "  lr_schedule: {name: cosine}",
     ]

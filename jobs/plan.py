@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.run is not None and options.table:
         misplaced.append("table")
     if misplaced:
-        parser.error(f"--{misplaced[0].replace('_', '-')} does not go with the other options; see --help")
+        goes_with = "--run RUN_DIR --savings" if misplaced[0] in SAVING else "--config FILE"
+        goes_with = "--run RUN_DIR --actual" if misplaced[0] == "profile" else goes_with
+        table = " and without --table" if options.table and misplaced[0] in PLANNING else ""
+        parser.error(f"--{misplaced[0].replace('_', '-')} goes with {goes_with}{table}")
     return exit_code(lambda: _run(options))
 
 

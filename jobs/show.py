@@ -44,7 +44,9 @@ def _show(path: Path) -> int:
 
 def _head(run: Listed) -> list[str]:
     training, data = run.config.training, run.config.data
-    lines = [f"{run.path}: {run.state}, {run.done} of {training.rounds} rounds, last change {run.changed:%c}"]
+    lines = [
+        f"{run.path}: {run.state}, {run.done} of {training.rounds} rounds, last change {run.changed:%Y-%m-%d %H:%M}"
+    ]
     tiers = ", ".join(f"{tier.clients} {tier.name} (cut {tier.cut})" for tier in run.config.tiers)
     where = "" if data.root is None else f" in {data.root}"
     lines.append(f"{training.strategy} over {tiers}, seed {run.config.seed}; data: {data.name}{where}")

@@ -52,7 +52,10 @@ def local_samples(config: Config, n_images: int | None = None) -> LocalSamples:
         labels_N = open_images(files.train).labels_N
         chosen = select(labels_N, data.train_samples, config.seed, "train")
         parts = partition(labels_N, chosen, config.n_clients, len(files.class_names), data, config.seed)
-        return LocalSamples([len(part.train) for part in parts], f"{len(chosen):,} training images of {data.name}")
+        local = [len(part.train) for part in parts]
+        aside = len(chosen) - sum(local)
+        origin = f"{sum(local):,} training images of {data.name}"
+        return LocalSamples(local, f"{origin}, and {aside:,} set aside to calibrate" if aside else origin)
     if n_images is not None:
         origin = "as --samples says"
     elif data.train_samples is not None:

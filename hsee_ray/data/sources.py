@@ -142,6 +142,12 @@ def _class_directories(directory: Path, notes: Notes) -> list[Path]:
     entries = _entries(directory, notes) if directory.is_dir() else []
     found = [path for path in entries if path.is_dir()]
     if not found:
+        if not directory.is_dir() and (classes := [path.name for path in _folders(directory.parent)]):
+            raise DataError(
+                f"{directory.parent} has {', '.join(classes[:3])}{', ...' * (len(classes) > 3)} and no directory "
+                f"{directory.name}: if these are classes, move most images of each to "
+                f"{directory.parent}/train/<class>/, and the others, to test on, to {directory.parent}/test/<class>/"
+            )
         raise DataError(
             f"{directory} has no directories of images: a folder data set has "
             f"{directory}/<class>/*.png; name the directory above it with --set data.root=DIR"
@@ -150,6 +156,14 @@ def _class_directories(directory: Path, notes: Notes) -> list[Path]:
         if path not in found:
             notes.add("files beside the directories of classes ignored", str(path))
     return found
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Directories in a directory that may be classes, by name; none where it is not there."""
+    if not directory.is_dir():
+        return []
+    found = sorted(path for path in directory.iterdir() if path.is_dir() and path.name not in ("train", "test"))
+    return [path for path in found if not _OF_SYSTEMS.match(path.name)]
 
 
 def _entries(directory: Path, notes: Notes) -> list[Path]:

@@ -65,13 +65,12 @@ def of_calibration(calibration: Calibration) -> list[str]:
         if tier.drop_half_width > WANTED_HALF_WIDTH:
             needed = math.ceil(tier.samples * (tier.drop_half_width / WANTED_HALF_WIDTH) ** 2)
             wanted = f"{100 * WANTED_HALF_WIDTH:.0f}"
-            few.append(
-                f"{name}'s {tier.samples:,} leave {100 * tier.drop_half_width:.0f}, {needed:,} would leave {wanted}"
-            )
+            many = f"{tier.samples:,} samples; about {needed:,} make it {wanted}"
+            few.append(f"{100 * tier.drop_half_width:.0f} for {name} ({many})")
     if few:
         lines.append(
-            f"few samples to calibrate on, by points that the drop may be off elsewhere: {'; '.join(few)}; train with "
-            "a larger data.calibration_fraction"
+            "few samples to calibrate on: on other images the accuracy drop may be off by as many points: "
+            f"{', '.join(few)}; train with a larger data.calibration_fraction"
         )
     return lines
 

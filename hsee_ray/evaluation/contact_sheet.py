@@ -41,9 +41,10 @@ def write_contact_sheet(setup: Setup, path: Path) -> None:
         for column, image in enumerate(images_BHWC):
             top, left = k * (height + _GAP), column * (width + _GAP)
             sheet[top : top + height, left : left + width] = image
-    figure = new_figure(2 + columns * _TILE_INCHES, 0.8 + shown * _TILE_INCHES)
+    tall = _TILE_INCHES * (height + _GAP) / (width + _GAP)
+    figure = new_figure(2 + columns * _TILE_INCHES, 0.8 + shown * tall)
     axes = figure.subplots()
-    axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
     names = setup.files.class_names[:shown]
     axes.set_yticks([(k + 0.5) * (height + _GAP) for k in range(shown)], names)
     halves = ["as read", "as augmented"][: columns // COLUMNS]

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: what a gate trades, whether exits can be believed, and how classes are answered.
+"""Pictures of an evaluation: accuracy by what is sent, whether exits can be believed, and how classes are answered.
 
 One panel per tier with exits, in the tier's colour. `answers` are those of each tier's clients together, with
 everything sent.
@@ -75,7 +75,7 @@ def save_figures(directory: Path, split: str, figures: Mapping[str, Figure]) -> 
 def _accuracy_offload(evaluation: Evaluation, answers: Mapping[str, Answers]) -> Figure:
     """Accuracy against the share of samples sent: all tiers together, then each with every gate that was run."""
     together = "all tiers"
-    figure, panels = _panels([together, *answers], evaluation, "what a gate trades")
+    figure, panels = _panels([together, *answers], evaluation, "accuracy against the share of samples sent")
     colors = tier_colors(_tiers(evaluation))
     for (tier, own), axes in zip(answers.items(), panels[1:], strict=True):
         gate = _gate(evaluation, tier)
@@ -113,7 +113,7 @@ def _accuracy_offload(evaluation: Evaluation, answers: Mapping[str, Answers]) ->
 
 def _confidence(evaluation: Evaluation, answers: Mapping[str, Answers]) -> Figure:
     """Histograms of the exits' confidences, of right answers and of wrong ones."""
-    figure, panels = _panels(list(answers), evaluation, "how sure exits are")
+    figure, panels = _panels(list(answers), evaluation, "how sure exits are, when right and when wrong")
     colors = tier_colors(_tiers(evaluation))
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
     calibrated = {row.name: row.tau for row in evaluation.of("tier", "calibrated")}
@@ -126,9 +126,7 @@ def _confidence(evaluation: Evaluation, answers: Mapping[str, Answers]) -> Figur
         tau = calibrated.get(tier)
         if tau is not None:
             said += f"\ncalibrated tau {tau:.4f}" if tau >= 0 else "\ncalibrated: sends nothing"
-            axes.axvline(
-                max(tau, 0.0), color="black", linestyle=":", label="calibrated tau (what is left of it is sent)"
-            )
+            axes.axvline(max(tau, 0.0), color="black", linestyle=":", label="calibrated tau: left of the line is sent")
         axes.set_title(said, fontsize=11, color=colors[tier])
         axes.set_xlim(0, 1)
     _label(panels, f"confidence ({evaluation.confidence})", "samples")
@@ -191,6 +189,7 @@ def _recall(evaluation: Evaluation, class_names: Sequence[str]) -> Figure:
     overall = {row.label: row.recall for row in evaluation.classes if (row.scope, row.answers) == ("overall", "gated")}
     labels = sorted(sorted(overall, key=lambda label: (overall[label], label))[:MOST_CLASSES])
     groups: list[tuple[Scope, str]] = [("tier", tier) for tier in _tiers(evaluation)] + [("overall", "overall")]
+    samples = {row.label: row.samples for row in evaluation.classes if (row.scope, row.answers) == ("overall", "gated")}
     recalls = {(row.answers, row.scope, row.name, row.label): row.recall for row in evaluation.classes}
     width = max(0.8 + 0.4 * len(groups), 3.0)
     figure = new_figure(1.6 + 3 * width, 2.4 + 0.3 * len(labels))
@@ -207,8 +206,9 @@ def _recall(evaluation: Evaluation, class_names: Sequence[str]) -> Figure:
         for label, color in zip(axes.get_xticklabels(), colors, strict=True):
             label.set_color(color)
         if index == 0:
-            axes.set_yticks(range(len(labels)), [shortened(class_names[label]) for label in labels], fontsize=9)
-            axes.set_ylabel("class")
+            names = [f"{shortened(class_names[label])} ({samples[label]:,})" for label in labels]
+            axes.set_yticks(range(len(labels)), names, fontsize=9)
+            axes.set_ylabel("class (answers of all tiers)")
     return figure
 
 
@@ -220,7 +220,7 @@ def _confusion(evaluation: Evaluation, scope: str, name: str, class_names: Seque
     figure = new_figure(3 * side + 0.6, side + 1.4)
     color = {**tier_colors(_tiers(evaluation)), "overall": OVERALL_COLOR}[name] if scope == "tier" else OVERALL_COLOR
     figure.suptitle(
-        _title(f"{shortened(name)}: of 100 samples of a class, answered as", evaluation), fontsize=13, color=color
+        _title(f"{shortened(name)}: how 100 samples of each class are answered", evaluation), fontsize=13, color=color
     )
     for index, (axes, (who, title)) in enumerate(zip(figure.subplots(1, 3), _who(evaluation).items(), strict=True)):
         counts = np.zeros((classes, classes))

@@ -110,5 +110,6 @@ def _gate_cells(evaluation: Evaluation) -> Rows:
 
 
 def _distance(distance: TargetDeviation) -> str:
-    where = f"{distance.tier}: {distance.calibrated:.4f} where it was calibrated, {distance.measured:.4f} here"
-    return f"{where}, {'missed' if distance.missed else 'met'} by {abs(distance.beyond):.4f}"
+    points = [100 * each for each in (distance.calibrated, distance.measured, abs(distance.beyond))]
+    where = f"{distance.tier}: {points[0]:.1f} points where it was calibrated, {points[1]:.1f} here"
+    return f"{where}, {'missed' if distance.missed else 'met'} by {points[2]:.1f}"

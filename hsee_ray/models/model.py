@@ -22,6 +22,7 @@ from hsee_ray.models.state import (
     reset_optimizer,
     write_unit,
 )
+from hsee_ray.models.strided import spare_strided_convolutions
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -42,7 +43,7 @@ class Model:
         self.memory_format = MEMORY_FORMATS[training.memory_format]
         self.network = UnitChain(units).to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if device.type == "cpu":
-            _spare_narrow_convolutions(self.network)
+            spare_strided_convolutions(self.network)
         self.exit_head = None if exit_head is None else exit_head.to(device)
         self.beside = dict(stages or {})
         """Of a client's feature path, those with a state. They stay in the CPU's memory, where features are coded."""
@@ -101,24 +102,3 @@ class Model:
         self.network.train(training)
         if self.exit_head is not None:
             self.exit_head.train(training)
-
-
-def _spare_narrow_convolutions(network: nn.Module) -> None:
-    """Strided 1x1 convolutions of fewer than 8 channels compute on contiguous tensors.
-
-    On channels-last ones torch's kernel for them (seen in 2.14.1 on an AMD EPYC) writes beyond its memory in the
-    backward pass, and the process ends, or computes something else.
-    """
-    for module in network.modules():
-        if (
-            isinstance(module, nn.Conv2d)
-            and module.in_channels < 8
-            and max(module.stride) > 1 == max(module.kernel_size)
-        ):
-            # torch takes the strides of a 1x1 kernel for a format, too, and leaves them where they could be either.
-            module.weight.data = torch.empty(module.weight.shape).copy_(module.weight.data)
-            module.register_forward_pre_hook(_contiguous)
-
-
-def _contiguous(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return (inputs[0].contiguous(),)

@@ -32,6 +32,14 @@ from hsee_ray.simulation.prediction import Predictor, RoundCost
 MIB = 2**20
 
 
+class NoCutFits(ConfigError):
+    """A tier's device cannot hold even the smallest cut."""
+
+    def __init__(self, tier: int, message: str) -> None:
+        super().__init__(message)
+        self.tier = tier
+
+
 @dataclass(frozen=True)
 class CutOption(Option):
     """One cut of one tier: what it needs of memory, and what no round with it is below."""
@@ -210,7 +218,8 @@ class Planner:
                 continue
             fitting = [option for option in options[:-1] if option.fits]
             if not fitting:
-                raise ConfigError(self._device_is_full(index, min(options[:-1], key=lambda option: option.need_bytes)))
+                least = min(options[:-1], key=lambda option: option.need_bytes)
+                raise NoCutFits(index, self._device_is_full(index, least))
             choices.append(fitting)
         return choices
 

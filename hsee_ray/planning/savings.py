@@ -102,7 +102,7 @@ def comparison(own: float, other: float) -> str:
     if own == other:
         return "the same"
     if other == 0:
-        return "costs, other is 0"
+        return "more than 0"
     ratio = own / other
     if ratio < 1:
         return f"saves {100 * (1 - ratio):.1f} %"

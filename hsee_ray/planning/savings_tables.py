@@ -50,7 +50,30 @@ def render_savings(
         words.append(["accuracy", *(_points(tier, against) for tier in found)])
         words += [[headings[name], *(tier.words(name, against) for tier in found)] for name in names]
         blocks.append(align(words))
-    return "\n\n".join([*blocks, *([_formulas(found, names, headings)] if explain else [])])
+    if explain:
+        blocks.append(_formulas(found, names, headings))
+    return "\n\n".join([*blocks, _in_short(found[-1], prices, a_month)])
+
+
+def _in_short(overall: TierSavings, prices: Prices, a_month: float | None) -> str:
+    """One sentence: money, or joules without prices, of the gated split beside every other way that is possible."""
+    name, unit = ("money", prices.currency) if prices.any else ("joules", "J")
+    own = overall.ways["split"].figures[name].value
+    beside = []
+    for way, each in overall.ways.items():
+        if way != "split" and each.obstacle is None:
+            other = each.figures[name].value
+            apart = (
+                "as much as"
+                if own == other
+                else f"{_number(abs(own - other))} {'more' if own > other else 'less'} than"
+            )
+            beside.append(f"{apart} {WAY_NAMES[way]} ({_number(other)} at {percent(each.accuracy)})")
+    when = "in a million images" if a_month is None else "a month"
+    return (
+        f"In short, overall: gated takes {_number(own)} {unit} {when} at an accuracy of "
+        f"{percent(overall.ways['split'].accuracy)}, {', '.join(beside)}."
+    )
 
 
 def _legend(prices: Prices, server: tuple[str, DeviceProfile], a_month: float | None) -> list[str]:
@@ -59,7 +82,8 @@ def _legend(prices: Prices, server: tuple[str, DeviceProfile], a_month: float | 
         count = f"Figures of {INFERENCES:,} images of each tier, one at a time; overall: the mean over all clients."
     else:
         count = (
-            f"Figures of a month with {a_month:,.0f} images, which all clients are asked equally often; overall: all."
+            f"Figures of a month in which all clients together answer {a_month:,.0f} images, each client equally many; "
+            "overall is the sum of the tiers."
         )
     lines = [
         count,
@@ -68,8 +92,9 @@ def _legend(prices: Prices, server: tuple[str, DeviceProfile], a_month: float | 
         "  all to the cloud   every image is sent raw, the whole network is at the server",
         "  all on the device  the whole network is on the device, nothing is sent",
         "Accuracy is the evaluation's; the whole network's is that with all features sent, in the tier's codec.",
-        f"Server {name}: {profile.active_w:g} W for {profile.cores} cores, so {profile.core_w:.3g} W for each core at "
-        f"work, at {profile.compute_gflops:g} GFLOP/s: {profile.compute_gflops / profile.core_w:.3g} GFLOP per joule."
+        f"Server {name}: {profile.active_w:g} W for {profile.cores} core{'s' * (profile.cores > 1)}, so "
+        f"{profile.core_w:.3g} W for each core at work, at {profile.compute_gflops:g} GFLOP/s: "
+        f"{profile.compute_gflops / profile.core_w:.3g} GFLOP per joule."
         if profile.core_w
         else f"Server {name}: draws nothing, by its profile.",
     ]

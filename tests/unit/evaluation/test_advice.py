@@ -58,8 +58,8 @@ def test_how_many_samples_would_do() -> None:
     """An interval is as wide as one by the root of the samples: 0.05 from 80, 0.02 from 80 (5/2)^2 = 500."""
     (line,) = calibrated(samples=80, drop_half_width=0.05)
     assert line == (
-        "few samples to calibrate on, by points that the drop may be off elsewhere: hub's 80 leave 5, 500 would leave "
-        "2; train with a larger data.calibration_fraction"
+        "few samples to calibrate on: on other images the accuracy drop may be off by as many points: 5 for hub "
+        "(80 samples; about 500 make it 2); train with a larger data.calibration_fraction"
     )
 
 

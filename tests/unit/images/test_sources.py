@@ -260,6 +260,14 @@ def test_empty_directory(tmp_path: Path) -> None:
     assert "has no images" in message(tmp_path, "folder")
 
 
+def test_classes_without_train_and_test_are_told_where_to_go(tmp_path: Path) -> None:
+    for name in ("ant", "bee", "cat", "dog", ".git"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    text = message(tmp_path, "folder")
+    assert "data has ant, bee, cat, ... and no directory train: if these are classes, move most images of each" in text
+    assert f"{tmp_path / 'data' / 'test'}/<class>/" in text
+
+
 def test_parquet_without_rows(tmp_path: Path) -> None:
     write_small_parquet(tmp_path / "data")
     write_parquet(tmp_path / "data", "test", [], [])

@@ -102,6 +102,12 @@ def test_the_command(bundle: Path, server: Server, tmp_path: Path, capsys: pytes
     assert said.out.count("exit (no server)") == 2
     assert said.out.endswith("4 images: 2 exited, 0 offloaded, 2 degraded\n")
 
+    (tmp_path / "more" / "below").mkdir(parents=True)
+    (tmp_path / "sure.png").rename(tmp_path / "more" / "below" / "sure.png")
+    assert main(["--bundle", str(bundle), "--images", str(tmp_path / "more")]) == 0
+    assert capsys.readouterr().out.endswith("1 images: 1 exited, 0 offloaded, 0 degraded\n")
+    (tmp_path / "more" / "below" / "sure.png").rename(tmp_path / "sure.png")
+
     nowhere = ["--server", "http://127.0.0.1:9", "--timeout-s", "0.2"]
     assert main([*options, *nowhere]) == 0
     assert capsys.readouterr().out.count("exit (server unreachable)") == 2
@@ -118,12 +124,14 @@ def test_bad_input_of_the_command(
     np.save(tmp_path / "images.npy", images_of(UNSURE))
     np.save(tmp_path / "floats.npy", np.zeros((1, 2, 2, 1)))
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "empty").mkdir()
     cases = {
         "no.png does not decode": ["--images", "no.png"],
         "no.npy: is damaged or no .npy file": ["--images", "no.npy"],
         "objects.npy: is damaged or no .npy file": ["--images", "objects.npy"],
         "floats.npy: holds float64 of shape (1, 2, 2, 1); give uint8 and (N, *(2, 2, 1))": ["--images", "floats.npy"],
         "absent.png: there is no such file": ["--images", "absent.png"],
+        "empty: has no files": ["--images", "empty"],
         "--token-file": ["--images", "images.npy", "--token-file", "token"],
         "server URL 'here'": ["--images", "images.npy", "--server", "here"],
         "status 404: scripted 404": ["--images", "images.npy", "--server", server.url],

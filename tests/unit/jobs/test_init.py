@@ -40,6 +40,15 @@ def test_devices_with_profiles_leave_their_cuts_to_the_planner() -> None:
     assert config.simulation.server is not None
 
 
+def test_a_device_with_little_memory_gets_smaller_batches(tmp_path: Path) -> None:
+    """64x64 images: 21.5 MiB in batches of 32 at the lowest cut, and 5.4 MiB in batches of 8; the device has 8 MiB."""
+    for split in ("train", "test"):
+        write_folder(tmp_path / "photos", split, {name: make_images(20, 64, 64) for name in ("cat", "dog")})
+    assert main(["--data", "photos", "--devices", "esp32-s3,raspberry-pi-4", "--clients", "1"]) == 0
+    small, large = load_config(Path("hsee.yaml")).tiers
+    assert (small.batch_size, large.batch_size) == (8, None)
+
+
 def test_a_folder_of_photos_is_brought_to_one_size(tmp_path: Path) -> None:
     write_folder(tmp_path / "photos", "train", {"cat": make_images(6), "dog": make_images(6, seed=1)})
     write_folder(tmp_path / "photos", "test", {"cat": make_images(2, seed=2), "dog": make_images(2, seed=3)})

@@ -43,6 +43,14 @@ def test_a_measured_profile_beside_a_preset_says_by_how_much_they_differ(by_name
     assert line.endswith(": 2 times as long; 5 W in place of 7.2 W, 2 cores in place of 4")
 
 
+def test_own_profiles_without_a_preset_share_a_line() -> None:
+    tiers = [{"name": name, "clients": 1, "cut": "stem", "device": name} for name in ("board", "phone")]
+    config = load_config({**COSTS_OF, "tiers": tiers, "simulation": {"server": "cloud-t4"}})
+    profiles = {**load_presets(), "board": MEASURED, "phone": MEASURED}
+    (line,) = mixture_warnings(config, profiles, CostTable(config, (8, 8, 1), 10))
+    assert line.startswith("warning: board and phone are profiles of your own, and cloud-t4 a preset: they count diff")
+
+
 def test_without_a_preset_for_the_same_machine_the_warning_asks_for_it() -> None:
     (line,) = warned("board", "cloud-t4", MEASURED)
     assert "by how much is not known: give board the key `preset: NAME` of the same machine" in line

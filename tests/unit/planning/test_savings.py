@@ -107,7 +107,7 @@ def test_savings_are_told_in_words_and_with_their_sign() -> None:
     assert sensor.words("bytes", "cloud") == "saves 67.4 %", "1 - 1000 / 3072 = 0.6745"
     assert sensor.words("joules", "cloud") == "costs 2.8 times as much", "112,000 / 40,720 = 2.75"
     assert sensor.words("joules", "exit") == "costs 12.0 % more", "112,000 / 100,000"
-    assert sensor.words("bytes", "device") == "costs, other is 0"
+    assert sensor.words("bytes", "device") == "more than 0"
     assert comparison(28.8, 1.0) == "costs 28.8 times as much"
     assert comparison(0.14, 1.0) == "saves 86.0 %"
     assert comparison(0.0, 0.0) == "the same"
@@ -167,7 +167,10 @@ def test_the_table_says_what_it_counts_and_explains_where_asked() -> None:
         in (explained)
     )
     month = render_savings(savings([SENSOR, HUB], Prices(), 40_000), Prices(), ("rack", SERVER), 40_000)
-    assert "Figures of a month with 40,000 images, which all clients are asked equally often" in month
+    assert "month in which all clients together answer 40,000 images, each client equally many" in month
+    assert month.splitlines()[-1].startswith("In short, overall: gated takes ")
+    assert month.count(" J a month at an accuracy of 75.0%") == 1
+    assert shown.splitlines()[-1].startswith("In short, overall: gated takes ") and " EUR in a million images" in shown
 
 
 def test_every_figure_is_what_its_formula_gives() -> None:

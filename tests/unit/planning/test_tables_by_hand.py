@@ -209,7 +209,7 @@ def test_the_savings_table(case: Case, tmp_path: Path, capsys: pytest.CaptureFix
                     }
                 ), f"{device} {way} {server}"
         shown = capsys.readouterr().out
-        watts = {"cloud-t4": "84 W for 1 cores, so 84 W", "cloud-cpu": "140 W for 64 cores, so 2.19 W"}[server]
+        watts = {"cloud-t4": "84 W for 1 core, so 84 W", "cloud-cpu": "140 W for 64 cores, so 2.19 W"}[server]
         assert f"Server {server}: {watts} for each core at work" in shown
         # 2442 / 84 = 29.1 and 6.15 / 2.1875 = 2.81: what explains how the two differ.
         assert {"cloud-t4": "29.1 GFLOP per joule", "cloud-cpu": "2.81 GFLOP per joule"}[server] in shown

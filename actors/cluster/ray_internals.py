@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,6 @@ import ray
 import ray._private.state
 import ray._private.utils
 from ray._common.network_utils import build_address  # type: ignore[attr-defined]
-from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -92,9 +92,9 @@ def own_daemons() -> dict[str, subprocess.Popen[bytes]]:
 
 
 def temp_dir() -> str:
-    """Directory in which a Ray that this process starts keeps its sockets and logs: Ray takes absolute ones only."""
-    directory: str = get_default_ray_temp_dir()  # type: ignore[no-untyped-call]
-    return os.path.abspath(directory)
+    """Directory in which a Ray that this process starts keeps its sockets and logs: Ray's default, made absolute."""
+    system = os.environ.get("TMPDIR") if sys.platform == "linux" else None
+    return os.path.abspath(os.path.join(os.environ.get("RAY_TMPDIR") or system or "/tmp", "ray"))
 
 
 def ping(address: str, timeout_s: float) -> None:

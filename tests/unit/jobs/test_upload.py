@@ -13,7 +13,7 @@ MOST_BYTES = 2 << 20
 
 def test_a_job_takes_the_code_along_and_little_else(tmp_path: Path) -> None:
     package = tmp_path / "package.zip"
-    create_package(str(ROOT), package, include_gitignore=True)
+    create_package(str(ROOT), package)
     names = set(zipfile.ZipFile(package).namelist())
     code = {
         str(path.relative_to(ROOT))

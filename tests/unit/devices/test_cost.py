@@ -116,8 +116,8 @@ def test_a_side_costs_what_the_real_step_does(
     assert counted.train.multiply_adds == flops.get_total_flops() // 2
     with Counter() as real:
         step()
-    # Gradients are cloned into the weights' strides, which differ between the devices, most in torch 2.9.
-    assert counted.train.operators == pytest.approx(real.work().operators, rel=0.08)
+    # Gradients of 1 x 1 convolutions are cloned into the weights' strides, which differ between the devices.
+    assert 0 <= real.work().operators - counted.train.operators <= 3
     assert counted.train.traffic_bytes == pytest.approx(real.work().traffic_bytes, rel=0.02)
     peak_bytes = measured_peak_bytes(config, cut, batch_size, side)
     assert counted.memory.total_bytes == pytest.approx(peak_bytes, rel=0.15)

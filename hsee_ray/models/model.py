@@ -42,7 +42,7 @@ class Model:
         self.device = device
         self.memory_format = MEMORY_FORMATS[training.memory_format]
         self.network = UnitChain(units).to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        if device.type == "cpu":
+        if device.type == "cpu" and training.memory_format == "channels_last":
             spare_strided_convolutions(self.network)
         self.exit_head = None if exit_head is None else exit_head.to(device)
         self.beside = dict(stages or {})

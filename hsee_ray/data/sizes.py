@@ -55,7 +55,7 @@ def local_samples(config: Config, n_images: int | None = None) -> LocalSamples:
         local = [len(part.train) for part in parts]
         aside = len(chosen) - sum(local)
         origin = f"{sum(local):,} training images of {data.name}"
-        return LocalSamples(local, f"{origin}, and {aside:,} set aside to calibrate" if aside else origin)
+        return LocalSamples(local, f"{origin}, and {aside:,} set aside" if aside else origin)
     if n_images is not None:
         origin = "as --samples says"
     elif data.train_samples is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from inspect import signature
 from pathlib import Path
 
 from ray._private.runtime_env.packaging import create_package
@@ -13,7 +14,8 @@ MOST_BYTES = 2 << 20
 
 def test_a_job_takes_the_code_along_and_little_else(tmp_path: Path) -> None:
     package = tmp_path / "package.zip"
-    create_package(str(ROOT), package)
+    newer = {"include_gitignore": True} if "include_gitignore" in signature(create_package).parameters else {}
+    create_package(str(ROOT), package, **newer)
     names = set(zipfile.ZipFile(package).namelist())
     code = {
         str(path.relative_to(ROOT))

@@ -76,7 +76,7 @@ def test_device_and_server_code_and_answer_as_the_runs_own(codec: Codec, strateg
         own_labels = server.answer(number, (message,)).prediction_B
         # Of float32, every value differs somewhere in its last bits.
         coded_alike_B = ~differs.reshape(SAMPLES, -1).any(axis=1) | (codec == "none")
-        assert coded_alike_B.mean() > 0.9
+        assert coded_alike_B.mean() > 0.8
         near_B = near_ties(run.server(number), bundle.codec.decode(codes))
         assert (labels == own_labels)[coded_alike_B & ~near_B].all()
         assert (labels == own_labels).mean() > 0.99

@@ -67,7 +67,7 @@ def test_a_plan_is_printed_drawn_and_written(config: Path, tmp_path: Path, capsy
     asked = ["--config", str(config), "--json", str(places["json"]), "--png", str(places["png"])]
     assert main([*asked, "--write", str(places["yaml"])]) == 0
     shown = capsys.readouterr().out
-    assert "61 training images of synthetic, and 3 set aside to calibrate" in shown
+    assert "61 training images of synthetic, and 3 set aside" in shown
     assert "sensor: 2 x tiny" in shown and "features as int8" in shown and "hub: 1 x small" in shown
     assert "least time: " in shown and "straggler: client " in shown and "server: rack, " in shown
     assert places["png"].read_bytes().startswith(b"\x89PNG")

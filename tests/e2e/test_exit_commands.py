@@ -43,7 +43,9 @@ def test_calibrated_then_evaluated(start: Start, tmp_path: Path) -> None:
     lines = out.splitlines()
     answered = [line.removeprefix("answering: ") for line in lines if line.startswith("answering")]
     assert answered == ["local", "tau 0.02", "tau 0.1", "calibrated", "sent"]
-    assert any(line.startswith("offload<=0.5, sensor: 0.") and " by 0." in line for line in lines)
+    assert any(
+        line.startswith("offload<=0.5, sensor: ") and " points where it was calibrated, " in line for line in lines
+    )
     rows = pq.read_table(run.path / "evaluation" / "test.parquet").to_pylist()
     overall = {row["gate"]: row for row in rows if row["scope"] == "overall" and row["gate"] != "grid"}
     assert (overall["local"]["server_samples"], overall["sent"]["server_samples"]) == (0, 100)

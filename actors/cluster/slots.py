@@ -40,11 +40,11 @@ class SlotPlan:
     def __str__(self) -> str:
         total = sum(self.models.values())
         if not self.shared:
-            return f"{_actors(total)}: every client and every server has its own"
+            return f"{total + 1:,} actors: every client and every server has its own, and one averages"
         listed = ", ".join(
             f"{count:,} {pool} in {self.slots[pool]}" for pool, count in self.models.items() if self.slots[pool] < count
         )
-        text = f"{_actors(sum(self.slots.values()))}, shared by models: {listed}"
+        text = f"{sum(self.slots.values()) + 1:,} actors, one of which averages; shared by models: {listed}"
         if self.room_bytes is not None and (total + 1) * ACTOR_BYTES > self.room_bytes:
             return f"{text} (one each would take about {_gib((total + 1) * ACTOR_BYTES)} of {_gib(self.room_bytes)})"
         return text
@@ -153,10 +153,6 @@ class Slots:
     def release_all(self) -> None:
         """Nobody has anything to do."""
         self._free = {pool: dict.fromkeys(slots) for pool, slots in self._by_pool.items()}
-
-
-def _actors(count: int) -> str:
-    return f"{count:,} actor{'s' * (count != 1)}"
 
 
 def _gib(amount: int) -> str:

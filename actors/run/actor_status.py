@@ -84,7 +84,9 @@ class ActorStatus:
         asked = self.team.actors.keys() - placed
         pending = Counter(self._group(m) for m in waiting if m in asked and not isinstance(m, str))
         of = Counter(self._group(member) for member in self.team.members())
+        later = len(waiting) - starting - len(asked & set(waiting))
         text = f"{len(self.present)} of {len(self.team.members())} actors are here, {starting} starting"
+        text += f", {later} to follow" if later else ""
         listed = ", ".join(f"{n} of {of[group]} {group[0]} ({group[1]})" for group, n in pending.items())
         return f"{text}; waiting for a place: {listed}" if listed else text
 

@@ -76,9 +76,12 @@ def test_pairs_on_one_node_share_no_slots() -> None:
 def test_a_line_says_which() -> None:
     config = config_of(999)
     fleet = build_fleet(config, UNITS)
-    assert str(plan_slots(config, fleet, None, 2)) == ("1,999 actors: every client and every server has its own")
+    assert str(plan_slots(config, fleet, None, 2)) == (
+        "2,000 actors: every client and every server has its own, and one averages"
+    )
     assert str(plan_slots(config, fleet, 14 << 30, 2)) == (
-        "5 actors, shared by models: 999 sensor in 2, 999 servers in 2 (one each would take about 781 GiB of 14 GiB)"
+        "6 actors, one of which averages; shared by models: 999 sensor in 2, 999 servers in 2 "
+        "(one each would take about 781 GiB of 14 GiB)"
     )
     assert str(plan_slots(config_of(2, slots=1), fleet, None, 2)).endswith("shared by models: 999 sensor in 1")
 

@@ -11,3 +11,5 @@ for line in chain(project["dependencies"], *project["optional-dependencies"].val
     requirement = Requirement(line)
     for bound in requirement.specifier:
         print(f"{requirement.name}=={bound.version}")
+# Ray Serve before 2.60 fails with newer ones, and Ray asks for any.
+print("protobuf<7")

@@ -75,7 +75,7 @@ class Reference:
         reports: dict[Side, dict[int, TrainReport]] = {"client": {}, "server": {}}
         for client_id, step in self._steps(round_number):
             work = Work(client_id, round_number, step, step + 1)
-            for side, report in self.trip("train", self.strategy.trip, work).items():
+            for side, report in self.trip("train", self.strategy.trip_of(self.config.training), work).items():
                 own = reports[side]
                 own[client_id] = own[client_id] + report if client_id in own else report
         train_s = time.perf_counter() - begin

@@ -25,18 +25,24 @@ class FakeCosts:
     units = tuple(UnitCost(name, 10, 1, 2, 0, (25,)) for name in UNITS)
 
     def client(self, cut: int, batch_size: int, with_exit: bool = True) -> SideCost:
-        return _side(cut * batch_size, 10 * cut + 5 * with_exit)
+        return _side(cut * batch_size, {**dict.fromkeys(UNITS[:cut], 10), **({"exit": 5} if with_exit else {})})
 
     def server(self, cut: int, batch_size: int) -> SideCost:
         units = len(UNITS) - cut
-        return _side(units * batch_size, 10 * units)
+        return _side(units * batch_size, dict.fromkeys(UNITS[cut:], 10))
 
     def feature_bytes(self, cut: int, codec: str, batch_size: int) -> int:
         return 25 * batch_size + 8 if codec == "int8" else 100 * batch_size
 
 
-def _side(unit_samples: int, parameters: int) -> SideCost:
-    return SideCost(OpCounts(3 * unit_samples, 0, 0), OpCounts(unit_samples, 0, 0), parameters, NOTHING)
+def _side(unit_samples: int, parameters: dict[str, int]) -> SideCost:
+    return SideCost(
+        OpCounts(3 * unit_samples, 0, 0),
+        OpCounts(unit_samples, 0, 0),
+        parameters,
+        NOTHING,
+        OpCounts(unit_samples, 0, 0),
+    )
 
 
 def device(adds_per_s: float, bytes_s: float, **figures: Any) -> DeviceProfile:

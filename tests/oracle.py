@@ -79,25 +79,27 @@ class Model:
         self.optimizer = _optimizer([p for unit in self.units.values() for p in unit.parameters()], config)
         self.learnt_from: dict[str, set[int]] = {name: set() for name in units}
         """By unit: the clients from whose data it has learnt since the last aggregation."""
-        self.behind: dict[str, str] = {}
-        """By unit that has missed an aggregation: the group in which it missed it."""
+        self.behind: dict[str, tuple[str, str]] = {}
+        """By unit that has missed an aggregation: the group in which it missed it, and the unit there."""
 
     def forward(self, names: Iterable[str], x: Tensor, train: bool) -> Tensor:
         for name in names:
             x = self.units[name].train(train)(x)
         return x
 
-    def step(self, logits_BK: Tensor, labels_B: Tensor) -> float:
-        """One update of every unit that the batch passed; the others have no gradient at all. The loss in nats."""
+    def loss(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+        """In nats."""
         onehot_BK = functional.one_hot(labels_B, logits_BK.shape[1])
         target_BK = (1 - self.label_smoothing) * onehot_BK + self.label_smoothing / logits_BK.shape[1]
-        loss = -(target_BK * logits_BK.log_softmax(1)).sum(1).mean()
+        return -(target_BK * logits_BK.log_softmax(1)).sum(1).mean()
+
+    def step(self, loss: Tensor) -> None:
+        """One update of every unit that the batch passed; the others have no gradient at all."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.clip_norm:
             nn.utils.clip_grad_norm_([p for unit in self.units.values() for p in unit.parameters()], self.clip_norm)
         self.optimizer.step()
-        return loss.item()
 
 
 @dataclass
@@ -130,6 +132,9 @@ class Oracle:
         """Of int8's clients that have trained: averages of their features' lowest and highest values by channel."""
         self.batches_seen: dict[int, int] = {}
         self.newest: dict[tuple[str, str], Contents] = {}
+        self.told: list[dict[int, Tensor]] = [{} for _ in self.cuts]
+        """By client: soft labels of its rows, that its server has sent; and those of the rounds before this one."""
+        self.known: list[dict[int, Tensor]] = [{} for _ in self.cuts]
         self.statistics_apart = self.sequential and self.training.norm_statistics == "per_client"
         self.statistics: dict[int, dict[str, Tensor]] = {}
         self.initial_statistics = {
@@ -146,6 +151,11 @@ class Oracle:
                 torch.manual_seed(torch_seed(self.seed, "exit", self.unit_names[cut - 1]))
                 channels = self.setup.feature_shapes[cut - 1][0]
                 units[EXIT] = exit_head(self.setup.config.exits.head.name, channels, n_classes)
+                torch.manual_seed(torch_seed(self.seed, "ahead", self.unit_names[cut - 1]))
+                if ahead := self._ahead(client):
+                    last = self.unit_names.index(ahead[-1])
+                    units |= {f"ahead.{name}": initial[name] for name in ahead}
+                    units["ahead.exit"] = PoolExit(self.setup.feature_shapes[last][0], n_classes)
         return self._model(units)
 
     def _server_model(self, cut: int, initial: Units) -> Model:
@@ -155,6 +165,11 @@ class Oracle:
         objective = self.training.objective
         label_smoothing = objective.options["label_smoothing"] if objective else 0.0
         return Model(units, self.training.optimizer, label_smoothing)
+
+    def _ahead(self, client: int) -> tuple[str, ...]:
+        """Units that a client looks ahead through: the last one is never among them."""
+        look_ahead, cut = self.training.look_ahead, self.cuts[client]
+        return self.unit_names[cut:-1][: look_ahead.units] if look_ahead else ()
 
     def _above(self, client: int) -> tuple[str, ...]:
         return self.unit_names[self.cuts[client] :]
@@ -174,6 +189,7 @@ class Oracle:
             if client in self.server_models:
                 self._catch_up(self.server_models[client], self._above(client))
         losses = RoundLosses()
+        self.known = [dict(told) for told in self.told]
         steps: dict[int, Iterator[int]] = {client: itertools.count() for client in participants}
         for client, rows in self._turns(number, participants):
             self._train_batch(client, rows, (client, number, next(steps[client])), losses)
@@ -222,25 +238,48 @@ class Oracle:
         x_BCHW, labels_B = self._images("train", rows, key)
         on_client = self.client_models[client]
         h, logits_BK = self._client_forward(client, x_BCHW, train=True)
-        losses.client.setdefault(client, []).append(on_client.step(logits_BK, labels_B))
+        loss = on_client.loss(logits_BK, labels_B) + self._distillation(client, rows, logits_BK)
+        losses.client.setdefault(client, []).append(loss.item())
+        if ahead := [name for name in on_client.units if name.startswith("ahead.")]:
+            loss = loss + on_client.loss(on_client.forward(ahead, h, train=True), labels_B)
         for learnt_from in on_client.learnt_from.values():
             learnt_from.add(client)
+        feedback = self.training.feedback
         if client in self.server_models:
             on_server = self.server_models[client]
-            sent = self._sent(client, h.detach(), train=True)
+            sent = self._sent(client, h.detach(), train=True).requires_grad_()
             logits_BK = self._server_forward(client, sent, train=True)
-            losses.server.setdefault(client, []).append(on_server.step(logits_BK, labels_B))
+            server_loss = on_server.loss(logits_BK, labels_B)
+            losses.server.setdefault(client, []).append(server_loss.item())
+            on_server.step(server_loss)
+            if feedback.name == "gradients":
+                loss = loss + (h * sent.grad).sum()
+            if feedback.name == "soft_labels":
+                soft_BK = (logits_BK.detach() / feedback.temperature).softmax(1)
+                self.told[client] |= dict(zip(rows.tolist(), soft_BK, strict=True))
             for unit in self._above(client):
                 on_server.learnt_from[unit].add(client)
             if self.statistics_apart:
                 worn = self._statistics_above(client)
                 self.statistics[client] = {name: statistic.clone() for name, statistic in worn.items()}
+        on_client.step(loss)
+
+    def _distillation(self, client: int, rows: np.ndarray, logits_BK: Tensor) -> Tensor:
+        """Of what the server said of the rows in the rounds before, if it said something; a mean over the batch."""
+        feedback, total = self.training.feedback, torch.zeros(())
+        for row, logits_K in zip(rows.tolist(), logits_BK, strict=True):
+            if row in self.known[client]:
+                soft_K, temperature = self.known[client][row], feedback.temperature
+                difference_K = soft_K.log() - (logits_K / temperature).log_softmax(0)
+                total = total + feedback.weight * temperature**2 * (soft_K * difference_K).sum()
+        return total / len(rows)
 
     def _client_forward(self, client: int, x_BCHW: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """Features at the cut and the client's own logits; they are the same at cut L."""
         model = self.client_models[client]
         h = model.forward(self.unit_names[: self.cuts[client]], x_BCHW, train)
-        return h, model.forward([EXIT] if EXIT in model.units else [], h, train)
+        weight = self.training.exit_weight
+        return h, model.forward([EXIT], weight * h + (1 - weight) * h.detach(), train) if EXIT in model.units else h
 
     def _server_forward(self, client: int, h: Tensor, train: bool) -> Tensor:
         if self.statistics_apart:
@@ -334,19 +373,31 @@ class Oracle:
                 yield group, unit, [model for model in models if unit in model.units]
         if self.training.aggregate != "server":
             for cut in set(self.cuts) - {len(self.unit_names)}:
-                yield f"cut {cut}", EXIT, [clients[n] for n, other in enumerate(self.cuts) if other == cut]
+                peers = [clients[n] for n, other in enumerate(self.cuts) if other == cut]
+                joined = self.training.look_ahead and self.training.look_ahead.copies == "network"
+                for unit in peers[0].units:
+                    if unit in (EXIT, "ahead.exit") or (unit.startswith("ahead.") and not joined):
+                        yield f"cut {cut}", unit, peers
 
     def _aggregate(self) -> None:
         for group, unit, models in self._groups():
             trained = [model for model in models if model.learnt_from[unit]]
-            if len(models) == 1 or not trained:
+            copies = f"ahead.{unit}"
+            joined = self.training.look_ahead and self.training.look_ahead.copies == "network" and group == "all"
+            takers = [model for model in self.client_models if joined and copies in model.units]
+            if len(models) + len(takers) == 1 or not trained:
                 continue
             self.newest[group, unit] = average = self._average(unit, trained)
             for model in models:
                 if model not in trained:
-                    model.behind[unit] = group
+                    model.behind[unit] = group, unit
                 elif len(trained) > 1:
                     self._replace(model, unit, average)
+            for model in takers:
+                if model.learnt_from[copies]:
+                    self._replace(model, copies, average)
+                else:
+                    model.behind[copies] = group, unit
         for model in (*self.client_models, *self.server_models.values()):
             for learnt_from in model.learnt_from.values():
                 learnt_from.clear()
@@ -389,7 +440,7 @@ class Oracle:
         """Copies that missed an aggregation start from the newest average."""
         for unit in units:
             if unit in model.behind:
-                self._replace(model, unit, self.newest[model.behind.pop(unit), unit])
+                self._replace(model, unit, self.newest[model.behind.pop(unit)])
 
     # Results
 
@@ -411,7 +462,8 @@ class Oracle:
         """Tensors of every model by the stem of its file; a shared server's also in what each client wears."""
         files = {}
         for client, label in enumerate(self.labels):
-            files[f"client-{label}"] = _tensors(self.client_models[client])
+            tensors = _tensors(self.client_models[client])
+            files[f"client-{label}"] = {name: x for name, x in tensors.items() if not name.startswith("ahead.")}
             if self.codecs[client] == "int8":
                 channels = self.setup.feature_shapes[self.cuts[client] - 1][0]
                 low, high = self.ranges.get(client, (torch.zeros(channels), torch.zeros(channels)))

@@ -35,7 +35,7 @@ from actors.cluster.resources import Growth, Node, Request
 from actors.cluster.slots import plan_slots
 from actors.workers.origin import REMEDY, difference, versions
 from hsee_ray.backbones import Backbone, build_backbone, feature_shapes
-from hsee_ray.config.fleet import ClientSpec, Fleet
+from hsee_ray.config.fleet import ClientSpec, Fleet, names_ahead
 from hsee_ray.config.schema import Config, DataConfig
 from hsee_ray.data import known_classes, known_shape, known_train_images
 from hsee_ray.data.known import KnownSet
@@ -215,10 +215,13 @@ def object_store_bytes(
     tested_batches = [batch_bytes(spec, config.evaluation.batch_size) for spec in fleet.clients]
     tested = [size * evaluation_window(config.pipeline, max(tested_batches)) for size in tested_batches]
     features = max(sum(sorted(each, reverse=True)[: context.at_once]) for each in (ahead, tested))
-    weights = sum(4 * tensor.numel() for unit in backbone.units.values() for tensor in unit.parameters())
+    of_unit = {name: sum(4 * p.numel() for p in unit.parameters()) for name, unit in backbone.units.items()}
+    network = sum(of_unit.values())
+    ahead_of = (names_ahead(config.training, list(of_unit), spec.cut) for spec in fleet.clients)
+    models = len(fleet.clients) * network + sum(of_unit[name] for names in ahead_of for name in names)
     copies = {"sgd": 2, "adamw": 3}[config.training.optimizer.name]
     # The newest averages are one more copy of the whole network.
-    return features + copies * weights * (3 * len(fleet.clients) + 1)
+    return features + copies * (3 * models + network)
 
 
 def _image_shape(data: DataConfig) -> tuple[int, int, int]:

@@ -46,9 +46,14 @@ class RetryUnit:
         """The last piece of every model that takes part."""
         self.before: dict[int, int] = {}
         """Of a piece that goes to a server: the one before it there, both by position."""
+        self.client_before: dict[int, int] = {}
+        """Of a piece: the one before it of its client, both by position."""
         latest: dict[int, int] = {}
         for piece in self.pieces:
-            self.by_client.setdefault(piece.work.client_id, []).append(piece)
+            of_client = self.by_client.setdefault(piece.work.client_id, [])
+            if of_client:
+                self.client_before[piece.position] = of_client[-1].position
+            of_client.append(piece)
             self.last.update(dict.fromkeys(piece.models, piece))
             if piece.server is not None:
                 if piece.server in latest:

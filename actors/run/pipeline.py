@@ -158,6 +158,8 @@ class _Attempt:
         """Calls under way."""
         self.passed = {piece.position: asyncio.Event() for piece in unit.pieces}
         """Set when a piece has gone to its server, or will not."""
+        self.returned = {piece.position: asyncio.Event() for piece in unit.pieces}
+        """Set when a piece's last leg is submitted."""
 
     async def run(self) -> UnitReports:
         try:
@@ -201,16 +203,22 @@ class _Attempt:
         for index, leg in enumerate(trip[1:], start=1):
             if not outcome.sent:
                 break
+            if index > 1 and piece.position in self.unit.client_before:
+                # So the last call of a client in a unit is its last piece's.
+                await self.returned[self.unit.client_before[piece.position]].wait()
             model = piece.model(leg.side)
             payload, outcome_ref = self._submit(piece, trip, index, payload)
             self.admission.asked(model)
             self.owed[model] += 1
             if leg.side == "server":
                 self.passed[piece.position].set()
+            if index == len(trip) - 1:
+                self.returned[piece.position].set()
             outcome = await self._outcome(piece, model, outcome_ref)
             earlier = reports.get(leg.side)
             reports[leg.side] = outcome.report if earlier is None else earlier + outcome.report
         self.passed[piece.position].set()
+        self.returned[piece.position].set()
         self.admission.leave(piece)
         if self.pipeline.lockstep and self.unit.has_several_clients:
             self._leave_slot(piece)

@@ -262,7 +262,7 @@ class Rounds:
             n: len(round_batches(training, self.setup.local_samples[n], fleet.clients[n].batch_size)) for n in queue
         }
         per_message = (batches_per_message(self.config.pipeline, self._batch_bytes(n), n_steps[n]) for n in queue)
-        together = 1 if self.one_unit or self.strategy.lockstep else min(per_message, default=1)
+        together = 1 if self.one_unit or self.strategy.lockstep(training) else min(per_message, default=1)
         n_pieces = {client_id: -(-steps // together) for client_id, steps in n_steps.items()}
         bounds = [
             (client_id, piece * together, min((piece + 1) * together, n_steps[client_id]))

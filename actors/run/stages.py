@@ -88,8 +88,9 @@ class TrainingStage(Stage):
 
         Without `snapshots` no states are kept.
         """
-        super().__init__(team, recovery, state, lambda client: strategy.trip)
-        self.lockstep = strategy.lockstep
+        training = team.setup.config.training
+        super().__init__(team, recovery, state, lambda client: strategy.trip_of(training))
+        self.lockstep = strategy.lockstep(training)
         self.one_unit = one_unit
         self.snapshots = snapshots
         self.ended: dict[ModelId, ObjectRef[Any]] = {}

@@ -23,6 +23,8 @@ RESERVED = {
     "codec": "what the int8 codec knows of a client's features",
     "path": "what the stages before the codec know of them",
     "objective": "what an objective remembers",
+    "ahead": "the units that a client looks ahead through",
+    "feedback": "what a server has answered",
 }
 """Names of what a client has beside the units of the network."""
 _UNIT_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")

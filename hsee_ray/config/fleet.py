@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hsee_ray.config.plugins import PlugIn
-from hsee_ray.config.schema import Config, ResourcesConfig
+from hsee_ray.config.schema import Config, ResourcesConfig, TrainingConfig
 from hsee_ray.edge.codecs import Codec
 from hsee_ray.errors import ConfigError
 
@@ -17,6 +17,12 @@ AUTO = "auto"
 """A cut that the planner is to pick (docs/planning.md)."""
 OBJECTIVE = "objective"
 """Name of what an objective remembers among a model's units; no unit of a network may bear it."""
+AHEAD = "ahead"
+"""Prefix, among a client's units, of those that it looks ahead through (`ahead.layer2.0`, `ahead.exit`)."""
+FEEDBACK = "feedback"
+"""Name, among a client's units, of what its server has answered; no unit of a network may bear it."""
+TRAINING_ONLY = (OBJECTIVE, AHEAD, FEEDBACK)
+"""First parts of names of what is in no model file."""
 CODEC, PATH = "codec", "path"
 """Names, among a client's units, of what its codec and the stages before it (`path.0`) know; no unit may bear them."""
 
@@ -118,3 +124,9 @@ def resolve_cut(cut: str | int, unit_names: Sequence[str], where: str = "cut") -
             return ends[-1]
     cuts = ", ".join(f"{i} {name}" for i, name in enumerate(unit_names, start=1))
     raise ConfigError(f"{where} is {cut!r}: the network has no such cut; it can be cut after {cuts}")
+
+
+def names_ahead(training: TrainingConfig, unit_names: Sequence[str], cut: int) -> tuple[str, ...]:
+    """The units behind a cut to look through; never the network's last one, whose place a classifier takes."""
+    units = 0 if training.look_ahead is None else training.look_ahead.units
+    return tuple(unit_names[cut : min(cut + units, len(unit_names) - 1)])

@@ -9,7 +9,7 @@ import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hsee_ray.config.plugins import (
     ExitPlugIn,
@@ -200,11 +200,44 @@ class CosineSchedule(_Model):
 ScheduleConfig = Annotated[ConstantSchedule | StepSchedule | CosineSchedule, Field(discriminator="name")]
 
 
+class LookAheadConfig(_Model):
+    """Units behind the cut through which a client's own units are trained, too; on the client in training only."""
+
+    units: int = Field(ge=1)
+    copies: Literal["peers", "network"] = "peers"
+
+
+class NoFeedback(_Model):
+    name: Literal["none"] = "none"
+
+
+class SoftLabelFeedback(_Model):
+    name: Literal["soft_labels"]
+    weight: float = Field(1.0, gt=0)
+    temperature: float = Field(3.0, gt=0)
+
+
+class GradientFeedback(_Model):
+    name: Literal["gradients"]
+
+
+def _by_its_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+FeedbackConfig = Annotated[
+    NoFeedback | SoftLabelFeedback | GradientFeedback, Field(discriminator="name"), BeforeValidator(_by_its_name)
+]
+
+
 class TrainingConfig(_Model):
     """The method and its options (docs/method.md)."""
 
     strategy: StrategyPlugIn = PlugIn(name="averaging")
     objective: ObjectivePlugIn | None = None
+    exit_weight: float = Field(1.0, ge=0, le=1)
+    look_ahead: LookAheadConfig | None = None
+    feedback: FeedbackConfig = NoFeedback()
     rounds: int = Field(10, ge=1)
     keep: Literal["last", "best"] = "last"
     patience: int | None = Field(None, ge=1)
@@ -227,6 +260,24 @@ class TrainingConfig(_Model):
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_schedule: ScheduleConfig = ConstantSchedule()
     warmup_rounds: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _units_that_learn(self) -> TrainingConfig:
+        if self.look_ahead is not None and isinstance(self.feedback, GradientFeedback):
+            raise ValueError(
+                "look_ahead stands in for the server's gradient, and feedback is 'gradients': leave out one of them"
+            )
+        if self.exit_weight == 0 and self.look_ahead is None and not isinstance(self.feedback, GradientFeedback):
+            raise ValueError(
+                "exit_weight is 0: a client's units would learn from nothing; raise it, or set training.look_ahead or "
+                "training.feedback=gradients"
+            )
+        if self.look_ahead is not None and self.look_ahead.copies == "network" and self.aggregate != "all":
+            raise ValueError(
+                f"look_ahead.copies is 'network', and aggregate is {self.aggregate!r}: only aggregate=all makes one "
+                "network of both sides; use it, or copies=peers"
+            )
+        return self
 
 
 class EvaluationConfig(_Model):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +20,16 @@ from hsee_ray.backbones import build_backbone, feature_shapes
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.counter import Counter, OpCounts
 from hsee_ray.edge.codecs import Codec, feature_bytes
-from hsee_ray.method.steps import client_step, server_step
+from hsee_ray.method.steps import client_step, forward_step, returned_step, server_step
 from hsee_ray.models.exits import build_exit
+from hsee_ray.models.look_ahead import build_look_ahead
 from hsee_ray.models.model import MEMORY_FORMATS, Model
 from hsee_ray.models.split import UnitChain
 
 __all__ = ["CostTable", "Memory", "OpCounts", "SideCost", "UnitCost"]
 
 LABEL_BYTES = 8
+_RETURNED = "returned"
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,12 @@ class SideCost:
     """A step: forward, backward, optimiser; on a client with its exit head."""
     infer: OpCounts
     """Forward only, in evaluation mode."""
-    parameters: int
+    parameters: Mapping[str, int]
+    """By unit; with the exit head, and what is there in training only."""
     memory: Memory
     """Of training."""
+    returned: OpCounts
+    """Part of a step that a client does when the server's gradient has come back; the rest is before it sends."""
 
 
 @dataclass(frozen=True)
@@ -136,19 +143,33 @@ class CostTable:
         exit_head = None
         if with_exit:
             exit_head = build_exit(self._config, names[last - 1], self._shapes[last], self._n_classes)
-        model = Model(units, exit_head, self._config.training, self._device)
+        ahead = None
+        if with_exit:
+            ahead = build_look_ahead(self._config, copy.deepcopy(self._units), last, self._shapes[1:], self._n_classes)
+        model = Model(units, exit_head, self._config.training, self._device, look_ahead=ahead)
         infer = self._count_inference(model, self._batch(first, batch_size)[0])
-        train, memory = self._count_step(model, *self._batch(first, max(2, batch_size)), is_client=first == 0)
-        return SideCost(train, infer, sum(parameter.numel() for parameter in _parameters(model)), memory)
+        counter, memory = self._count_step(model, *self._batch(first, max(2, batch_size)), is_client=first == 0)
+        forward, backward = counter.work(), counter.work(_RETURNED)
+        parameters = {name: sum(each.numel() for each in unit.parameters()) for name, unit in model.units.items()}
+        return SideCost(forward + backward, infer, parameters, memory, backward)
 
-    def _count_step(self, model: Model, x: torch.Tensor, y_B: torch.Tensor, is_client: bool) -> tuple[OpCounts, Memory]:
-        clip_norm = self._config.training.optimizer.clip_norm
+    def _count_step(self, model: Model, x: torch.Tensor, y_B: torch.Tensor, is_client: bool) -> tuple[Counter, Memory]:
+        training, optimizer, exit_head = self._config.training, model.optimizer, model.exit_head
+        how: dict[str, Any] = {"clip_norm": training.optimizer.clip_norm}
+        returned = training.feedback.name == "gradients"
 
         def step() -> None:
-            if is_client:
-                client_step(model.network, model.exit_head, model.optimizer, x, y_B, clip_norm=clip_norm)
+            if not is_client:
+                server_step(model.network, optimizer, x.detach().requires_grad_(returned), y_B, **how)
+            elif returned and exit_head is not None:
+                h = forward_step(model.network, x)
+                counter.enter(_RETURNED)
+                returned_step(
+                    h, torch.empty_like(h), exit_head, optimizer, y_B, exit_weight=training.exit_weight, **how
+                )
             else:
-                server_step(model.network, model.optimizer, x, y_B, clip_norm=clip_norm)
+                how.update(exit_weight=training.exit_weight, look_ahead=model.look_ahead)
+                client_step(model.network, exit_head, optimizer, x, y_B, **how)
 
         model.train_mode(1)
         parameters = _parameters(model)
@@ -166,7 +187,7 @@ class CostTable:
         gradient_bytes = sum(_bytes(parameter.grad) for parameter in parameters if parameter.grad is not None)
         held = Memory(_bytes(*own), gradient_bytes, _bytes(*kept), counter.kept_bytes(), _bytes(x, y_B))
         workspace_bytes = max(0, counter.peak_bytes - held.total_bytes)
-        return counter.work(), replace(held, workspace_bytes=workspace_bytes)
+        return counter, replace(held, workspace_bytes=workspace_bytes)
 
     @torch.no_grad()
     def _count_inference(self, model: Model, x: torch.Tensor) -> OpCounts:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hsee_ray.config.fleet import Fleet, ModelId
+from hsee_ray.config.fleet import AHEAD, Fleet, ModelId
 from hsee_ray.config.schema import Config
 from hsee_ray.method.strategies import Strategy, strategy_of
 from hsee_ray.models.state import Arrays, UnitState
@@ -27,6 +27,7 @@ class Copy:
     model: ModelId
     unit: str
     weight: float
+    """0: it takes the mean without a part in it."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Aggregation:
     copies: dict[str, tuple[Copy, ...]]
     """By the average's key, such as `all/layer1.0`, `server/layer2.0`, `exit/layer1.1`."""
     takes: dict[ModelId, dict[str, str]]
-    """Unit -> key. A unit with one counting copy is left as it is, so nobody takes its average now."""
+    """Unit -> key. A unit with one counting copy is left as it is, so only those that do not count take its average."""
 
     @property
     def sources(self) -> tuple[ModelId, ...]:
@@ -63,13 +64,19 @@ def plan_aggregation(config: Config, fleet: Fleet, trained: Iterable[int], local
             behind = _trained_on(strategy, fleet, model, unit, trained_set)
             if behind and holders[key] > 1:
                 weight = strategy.weight(config.training, (local_samples[client] for client in behind))
-                copies.setdefault(key, []).append(Copy(model, unit, weight))
+                copies.setdefault(key, []).append(Copy(model, unit, 0.0 if _only_takes(unit, key) else weight))
     takes: dict[ModelId, dict[str, str]] = {}
-    for key, counting in copies.items():
-        if len(counting) > 1:
-            for copy in counting:
+    counts = {key: sum(copy.weight > 0 for copy in found) for key, found in copies.items()}
+    for key, found in copies.items():
+        for copy in found:
+            if counts[key] > (copy.weight > 0):
                 takes.setdefault(copy.model, {})[copy.unit] = key
-    return Aggregation({key: tuple(counting) for key, counting in copies.items()}, takes)
+    return Aggregation({key: tuple(found) for key, found in copies.items() if counts[key]}, takes)
+
+
+def _only_takes(unit: str, key: str) -> bool:
+    """Whether a copy is of a unit that its client looks ahead through, and the average is the network's own."""
+    return unit.startswith(f"{AHEAD}.") and not key.startswith(f"{AHEAD}/")
 
 
 def _trained_on(strategy: Strategy, fleet: Fleet, model: ModelId, unit: str, trained: set[int]) -> list[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +15,32 @@ import numpy as np
 import torch
 
 from hsee_ray.backbones import Backbone
-from hsee_ray.config.fleet import ClientSpec
-from hsee_ray.config.schema import Config
+from hsee_ray.config.fleet import FEEDBACK, ClientSpec
+from hsee_ray.config.schema import Config, SoftLabelFeedback
 from hsee_ray.data.augment import Augment
 from hsee_ray.data.batches import normalise
 from hsee_ray.edge.gate import Gate
-from hsee_ray.features.message import FeatureBatch, Packet, encode
+from hsee_ray.features.message import FeatureBatch, Packet, decode, encode
 from hsee_ray.features.path import FeaturePath
 from hsee_ray.method.figures import count, metrics_of
 from hsee_ray.method.objective import build_objective
 from hsee_ray.method.predictions import ExitPredictions, Part
 from hsee_ray.method.reports import EvaluationReport, TrainReport, evaluation_report
-from hsee_ray.method.schedule import BatchSlice, learning_rate, round_batches
-from hsee_ray.method.steps import NonFiniteStep, client_step, refuse_nonfinite, undone_if_nonfinite
+from hsee_ray.method.schedule import learning_rate, round_batches
+from hsee_ray.method.soft_labels import SoftLabels
+from hsee_ray.method.steps import (
+    Buffers,
+    ExitLoss,
+    NonFiniteStep,
+    client_step,
+    forward_step,
+    refuse_nonfinite,
+    returned_step,
+    undone_if_nonfinite,
+)
 from hsee_ray.method.task import task_of
 from hsee_ray.models.exits import build_exit
+from hsee_ray.models.look_ahead import build_look_ahead
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.split import client_units
@@ -75,25 +87,33 @@ class Client:
         config: Config,
         spec: ClientSpec,
         backbone: Backbone,
-        feature_shape: tuple[int, ...],
+        feature_shapes: Sequence[tuple[int, ...]],
         data: ClientData,
         device: torch.device,
     ) -> None:
-        exit_head = None
+        """`feature_shapes` are those behind each unit of the backbone."""
+        exit_head = look_ahead = None
+        feature_shape, n_classes = feature_shapes[spec.cut - 1], len(data.class_names)
         if spec.has_server:
-            exit_head = build_exit(config, spec.cut_name, feature_shape, len(data.class_names))
+            exit_head = build_exit(config, spec.cut_name, feature_shape, n_classes)
+            look_ahead = build_look_ahead(config, backbone.units, spec.cut, feature_shapes, n_classes)
         self.config = config
         self.spec = spec
         self.data = data
         self.path = FeaturePath(config, spec, feature_shape)
         units = client_units(backbone.units, spec.cut)
-        self.model = Model(units, exit_head, config.training, device, self.path.units)
+        self.model = Model(units, exit_head, config.training, device, self.path.units, look_ahead)
         self.objective = build_objective(config, "client", self.model)
+        self.soft_labels: SoftLabels | None = None
+        if spec.has_server and isinstance(config.training.feedback, SoftLabelFeedback):
+            self.soft_labels = SoftLabels(config.training.feedback, len(data.train), n_classes).to(device)
+            self.model.remembers(FEEDBACK, self.soft_labels)
         self.augment = Augment(config.data.augment, data.mean_C)
         self.task = task_of(config)
         self.skips = config.failures.on_nonfinite == "skip_batch"
         self.pending: dict[int, Any] = {}
         """State that a strategy's legs keep of a batch until its reply arrives, by step; not part of a snapshot."""
+        self._batches = round_batches(config.training, len(data.train), spec.batch_size)
         self._order: tuple[int, int, Array] | None = None
 
     def train(self, round_number: int, first: int, last: int) -> tuple[Packet, TrainReport]:
@@ -107,9 +127,9 @@ class Client:
         samples = skipped = 0
         for step, x_BCHW, y_B in self.training_batches(round_number, first, last):
             try:
-                h, loss = self._step(x_BCHW, y_B)
+                h, loss = self._step(x_BCHW, y_B, self._distillation(round_number, step))
             except NonFiniteStep as error:
-                refuse_nonfinite(self.config, self.spec.client_file, round_number, step, error)
+                self._refuse(round_number, step, error)
                 skipped += 1
                 continue
             losses.append(loss)
@@ -119,14 +139,73 @@ class Client:
         sent_bytes = sum(message.sent_bytes for message in packet)
         return tuple(packet), TrainReport(samples, tuple(losses), sent_bytes, skipped)
 
+    def send(self, round_number: int, first: int, last: int) -> tuple[Packet, TrainReport]:
+        """Features of steps first..last-1 of a round; their graphs wait for the server's gradients."""
+        packet: list[FeatureBatch] = []
+        skipped = 0
+        for step, x_BCHW, y_B in self.training_batches(round_number, first, last):
+            buffers = Buffers(self.model.network) if self.skips else None
+            try:
+                h = forward_step(self.model.network, x_BCHW, self.config.training.autocast)
+            except NonFiniteStep as error:
+                self._refuse(round_number, step, error, buffers)
+                skipped += 1
+                continue
+            self.pending[step] = h, y_B, buffers
+            packet.append(self.path.for_training(encode(h.detach(), y_B, step), round_number))
+        return tuple(packet), TrainReport(0, (), sum(message.sent_bytes for message in packet), skipped)
+
+    def take_gradients(self, round_number: int, packet: Packet) -> TrainReport:
+        """The steps of batches that were sent, with the server's gradients, but for batches that it has left out."""
+        model, training = self.model, self.config.training
+        assert model.exit_head is not None, "only a client with a server sends features"
+        gradients = {message.step: message for message in packet}
+        losses: list[float] = []
+        samples = skipped = 0
+        for step, (h, y_B, buffers) in sorted(self.pending.items()):
+            try:
+                if step not in gradients:
+                    raise NonFiniteStep("the server's loss or gradient", math.nan)
+                gradient, _ = decode(gradients[step], model.device)
+                with undone_if_nonfinite(model.exit_head) if self.skips else nullcontext():
+                    loss = returned_step(
+                        h,
+                        gradient,
+                        model.exit_head,
+                        model.optimizer,
+                        y_B,
+                        training.autocast,
+                        self.objective,
+                        training.optimizer.clip_norm,
+                        training.exit_weight,
+                    )
+            except NonFiniteStep as error:
+                self._refuse(round_number, step, error, buffers)
+                skipped += 1
+                continue
+            losses.append(loss)
+            samples += len(y_B)
+        self.pending.clear()
+        return TrainReport(samples, tuple(losses), 0, skipped, sum(message.feature_bytes for message in packet))
+
+    def take_soft_labels(self, round_number: int, packet: Packet) -> TrainReport:
+        """Keeps the server's logits of batches that were sent, for the next round."""
+        assert self.soft_labels is not None, "only this feedback has such a leg"
+        for message in packet:
+            logits_BK, _ = decode(message, self.model.device)
+            self.soft_labels.receive(self._rows(round_number, message.step), logits_BK)
+        return TrainReport(0, (), received_bytes=sum(message.feature_bytes for message in packet))
+
     def training_batches(
         self, round_number: int, first: int, last: int
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Steps first..last-1 of a round with their images (B, C, H, W) and labels (B,); the model is in train mode."""
         self.model.train_mode(learning_rate(self.config.training, round_number))
         self.objective.begin_round(round_number)
-        for batch in round_batches(self.config.training, len(self.data.train), self.spec.batch_size)[first:last]:
-            yield batch.step, *self._training_batch(round_number, batch)
+        if self.soft_labels is not None:
+            self.soft_labels.begin_round(round_number)
+        for batch in self._batches[first:last]:
+            yield batch.step, *self._training_batch(round_number, batch.step)
 
     @torch.no_grad()
     def evaluate(self, part: Part, first: int, last: int) -> tuple[Packet, EvaluationReport | None]:
@@ -220,9 +299,21 @@ class Client:
             path.for_training(encode(self.model.network(x_BCHW), y_B), 0)
         return path.for_inference(message)
 
-    def _step(self, x_BCHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _distillation(self, round_number: int, step: int) -> ExitLoss | None:
+        return None if self.soft_labels is None else self.soft_labels.loss_of(self._rows(round_number, step))
+
+    def _refuse(self, round_number: int, step: int, error: NonFiniteStep, buffers: Buffers | None = None) -> None:
+        """Raises NonFiniteError, unless the batch is to be left out: then the buffers go back."""
+        refuse_nonfinite(self.config, self.spec.client_file, round_number, step, error)
+        if buffers is not None:
+            buffers.put_back()
+
+    def _step(
+        self, x_BCHW: torch.Tensor, y_B: torch.Tensor, distillation: ExitLoss | None
+    ) -> tuple[torch.Tensor, float]:
         model, training = self.model, self.config.training
-        with undone_if_nonfinite(model.network, model.exit_head) if self.skips else nullcontext():
+        modules = (model.network, model.exit_head, model.look_ahead)
+        with undone_if_nonfinite(*modules) if self.skips else nullcontext():
             return client_step(
                 model.network,
                 model.exit_head,
@@ -232,22 +323,29 @@ class Client:
                 training.autocast,
                 self.objective,
                 training.optimizer.clip_norm,
+                training.exit_weight,
+                model.look_ahead,
+                distillation,
             )
 
-    def _training_batch(self, round_number: int, batch: BatchSlice) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = self._epoch_order(round_number, batch.epoch)[batch.start : batch.stop]
-        images_BHWC = self.data.train.images_NHWC[rows]
+    def _training_batch(self, round_number: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        indices = self.data.train.indices[self._rows(round_number, step)]
+        images_BHWC = self.data.train.images_NHWC[indices]
         if self.config.data.augment.on:
-            rng = generator(self.config.seed, "augmentation", self.spec.client_id, round_number, batch.step)
+            rng = generator(self.config.seed, "augmentation", self.spec.client_id, round_number, step)
             images_BHWC = self.augment(images_BHWC, rng)
-        return self._tensors(images_BHWC, self.data.train.labels_N[rows])
+        return self._tensors(images_BHWC, self.data.train.labels_N[indices])
+
+    def _rows(self, round_number: int, step: int) -> Array:
+        """Which of the client's training samples a step is of."""
+        batch = self._batches[step]
+        return self._epoch_order(round_number, batch.epoch)[batch.start : batch.stop]
 
     def _epoch_order(self, round_number: int, epoch: int) -> Array:
-        """The client's training rows in the order of a local epoch; kept until the next one is asked for."""
+        """The client's training samples in the order of a local epoch; kept until another one is asked for."""
         if self._order is None or self._order[:2] != (round_number, epoch):
             rng = generator(self.config.seed, "order", self.spec.client_id, round_number, epoch)
-            indices = self.data.train.indices
-            self._order = (round_number, epoch, indices[rng.permutation(len(indices))])
+            self._order = (round_number, epoch, rng.permutation(len(self.data.train)))
         return self._order[2]
 
     def _tensors(self, images_BHWC: Array, labels_B: Array) -> tuple[torch.Tensor, torch.Tensor]:

@@ -91,6 +91,8 @@ def client_figures(report: RoundReport, client_id: int, metrics: Iterable[Metric
             yield Figure("client_loss", None, trained.mean_loss)
         yield Figure("train_samples", None, trained.samples)
         yield Figure("train_sent_bytes", None, trained.sent_bytes)
+        if trained.received_bytes:
+            yield Figure("train_received_bytes", None, trained.received_bytes)
         if trained.skipped:
             yield Figure("client_skipped_batches", None, trained.skipped)
     taught = report.server_training.get(client_id)

@@ -53,8 +53,21 @@ def train_client(client: Any, work: Work, payload: None) -> tuple[Any, Any]:
     return client.train(work.round_number, work.first, work.last)  # type: ignore[no-any-return]
 
 
-def train_server(server: Any, work: Work, packet: Any) -> tuple[None, Any]:
-    return None, server.train(work.client_id, work.round_number, packet)
+def train_server(server: Any, work: Work, packet: Any) -> tuple[Any, Any]:
+    return server.train(work.client_id, work.round_number, packet)  # type: ignore[no-any-return]
+
+
+def send_features(client: Any, work: Work, payload: None) -> tuple[Any, Any]:
+    step = client.send if client.spec.has_server else client.train
+    return step(work.round_number, work.first, work.last)  # type: ignore[no-any-return]
+
+
+def take_gradients(client: Any, work: Work, packet: Any) -> tuple[None, Any]:
+    return None, client.take_gradients(work.round_number, packet)
+
+
+def take_soft_labels(client: Any, work: Work, packet: Any) -> tuple[None, Any]:
+    return None, client.take_soft_labels(work.round_number, packet)
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,14 @@ def answer_server(server: Any, work: Work, packet: Any) -> tuple[None, Any]:
 
 TRAINING: Trip = (Leg("client", train_client), Leg("server", train_server))
 """Nothing comes back over the cut."""
+WITH_SOFT_LABELS: Trip = (*TRAINING, Leg("client", take_soft_labels))
+"""The server's logits come back, for the next round: nobody waits for them."""
+WITH_GRADIENTS: Trip = (
+    Leg("client", send_features),
+    Leg("server", train_server),
+    Leg("client", take_gradients),
+)
+"""The server's gradient comes back, and the client waits for it (SplitFed, Thapa et al. 2022, arXiv:2004.12088)."""
 
 
 def evaluating(part: Part) -> Trip:

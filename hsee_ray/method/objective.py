@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
+from hsee_ray.config.fleet import OBJECTIVE
 from hsee_ray.config.plugins import Pluggable, PlugIn, create
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
@@ -61,7 +62,7 @@ class CrossEntropy(Objective):
 def build_objective(config: Config, side: Side, model: Model) -> Objective:
     """The objective of a model, which from now on keeps what it remembers. Raises ConfigError when it cannot be had."""
     objective = _made(config, side, model.units)
-    model.remembers(objective.to(model.device))
+    model.remembers(OBJECTIVE, objective.to(model.device))
     return objective
 
 

@@ -32,6 +32,8 @@ class TrainReport:
     """Features and labels that left the client; 0 on the server's side."""
     skipped: int = 0
     """Batches without an update, because their loss was not finite."""
+    received_bytes: int = 0
+    """Gradients or soft labels that have come back to the client; 0 on the server's side."""
 
     def __add__(self, other: TrainReport) -> TrainReport:
         return TrainReport(
@@ -39,6 +41,7 @@ class TrainReport:
             self.losses + other.losses,
             self.sent_bytes + other.sent_bytes,
             self.skipped + other.skipped,
+            self.received_bytes + other.received_bytes,
         )
 
     @property

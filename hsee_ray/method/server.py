@@ -12,7 +12,7 @@ import torch
 from hsee_ray.backbones import Backbone
 from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.config.schema import Config
-from hsee_ray.features.message import FeatureBatch, Packet, decode
+from hsee_ray.features.message import FeatureBatch, Packet, decode, encode
 from hsee_ray.method.aggregation import mean_arrays
 from hsee_ray.method.figures import count, metrics_of
 from hsee_ray.method.objective import build_objective
@@ -53,32 +53,42 @@ class Server:
         self._initial_statistics = self._read_statistics()
         self._statistics: dict[int, StatisticsSet] = {}
 
-    def train(self, client: int, round_number: int, packet: Packet) -> TrainReport:
-        """One step per batch of the packet; a batch enters above its client's cut, in its client's statistics."""
+    def train(self, client: int, round_number: int, packet: Packet) -> tuple[Packet, TrainReport]:
+        """One step per batch of the packet; a batch enters above its client's cut, in its client's statistics.
+
+        What goes back to the client is as `training.feedback` says: of every batch dL/dh, or the logits (B, K) from
+        before the step, or nothing.
+        """
         network, training = self.part_of(client, round_number), self.config.training
+        feedback = training.feedback.name
+        reply: list[FeatureBatch] = []
         losses: list[float] = []
         samples = skipped = 0
         for batch in packet:
             h, y_B = decode(batch, self.model.device)
+            h.requires_grad_(feedback == "gradients")
             try:
                 with undone_if_nonfinite(self.model.network) if self.skips else nullcontext():
-                    losses.append(
-                        server_step(
-                            network,
-                            self.model.optimizer,
-                            h,
-                            y_B,
-                            training.autocast,
-                            self.objective,
-                            training.optimizer.clip_norm,
-                        )
+                    logits_BK, loss = server_step(
+                        network,
+                        self.model.optimizer,
+                        h,
+                        y_B,
+                        training.autocast,
+                        self.objective,
+                        training.optimizer.clip_norm,
                     )
-                samples += len(y_B)
             except NonFiniteStep as error:
                 who = self.specs[client].client_file
                 refuse_nonfinite(self.config, who, round_number, batch.step, error)
                 skipped += 1
-        return TrainReport(samples, tuple(losses), skipped=skipped)
+                continue
+            losses.append(loss)
+            samples += len(y_B)
+            if feedback != "none":
+                back = h.grad if h.grad is not None else logits_BK
+                reply.append(encode(back, y_B[:0], batch.step))
+        return tuple(reply), TrainReport(samples, tuple(losses), skipped=skipped)
 
     def part_of(self, client: int, round_number: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """The units above a client's cut, in its statistics and in train mode: features -> logits (B, K)."""

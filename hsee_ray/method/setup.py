@@ -168,7 +168,7 @@ def build_client(
     """A client over the units of `backbone`, which it takes for itself; over a new one without it."""
     spec = setup.fleet.clients[client_id]
     backbone = backbone or build_network(setup.config, setup.files)
-    return Client(setup.config, spec, backbone, setup.feature_shapes[spec.cut - 1], data, device)
+    return Client(setup.config, spec, backbone, setup.feature_shapes, data, device)
 
 
 def build_server(setup: Setup, served: Sequence[int], device: torch.device, backbone: Backbone | None = None) -> Server:

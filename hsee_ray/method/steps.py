@@ -1,7 +1,8 @@
-"""The training step of Hetero-SplitEE on both sides of the cut: nothing flows back over it.
+"""The training steps on both sides of the cut. In Hetero-SplitEE nothing flows back over it.
 
 The exit at the cut separates the backward passes (Sepehri et al. 2024, arXiv:2303.02384), so a client never waits
-for a server. Legend: B batch, K classes; h is the features at the cut, x the normalised images, y the labels.
+for a server; with `training.feedback: gradients` it does. Legend: B batch, K classes; h is the features at the cut, x
+the normalised images, y the labels.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +22,8 @@ from hsee_ray.models.torch_device import mixed_precision
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Scalar loss of float32 logits (B, K) and labels (B,)."""
+ExitLoss = Callable[[torch.Tensor], torch.Tensor]
+"""Scalar loss of an exit's float32 logits (B, K)."""
 
 
 class NonFiniteStep(ArithmeticError):
@@ -38,22 +42,63 @@ def client_step(
     autocast: str | None = None,
     objective: Loss = functional.cross_entropy,
     clip_norm: float | None = None,
+    exit_weight: float = 1.0,
+    look_ahead: nn.Module | None = None,
+    distillation: ExitLoss | None = None,
 ) -> tuple[torch.Tensor, float]:
     """One step on f^c and f^o: loss = CE(f^o(f^c(x)), y), or another objective.
 
-    Returns (h, loss in nats), h detached, from before the step.
+    Returns (h, loss in nats), h detached, from before the step. `exit_weight` is the share of the exit's gradient that
+    reaches f^c; the exit itself takes all of it. `look_ahead`, logits of h, adds its own loss to what f^c minimises
+    (Belilovsky et al. 2020, arXiv:1901.08164), and `distillation` another one of the exit's logits.
 
     Without an exit head (cut L) the network's own output is the logits. h is float32, also from a forward pass in
-    the lower precision `autocast`; so are the logits that the loss is of. Raises NonFiniteStep.
+    the lower precision `autocast`; so are the logits that the losses are of. Raises NonFiniteStep.
     """
     with mixed_precision(autocast, x_BCHW.device):
         h = network(x_BCHW)
-        logits_BK = h if exit_head is None else exit_head(h)
-    loss = objective(logits_BK.float(), y_B)
+        logits_BK = h if exit_head is None else exit_head(scaled_gradient(h, exit_weight))
+        ahead_BK = None if look_ahead is None else look_ahead(h)
+    losses = [_exit_loss(logits_BK.float(), y_B, objective, distillation)]
+    if ahead_BK is not None:
+        losses.append(objective(ahead_BK.float(), y_B))
     h = h.float()
     # One sum over h tells: it is finite if all of h is.
     _check_finite("the sum of the features", h.detach().sum().item())
-    return h.detach(), _descend(optimizer, loss, "the exit loss", clip_norm)
+    return h.detach(), _descend(optimizer, losses, "the exit loss", clip_norm)
+
+
+def forward_step(network: nn.Module, x_BCHW: torch.Tensor, autocast: str | None = None) -> torch.Tensor:
+    """h = f^c(x) in float32, with its graph: the first half of a step whose gradient comes from the server.
+
+    Raises NonFiniteStep.
+    """
+    with mixed_precision(autocast, x_BCHW.device):
+        h: torch.Tensor = network(x_BCHW)
+    h = h.float()
+    _check_finite("the sum of the features", h.detach().sum().item())
+    return h
+
+
+def returned_step(
+    h: torch.Tensor,
+    gradient: torch.Tensor,
+    exit_head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    y_B: torch.Tensor,
+    autocast: str | None = None,
+    objective: Loss = functional.cross_entropy,
+    clip_norm: float | None = None,
+    exit_weight: float = 1.0,
+) -> float:
+    """A client's step with the server's gradient dL/dh, of h with its graph (Thapa et al. 2022, arXiv:2004.12088).
+
+    f^c takes that gradient, and `exit_weight` times the exit's. Returns the exit's loss in nats. Raises NonFiniteStep.
+    """
+    with mixed_precision(autocast, h.device):
+        logits_BK = exit_head(scaled_gradient(h, exit_weight))
+    loss = _exit_loss(logits_BK.float(), y_B, objective, None)
+    return _descend(optimizer, [loss], "the exit loss", clip_norm, (h, gradient))
 
 
 def server_step(
@@ -64,26 +109,64 @@ def server_step(
     autocast: str | None = None,
     objective: Loss = functional.cross_entropy,
     clip_norm: float | None = None,
-) -> float:
-    """One step on f^s: loss = CE(f^s(h), y) in nats, or another objective, returned. Its gradient stops at h.
+) -> tuple[torch.Tensor, float]:
+    """One step on f^s: loss = CE(f^s(h), y), or another objective. Returns (logits (B, K), loss in nats).
 
+    Its gradient stops at h, and is in `h.grad` where h requires one. The logits are detached, from before the step.
     Raises NonFiniteStep.
     """
     with mixed_precision(autocast, h.device):
         logits_BK = network(h)
-    return _descend(optimizer, objective(logits_BK.float(), y_B), "the server loss", clip_norm)
+    logits_BK = logits_BK.float()
+    return logits_BK.detach(), _descend(optimizer, [objective(logits_BK, y_B)], "the server loss", clip_norm)
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str, clip_norm: float | None) -> float:
-    """One step against the gradient, which is first brought to the norm `clip_norm` where it is longer.
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
 
-    The norm is that of the side's whole gradient (Pascanu et al. 2013, arXiv:1211.5063).
+    @staticmethod
+    def forward(context: Any, h: torch.Tensor, factor: float) -> torch.Tensor:
+        context.factor = factor
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return context.factor * gradient, None
+
+
+def scaled_gradient(h: torch.Tensor, factor: float) -> torch.Tensor:
+    """h, through which `factor` of a gradient flows back."""
+    if factor == 1:
+        return h
+    return _ScaledGradient.apply(h, factor) if factor else h.detach()
+
+
+def _exit_loss(
+    logits_BK: torch.Tensor, y_B: torch.Tensor, objective: Loss, distillation: ExitLoss | None
+) -> torch.Tensor:
+    loss = objective(logits_BK, y_B)
+    return loss if distillation is None else loss + distillation(logits_BK)
+
+
+def _descend(
+    optimizer: torch.optim.Optimizer,
+    losses: list[torch.Tensor],
+    what: str,
+    clip_norm: float | None,
+    returned: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> float:
+    """One step against the gradient of all losses, which is first brought to the norm `clip_norm` where it is longer.
+
+    `returned` is a tensor with a graph, and the gradient that flows into it beside. The norm is that of the side's
+    whole gradient (Pascanu et al. 2013, arXiv:1211.5063). Returns the first loss.
     """
-    value = loss.item()
-    _check_finite(what, value)
+    values = [loss.item() for loss in losses]
+    for value in values:
+        _check_finite(what, value)
     # Gradients are dropped, not zeroed: a unit that the batch did not pass gets no update, not even weight decay.
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    roots: list[torch.Tensor] = [*losses, *(returned or ())[:1]]
+    torch.autograd.backward(roots, [None] * len(losses) + [gradient for gradient in (returned or ())[1:]])
     gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
     # Not `get_total_norm`, which takes another way on the meta device, where steps are counted.
     norm = torch.stack(torch._foreach_norm(gradients)).norm()
@@ -91,7 +174,7 @@ def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, what: str, cl
     if clip_norm is not None:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0))
     optimizer.step()
-    return value
+    return values[0]
 
 
 def _check_finite(what: str, value: float) -> None:
@@ -99,17 +182,27 @@ def _check_finite(what: str, value: float) -> None:
         raise NonFiniteStep(what, value)
 
 
+class Buffers:
+    """Copies of modules' buffers: a forward pass updates batch norm, and a step that fails must not have."""
+
+    def __init__(self, *modules: nn.Module | None) -> None:
+        self.buffers = [buffer for module in modules if module is not None for buffer in module.buffers()]
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for buffer, value in zip(self.buffers, self.before, strict=True):
+            buffer.copy_(value)
+
+
 @contextmanager
-def undone_if_nonfinite(network: nn.Module, exit_head: nn.Module | None = None) -> Iterator[None]:
-    """Puts buffers back when a step in the block fails: its forward pass has updated batch norm."""
-    buffers = [*network.buffers(), *(() if exit_head is None else exit_head.buffers())]
-    before = [buffer.clone() for buffer in buffers]
+def undone_if_nonfinite(*modules: nn.Module | None) -> Iterator[None]:
+    """Puts the modules' buffers back when a step in the block fails."""
+    buffers = Buffers(*modules)
     try:
         yield
     except NonFiniteStep:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+        buffers.put_back()
         raise
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from hsee_ray.config.fleet import EXIT, ClientSpec, Fleet, ModelId, fleet_of_tiers
+from hsee_ray.config.fleet import AHEAD, EXIT, ClientSpec, Fleet, ModelId, fleet_of_tiers, names_ahead
 from hsee_ray.config.plugins import Pluggable, PlugIn, create
 from hsee_ray.config.schema import Config, TrainingConfig
 from hsee_ray.errors import ConfigError
-from hsee_ray.method.legs import TRAINING, Trip
+from hsee_ray.method.legs import TRAINING, WITH_GRADIENTS, WITH_SOFT_LABELS, Trip
 
 AverageKeys = Mapping[ModelId, Mapping[str, str]]
 """For every model, the average that each of its units takes part in: unit -> key."""
@@ -35,11 +35,22 @@ class Strategy(Pluggable):
             raise ConfigError(
                 f"cluster.placement is 'colocate', and {name} has one server for all clients: use pack or spread"
             )
+        if self.trip is not TRAINING and config.training.feedback.name != "none":
+            raise ConfigError(
+                f"training.feedback is '{config.training.feedback.name}', and {config.training.strategy} has legs of "
+                "its own: leave feedback out"
+            )
 
-    @property
-    def lockstep(self) -> bool:
-        """Whether a client's next batch waits until this one's trip is over, as something comes back to it."""
-        return len(self.trip) > 2
+    def trip_of(self, training: TrainingConfig) -> Trip:
+        """Legs of a training batch, with what `training.feedback` adds."""
+        return {"none": self.trip, "soft_labels": WITH_SOFT_LABELS, "gradients": WITH_GRADIENTS}[training.feedback.name]
+
+    def lockstep(self, training: TrainingConfig) -> bool:
+        """Whether a client's next batch waits until this one's trip is over, as it needs what comes back."""
+        if training.feedback.name == "soft_labels":
+            # Nobody waits for these, but where all clients are one retry unit a client may leave its slot in between.
+            return self.retries_together(training)
+        return len(self.trip_of(training)) > 2
 
     def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
         """The clients of a run over a base network with these units. Raises ConfigError for an unknown cut."""
@@ -84,6 +95,7 @@ class Strategy(Pluggable):
                 keys = {name: f"{below}/{name}" for name in fleet.unit_names[: client.cut]}
                 if client.has_server:
                     keys[EXIT] = f"{EXIT}/{client.cut_name}"
+                    keys |= _ahead_keys(training, fleet.unit_names, client)
                 units[ModelId("client", client.client_id)] = keys
         for server, served in self.served(fleet).items():
             above = fleet.unit_names[min(fleet.clients[client].cut for client in served) :]
@@ -93,6 +105,18 @@ class Strategy(Pluggable):
     def weight(self, training: TrainingConfig, samples: Iterable[int]) -> float:
         """Weight of a copy in an average, of the training samples of each client behind it."""
         return float(sum(samples)) if training.aggregate_weights == "samples" else 1.0
+
+
+def _ahead_keys(training: TrainingConfig, unit_names: Sequence[str], client: ClientSpec) -> dict[str, str]:
+    """Averages of the units that a client looks ahead through: among clients of its cut, or the network's own."""
+    ahead = names_ahead(training, unit_names, client.cut)
+    if not ahead:
+        return {}
+    assert training.look_ahead is not None
+    peers = {f"{AHEAD}.{name}": f"{AHEAD}/{client.cut_name}/{name}" for name in (*ahead, EXIT)}
+    if training.look_ahead.copies == "peers":
+        return peers
+    return peers | {f"{AHEAD}.{name}": f"all/{name}" for name in ahead}
 
 
 class Averaging(Strategy):

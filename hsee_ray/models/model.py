@@ -1,4 +1,4 @@
-"""One trainable model: a chain of units, on a client its exit head and stages, and their optimiser."""
+"""One trainable model: a chain of units, on a client its exit head and what is beside them, and their optimiser."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hsee_ray.backbones.backbone import tensors_of
-from hsee_ray.config.fleet import EXIT, OBJECTIVE
+from hsee_ray.config.fleet import EXIT
 from hsee_ray.config.schema import TrainingConfig
 from hsee_ray.errors import DataError
 from hsee_ray.models.optimizer import build_optimizer, set_learning_rate
@@ -37,29 +37,29 @@ class Model:
         training: TrainingConfig,
         device: torch.device,
         stages: Mapping[str, nn.Module] | None = None,
+        look_ahead: UnitChain | None = None,
     ) -> None:
         self.training = training
         self.device = device
         self.memory_format = MEMORY_FORMATS[training.memory_format]
-        self.network = UnitChain(units).to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        if device.type == "cpu" and training.memory_format == "channels_last":
-            spare_strided_convolutions(self.network)
+        self.network = self._placed(UnitChain(units))
         self.exit_head = None if exit_head is None else exit_head.to(device)
+        self.look_ahead = None if look_ahead is None else self._placed(look_ahead)
         self.beside = dict(stages or {})
         """Of a client's feature path, those with a state. They stay in the CPU's memory, where features are coded."""
-        both = nn.ModuleList([self.network] if self.exit_head is None else [self.network, self.exit_head])
-        self.optimizer = build_optimizer(both, training.optimizer)
+        self.optimizer = build_optimizer(nn.ModuleList(self._trained()), training.optimizer)
 
-    def remembers(self, objective: nn.Module) -> None:
-        """Adds an objective's buffers to the model's state, as `objective`."""
-        if tensors_of(objective):
-            self.beside[OBJECTIVE] = objective
+    def remembers(self, name: str, module: nn.Module) -> None:
+        """Adds a module's buffers to the model's state, as a unit of this name."""
+        if tensors_of(module):
+            self.beside[name] = module
 
     @property
     def units(self) -> dict[str, nn.Module]:
-        """Units by name; behind them the exit head, as `exit`, stages, as `path.0` and `codec`, and `objective`."""
+        """Units by name; behind them the exit head, as `exit`, those it looks ahead through, and what is beside."""
         head = {} if self.exit_head is None else {EXIT: self.exit_head}
-        return {**self.network.units, **head, **self.beside}
+        ahead = {} if self.look_ahead is None else self.look_ahead.units
+        return {**self.network.units, **head, **ahead, **self.beside}
 
     def train_mode(self, learning_rate: float) -> None:
         """Ready for the steps of a round: batch statistics in use, the round's learning rate set."""
@@ -99,6 +99,15 @@ class Model:
             write_unit(unit, None, UnitState(of_unit, {}, {}, {}))
 
     def _set_mode(self, training: bool) -> None:
-        self.network.train(training)
-        if self.exit_head is not None:
-            self.exit_head.train(training)
+        for module in self._trained():
+            module.train(training)
+
+    def _trained(self) -> list[nn.Module]:
+        return [module for module in (self.network, self.exit_head, self.look_ahead) if module is not None]
+
+    def _placed(self, chain: UnitChain) -> UnitChain:
+        """A chain on the device, in the memory format of training."""
+        chain = chain.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        if self.device.type == "cpu" and self.training.memory_format == "channels_last":
+            spare_strided_convolutions(chain)
+        return chain

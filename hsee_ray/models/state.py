@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hsee_ray.config.fleet import OBJECTIVE
+from hsee_ray.config.fleet import TRAINING_ONLY
 from hsee_ray.errors import NonFiniteError
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ def reset_optimizer(unit: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def named_tensors(state: Mapping[str, UnitState]) -> Arrays:
-    """Parameters and buffers as `<unit>.<name in the unit>`: a model file, without what an objective keeps."""
+    """Parameters and buffers as `<unit>.<name in the unit>`: a model file, without what is for training only."""
     return {
         f"{unit}.{name}": array
         for unit, unit_state in state.items()
-        if unit != OBJECTIVE
+        if unit.partition(".")[0] not in TRAINING_ONLY
         for arrays in (unit_state.parameters, unit_state.buffers, unit_state.statistics)
         for name, array in arrays.items()
     }

@@ -268,6 +268,7 @@ class Progress:
         ledger, totals = values.pop("ledger"), values.pop("totals")
         reports = {int(number): _report(report) for number, report in totals.pop("evaluation").items()}
         sent = {int(number): count for number, count in totals.pop("train_sent_bytes").items()}
+        received = {int(number): count for number, count in totals.pop("train_received_bytes", {}).items()}
         missed = {int(number): rounds for number, rounds in totals.pop("missed_rounds").items()}
         learnt = totals.pop("trained_rounds", dict.fromkeys(sent, 1))  # older checkpoints do not say how many
         learnt = {int(number): rounds for number, rounds in learnt.items()}
@@ -280,7 +281,12 @@ class Progress:
             trained=tuple(values.pop("trained")),
             averages=tuple(values.pop("averages")),
             totals=RunTotals(
-                **totals, train_sent_bytes=sent, evaluation=reports, missed_rounds=missed, trained_rounds=learnt
+                **totals,
+                train_sent_bytes=sent,
+                train_received_bytes=received,
+                evaluation=reports,
+                missed_rounds=missed,
+                trained_rounds=learnt,
             ),
             history=History(**values.pop("history")),
             metrics_parts={name: FileEntry(**entry) for name, entry in values.pop("metrics_parts").items()},

@@ -107,6 +107,8 @@ class RunTotals:
     """By client number, the rounds in which it and its server have learnt something."""
     simulated: SimulatedTotals | None = None
     """None where the devices are not known."""
+    train_received_bytes: dict[int, int] = field(default_factory=dict)
+    """By client number, over all rounds: what `training.feedback` has sent back."""
 
     def add(self, report: RoundReport, cost: RoundCost | None = None) -> None:
         """Counts one more round, and what it cost in simulated time where devices are known."""
@@ -118,6 +120,7 @@ class RunTotals:
             self.train_s += report.train_s
         for number, trained in report.client_training.items():
             self.train_sent_bytes[number] = self.train_sent_bytes.get(number, 0) + trained.sent_bytes
+            self.train_received_bytes[number] = self.train_received_bytes.get(number, 0) + trained.received_bytes
         for number in learnt({"client": report.client_training, "server": report.server_training}, self.rounds):
             self.trained_rounds[number] = self.trained_rounds.get(number, 0) + 1
         self.evaluation = {**self.evaluation, **report.evaluation}
@@ -204,6 +207,7 @@ def _client_summary(client: ClientSpec, samples: int, totals: RunTotals, config:
         "cut_index": client.cut,
         "samples": samples,
         "train_sent_bytes": totals.train_sent_bytes.get(client.client_id, 0),
+        "train_received_bytes": totals.train_received_bytes.get(client.client_id, 0),
         "missed_rounds": totals.missed_rounds.get(client.client_id, []),
         "trained_rounds": totals.trained_rounds.get(client.client_id, 0),
         **_evaluation_summary(totals.evaluation.get(client.client_id), config),
@@ -265,7 +269,8 @@ def _tier_summary(tier: str, clients: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 def _means(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     clients = [client if client["trained_rounds"] else _without_figures(client) for client in members]
-    names = ["samples", "train_sent_bytes", *_EVALUATED, *(name for client in clients for name in side_figures(client))]
+    names = ["samples", "train_sent_bytes", "train_received_bytes", *_EVALUATED]
+    names += [name for client in clients for name in side_figures(client)]
     means: dict[str, Any] = {name: _mean(client.get(name) for client in clients) for name in names}
     means["gated"] = [
         {

@@ -43,6 +43,7 @@ DETAILS = "details/"
 IN_DETAIL = (
     "train_samples",
     "train_sent_bytes",
+    "train_received_bytes",
     "eval_sent_bytes",
     "majority_rate",
     "simulated_joules",

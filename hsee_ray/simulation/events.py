@@ -41,9 +41,10 @@ class _Round:
     def __init__(self, loads: Sequence[ClientLoad], context: ServerSite, rules: Rules) -> None:
         self.loads = loads
         self.context = context
-        self.window = rules.window
+        self.windows = [window_of(load, rules) for load in loads]
         self.spans: list[Span] = []
         self.link = Link(context.downlink_bytes_s)
+        self.back = Link(context.uplink_bytes_s)
         self.events: list[tuple[float, int, int, int]] = []
         """Heap of (second, what, client, batch); clients and batches by their places."""
         self.next_batch = [0] * len(loads)
@@ -54,29 +55,31 @@ class _Round:
         self.outgoing: list[deque[int]] = [deque() for _ in loads]
         """Batches of a client that are computed and not sent; the first one is under way."""
         self.sent_since = [0.0] * len(loads)
+        self.returned_since: dict[tuple[int, int], float] = {}
         self.server = _server(loads, rules, Cores(context.cores))
 
     def run(self) -> list[Span]:
-        events, link = self.events, self.link
+        events = self.events
         self._arrive()
         while True:
-            sent_s = link.next_s()
-            now_s = min(events[0][0] if events else inf, sent_s)
+            now_s = min(events[0][0] if events else inf, self.link.next_s(), self.back.next_s())
             if now_s == inf:
                 return self.spans
-            if sent_s <= now_s:
-                for client, batch in link.finish():
-                    self._sent(now_s, client, batch)
+            for link, over in ((self.link, self._sent), (self.back, self._returned)):
+                if link.next_s() <= now_s:
+                    for client, batch in link.finish():
+                        over(now_s, client, batch)
             while events and events[0][0] <= now_s:
                 _, what, client, batch = heapq.heappop(events)
                 if what == _COMPUTED:
                     self._computed(now_s, client, batch)
                 elif what == _ARRIVED:
                     self.server.arrived(now_s, client, batch)
-                else:
+                elif what == _SERVED:
                     self.server.finished(client)
-                    self.unfinished[client] -= 1
-                    self._compute(now_s, client)
+                    self._answer(now_s, client, batch)
+                else:
+                    self._step(now_s, client, batch)
             self._serve(now_s)
 
     def _arrive(self) -> None:
@@ -94,12 +97,12 @@ class _Round:
     def _compute(self, now_s: float, client: int) -> None:
         """Begins the client's next batch, if it may."""
         load, batch = self.loads[client], self.next_batch[client]
-        if self.computing[client] or batch == len(load.batches) or self.unfinished[client] >= self.window:
+        if self.computing[client] or batch == len(load.batches) or self.unfinished[client] >= self.windows[client]:
             return
-        compute_s, _, server_s = load.batches[batch]
+        compute_s = load.batches[batch].compute_s
         self.computing[client] = True
         self.next_batch[client] += 1
-        self.unfinished[client] += server_s is not None
+        self.unfinished[client] += load.batches[batch].server_s is not None
         self.spans.append(Span(load.client, "compute", now_s, now_s + compute_s, batch))
         heapq.heappush(self.events, (now_s + compute_s, _COMPUTED, client, batch))
 
@@ -123,6 +126,32 @@ class _Round:
         self.outgoing[client].popleft()
         if self.outgoing[client]:
             self._send(now_s, client)
+
+    def _answer(self, now_s: float, client: int, batch: int) -> None:
+        """The server has finished a batch, and sends back what comes back of it."""
+        load = self.loads[client]
+        if load.batches[batch].returned_bytes or load.batches[batch].after_s is not None:
+            self.returned_since[client, batch] = now_s
+            self.back.start(now_s, (client, batch), load.batches[batch].returned_bytes, load.downlink_bytes_s)
+        if load.batches[batch].after_s is None:
+            self.unfinished[client] -= 1
+            self._compute(now_s, client)
+
+    def _returned(self, now_s: float, client: int, batch: int) -> None:
+        load = self.loads[client]
+        there_s = now_s + load.latency_s
+        self.spans.append(Span(load.client, "download", self.returned_since.pop((client, batch)), there_s, batch))
+        if load.batches[batch].after_s is not None:
+            heapq.heappush(self.events, (there_s, _RETURNED, client, batch))
+
+    def _step(self, now_s: float, client: int, batch: int) -> None:
+        """The client, which has waited, ends its step."""
+        load = self.loads[client]
+        end_s = now_s + (load.batches[batch].after_s or 0.0)
+        self.spans.append(Span(load.client, "step", now_s, end_s, batch))
+        self.computing[client] = True
+        self.unfinished[client] -= 1
+        heapq.heappush(self.events, (end_s, _COMPUTED, client, _NONE))
 
     def _serve(self, now_s: float) -> None:
         # Only when all that arrives at this moment is there: who has waited longest is next, then the lower number.
@@ -167,7 +196,7 @@ class _OneMachineRound:
 
     def __init__(self, loads: Sequence[ClientLoad], rules: Rules, cores: int) -> None:
         self.loads = loads
-        self.window = rules.window
+        self.windows = [window_of(load, rules) for load in loads]
         self.n_cores = cores
         self.cores = Cores(cores)
         self.server = _server(loads, rules, self.cores)
@@ -179,6 +208,8 @@ class _OneMachineRound:
         self.next_batch = [0] * len(loads)
         self.occupied = [True] * len(loads)
         """Whether a client has a batch under way, waits for a core, or is not there yet."""
+        self.returned: dict[int, int] = {}
+        """By client, the batch whose step it may end."""
         self.unfinished = [0] * len(loads)
 
     def run(self) -> list[Span]:
@@ -193,32 +224,50 @@ class _OneMachineRound:
                 _, what, client, batch = heapq.heappop(events)
                 if what == _SERVED:
                     self.server.finished(client)
-                    self.unfinished[client] -= 1
+                    if self.loads[client].batches[batch].after_s is None:
+                        self.unfinished[client] -= 1
+                    else:
+                        self.returned[client] = batch
                 else:
                     self.occupied[client] = False
                     self.cores.free += batch != _NONE
-                    if batch != _NONE and self.loads[client].batches[batch].server_s is not None:
+                    if what == _COMPUTED and self.loads[client].batches[batch].server_s is not None:
                         self.server.arrived(now_s, client, batch)
                 self._line_up(client)
             for client, batch, server_s in self.server.begin():
-                self.spans.append(Span(self.loads[client].client, "server", now_s, now_s + server_s, batch))
-                heapq.heappush(events, (now_s + server_s, _SERVED, client, batch))
+                load, end_s = self.loads[client], now_s + server_s
+                self.spans.append(Span(load.client, "server", now_s, end_s, batch))
+                if size := load.batches[batch].returned_bytes:
+                    self.spans.append(Span(load.client, "download", end_s, end_s + core_send_s(load, size), batch))
+                    end_s = self.spans[-1].end_s
+                heapq.heappush(events, (end_s, _SERVED, client, batch))
             while self.ready and self.cores.free:
                 self._compute(now_s, heapq.heappop(self.ready)[1])
         return self.spans
 
     def _line_up(self, client: int) -> None:
+        if client in self.returned and not self.occupied[client]:
+            self.occupied[client] = True
+            heapq.heappush(self.ready, (self.place[client, self.returned[client]], client))
+            return
         batch = self.next_batch[client]
         whole = batch == len(self.loads[client].batches)
-        if not self.occupied[client] and not whole and self.unfinished[client] < self.window:
+        if not self.occupied[client] and not whole and self.unfinished[client] < self.windows[client]:
             self.occupied[client] = True
             heapq.heappush(self.ready, (self.place[client, batch], client))
 
     def _compute(self, now_s: float, client: int) -> None:
         load, batch = self.loads[client], self.next_batch[client]
         self.cores.free -= 1
+        if client in self.returned:
+            batch = self.returned.pop(client)
+            self.unfinished[client] -= 1
+            end_s = now_s + (load.batches[batch].after_s or 0.0)
+            self.spans.append(Span(load.client, "step", now_s, end_s, batch))
+            heapq.heappush(self.events, (end_s, _RETURNED, client, batch))
+            return
         self.next_batch[client] += 1
-        compute_s, sent_bytes, server_s = load.batches[batch]
+        compute_s, sent_bytes, server_s = load.batches[batch][:3]
         pieces: list[tuple[Kind, float]] = [("compute", compute_s)]
         if batch == 0 and load.fetch_bytes:
             pieces.insert(0, ("fetch", core_send_s(load, load.fetch_bytes)))
@@ -247,7 +296,12 @@ class _OneMachineRound:
 
 _NONE = -1
 """In place of a batch: the client is there."""
-_COMPUTED, _ARRIVED, _SERVED = range(3)
+_COMPUTED, _ARRIVED, _SERVED, _RETURNED = range(4)
+
+
+def window_of(load: ClientLoad, rules: Rules) -> int:
+    """How many batches a client may have under way: one, if it waits for what comes back."""
+    return 1 if any(batch.after_s is not None for batch in load.batches) else rules.window
 
 
 def core_send_s(load: ClientLoad, size_bytes: float) -> float:

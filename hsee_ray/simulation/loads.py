@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Literal
 
-from hsee_ray.config.fleet import EXIT, ClientSpec
+from hsee_ray.config.fleet import ClientSpec
 from hsee_ray.config.schema import Config
 from hsee_ray.devices.cost import LABEL_BYTES, CostTable
 from hsee_ray.devices.profiles import DeviceProfile, load_profiles, profile_of, seconds
@@ -18,7 +19,8 @@ from hsee_ray.simulation.model import Batch, ClientLoad
 
 FLOAT_BYTES = 4
 
-Side = Literal["client", "server"]
+Part = Literal["client", "returned", "server"]
+"""`returned` is what a client does when the server's gradient is there; `client` is all that it does."""
 Step = Literal["train", "infer"]
 
 
@@ -75,15 +77,8 @@ class Loads:
         training, values = self.config.training, 1
         if training.optimizer_state == "average":
             values += 2 if training.optimizer.name == "adamw" else int(training.optimizer.momentum > 0)
-        below = {unit.name: unit.parameters for unit in self.costs.units[: spec.cut]}
-        parameters = 0
-        for unit in units:
-            if unit == EXIT:
-                whole = self.costs.client(spec.cut, spec.batch_size, with_exit=True)
-                parameters += whole.parameters - sum(below.values())
-            else:
-                parameters += below[unit]
-        return FLOAT_BYTES * values * parameters
+        parameters = self.costs.client(spec.cut, spec.batch_size, with_exit=spec.has_server).parameters
+        return FLOAT_BYTES * values * sum(parameters[unit] for unit in units)
 
     def _device_name(self, spec: ClientSpec) -> str | None:
         return None if self.all_on_server else spec.tier
@@ -93,22 +88,33 @@ class Loads:
         compute_s = self._seconds("client", step, spec, samples, batch_size)
         if not spec.has_server:
             return Batch(compute_s)
+        feedback = self.config.training.feedback.name if step == "train" else "none"
+        returned_bytes, after_s = 0, None
+        if feedback == "gradients":
+            returned_bytes = FLOAT_BYTES * samples * prod(self.costs.units[spec.cut - 1].feature_shape)
+            after_s = self._seconds("returned", step, spec, samples, batch_size)
+            compute_s -= after_s
+        elif feedback == "soft_labels":
+            returned_bytes = FLOAT_BYTES * samples * prod(self.costs.units[-1].feature_shape)
         sent_bytes = self.costs.feature_bytes(spec.cut, spec.codec, samples)
         if spec.stages:
             sent_bytes = self.feature_bytes(spec, samples) + LABEL_BYTES * samples
-        return Batch(compute_s, sent_bytes, self._seconds("server", step, spec, samples, batch_size))
+        server_s = self._seconds("server", step, spec, samples, batch_size)
+        return Batch(compute_s, sent_bytes, server_s, returned_bytes, after_s)
 
-    def _seconds(self, side: Side, step: Step, spec: ClientSpec, samples: int, batch_size: int) -> float:
-        """Seconds of one side for a batch. What is counted is a straight line over samples: two sizes tell all."""
+    def _seconds(self, part: Part, step: Step, spec: ClientSpec, samples: int, batch_size: int) -> float:
+        """Seconds of a part of the work on a batch. Counts are a straight line over samples: two sizes tell all."""
 
         def of(size: int) -> float:
-            if side == "client":
-                cost = self.costs.client(spec.cut, size, with_exit=spec.has_server)
-            else:
+            if part == "server":
                 cost = self.costs.server(spec.cut, size)
+            else:
+                cost = self.costs.client(spec.cut, size, with_exit=spec.has_server)
+            if part == "returned":
+                return seconds(cost.returned, profile)
             return seconds(cost.train if step == "train" else cost.infer, profile)
 
-        profile = self.device(spec) if side == "client" else self.server
+        profile = self.server if part == "server" else self.device(spec)
         if samples == batch_size:
             return of(batch_size)
         other = batch_size // 2 if batch_size >= 4 else 2 * batch_size

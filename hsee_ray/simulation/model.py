@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Kind = Literal["away", "fetch", "compute", "upload", "server", "exchange"]
+Kind = Literal["away", "fetch", "compute", "upload", "server", "download", "step", "exchange"]
 
 
 class Batch(NamedTuple):
@@ -16,6 +16,10 @@ class Batch(NamedTuple):
     sent_bytes: int = 0
     server_s: float | None = None
     """None: nothing is sent, the client's part is all."""
+    returned_bytes: int = 0
+    """What the server sends back."""
+    after_s: float | None = None
+    """Of the client, when that is there. None: it waits for nothing."""
 
 
 class Span(NamedTuple):

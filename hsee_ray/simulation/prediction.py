@@ -190,7 +190,7 @@ class Predictor:
         if scenario.averages is not None:
             for copies in scenario.averages.copies.values():
                 for copy in copies:
-                    if copy.model.side == "client":
+                    if copy.model.side == "client" and copy.weight:
                         up.setdefault(copy.model.client_id, set()).add(copy.unit)
             down = _of_clients(scenario.averages.takes)
         fetched = _of_clients(scenario.caught_up)
@@ -222,7 +222,8 @@ class Predictor:
         training_specs = [fleet.clients[load.client] for load in loads if load.batches]
         sizes = {spec.client_id: self.loads.feature_bytes(spec, spec.batch_size) for spec in training_specs}
         window = window_batches(pipeline, max(sizes.values(), default=1))
-        if self.one_machine is None or strategy_of(self.config).retries_together(training):
+        strategy = strategy_of(self.config)
+        if self.one_machine is None or strategy.lockstep(training) or strategy.retries_together(training):
             return loads, Rules(self._order, training.interleave, window)
         counts = {load.client: len(load.batches) for load in loads if load.batches}
         together = min((batches_per_message(pipeline, sizes[n], count) for n, count in counts.items()), default=1)
@@ -241,10 +242,11 @@ class Predictor:
         costs: dict[int, ClientCost] = {}
         for load in loads:
             device = self.loads.device(fleet.clients[load.client])
-            compute_s = sum(batch.compute_s for batch in load.batches)
+            compute_s = sum(batch.compute_s + (batch.after_s or 0.0) for batch in load.batches)
             messages = [batch.sent_bytes for batch in load.batches if batch.server_s is not None]
             messages += [load.model_up_bytes] if load.model_up_bytes else []
-            received = [size for size in (load.fetch_bytes, load.model_down_bytes) if size]
+            received = [batch.returned_bytes for batch in load.batches]
+            received = [size for size in (load.fetch_bytes, *received, load.model_down_bytes) if size]
             # On a machine that all share, a model pays for the core that it is on.
             watts = device.core_w if self.loads.all_on_server else device.active_w
             if self.one_machine is None:

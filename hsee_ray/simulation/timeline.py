@@ -21,7 +21,7 @@ TIMELINE_FILE = "timeline.json"
 
 Process = Literal["real", "simulated"]
 PROCESSES: tuple[Process, ...] = ("real", "simulated")
-_OWN_ROW = {"upload": " link", "fetch": " link", "exchange": " link"}
+_OWN_ROW = {"upload": " link", "fetch": " link", "download": " link", "exchange": " link"}
 """Activity of a client's link while it computes."""
 
 

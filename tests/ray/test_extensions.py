@@ -17,6 +17,7 @@ from tests.ray.test_recovery import kills, reference_digest
 
 NOISE = "tiers.0.stages=[{name: 'tests.extensions.noise:Noise', options: {share: 0.1}}]"
 TOP2 = "evaluation.figures=[{name: 'tests.extensions.top5:TopK', options: {k: 2}}]"
+LOOK_AHEAD = "training.look_ahead={units: 2}"
 EXTENSIONS = {
     "noise": [NOISE, "tiers.0.codec=int8"],
     "noise_at_a_shared_server": [NOISE, "training.strategy=sequential", "training.interleave=batch"],
@@ -34,12 +35,28 @@ EXTENSIONS = {
     "splitfed": ["training.strategy=tests.extensions.splitfed:SplitFed"],
     "splitfed_shared": ["training.strategy=tests.extensions.splitfed:SplitFedShared"],
     "splitfed_by_batch": ["training.strategy=tests.extensions.splitfed:SplitFedShared", "training.interleave=batch"],
+    "gradients": ["training.feedback=gradients", "training.exit_weight=0.3"],
+    "gradients_by_batch": ["training.feedback=gradients", "training.strategy=sequential", "training.interleave=batch"],
+    "soft_labels": [
+        "training.feedback=soft_labels",
+        LOOK_AHEAD,
+        "training.exit_weight=0.3",
+        "pipeline.max_in_flight=4",
+    ],
+    "soft_labels_in_a_queue": ["training.feedback=soft_labels", "training.strategy=sequential", "tiers.0.codec=int8"],
+    "look_ahead": [LOOK_AHEAD, "training.exit_weight=0", "training.clients_per_round=0.67"],
+    "look_ahead_in_the_network": [
+        "training.look_ahead={units: 1, copies: network}",
+        "training.strategy=sequential",
+        "training.interleave=batch",
+        "training.feedback=soft_labels",
+    ],
     "tiny_vit": ["model.name=tests.extensions.tiny_vit:units", "tiers.0.cut=patches", "tiers.1.cut=block0"],
 }
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.smoke] if name == "splitfed" else []) for name in EXTENSIONS]
+    "name", [pytest.param(name, marks=[pytest.mark.smoke] if name == "soft_labels" else []) for name in EXTENSIONS]
 )
 def test_an_extension_survives_kills_and_a_resume(
     name: str, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
@@ -64,7 +81,10 @@ def test_an_extension_survives_kills_and_a_resume(
     assert ({"client_top2", "server_top2"} <= found) == (name == "metric")
 
 
-@pytest.mark.parametrize("name", ["splitfed", "splitfed_by_batch"])
+@pytest.mark.parametrize(
+    "name",
+    ["splitfed", "splitfed_by_batch", "gradients", "gradients_by_batch", "soft_labels", "look_ahead_in_the_network"],
+)
 def test_models_that_share_slots_wait_for_what_comes_back(
     name: str, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:

@@ -218,6 +218,52 @@ def test_the_basics_equal_the_oracles(row: dict[str, str], cache: Path) -> None:
     assert correct == oracle.correct()
 
 
+WAYS_TO_LEARN = """
+strategy    turn    exit  look_ahead  copies   feedback     aggregate  state    share  codec  head  optimizer  fleet  network
+averaging   client  1     none        none     gradients    all        local    1      none   pool  sgd        whole  small
+averaging   client  0     none        none     gradients    server     local    0.5    int8   conv  adamw      split  resnet
+sequential  client  0.5   none        none     gradients    all        average  1      none   conv  sgd        split  small
+sequential  batch   0     none        none     gradients    both       local    0.5    fp16   pool  sgd        whole  resnet
+distributed client  0     none        none     gradients    all        local    1      none   pool  adamw      whole  small
+averaging   client  0.3   2           peers    none         all        average  0.5    none   conv  sgd        whole  small
+averaging   client  0     1           network  none         all        reset    0.5    none   pool  adamw      split  resnet
+averaging   client  0     9           peers    soft_labels  server     local    1      int8   pool  sgd        split  small
+sequential  client  0.3   2           network  soft_labels  all        local    0.5    none   conv  sgd        whole  small
+sequential  batch   1     1           peers    soft_labels  both       local    0.5    fp16   pool  adamw      split  small
+averaging   client  1     none        none     soft_labels  all        local    0.5    none   mlp   sgd        whole  resnet
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("row", rows_of(WAYS_TO_LEARN), ids=lambda row: "-".join(row.values()))
+def test_ways_for_clients_to_learn_equal_the_oracles(row: dict[str, str], cache: Path) -> None:
+    look_ahead = {"units": int(row["look_ahead"]), "copies": row["copies"]} if row["look_ahead"] != "none" else None
+    soft_labels = {"name": "soft_labels", "weight": 0.5, "temperature": 2.0}
+    training = {
+        "strategy": row["strategy"],
+        "interleave": row["turn"],
+        "exit_weight": float(row["exit"]),
+        "look_ahead": look_ahead,
+        "feedback": soft_labels if row["feedback"] == "soft_labels" else row["feedback"],
+        "aggregate": row["aggregate"],
+        "optimizer_state": row["state"],
+        "clients_per_round": float(row["share"]),
+        "optimizer": OPTIMIZERS[row["optimizer"]],
+        "rounds": 3,
+    }
+    values = make_config(cache, row["fleet"], row["network"], training).model_dump()
+    values["exits"]["head"] = row["head"]
+    for tier in values["tiers"]:
+        tier["codec"] = row["codec"] if tier["cut"] != "head" else "none"
+    setup = prepare_run(load_config(values))
+    reference, oracle = Reference(setup), Oracle(setup)
+    reports, losses = list(reference.run()), oracle.run()
+    for report, expected in zip(reports, losses, strict=True):
+        assert_losses_agree(report, expected)
+    assert_tensors_agree(reference, oracle)
+    correct = {n: (report.client_correct, report.server_correct) for n, report in reports[-1].evaluation.items()}
+    assert correct == oracle.correct()
+
+
 CODECS = [
     ("averaging", 3, 1.0, ("int8", "fp16", "int8", "none")),
     ("sequential", 3, 1.0, ("fp16", "int8", "int8", "int8")),

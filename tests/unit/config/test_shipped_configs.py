@@ -44,7 +44,7 @@ def missing_keys(model: type[BaseModel], values: dict[str, Any], path: str = "")
         name = f"{path}{key}"
         if key not in values:
             yield name
-        elif nested := models_of(field.annotation):
+        elif (nested := models_of(field.annotation)) and values[key] is not None:
             value = values[key][0] if isinstance(values[key], list) else values[key]
             variants = [m for m in nested if len(nested) == 1 or tag_of(m) in value.values()]
             yield from missing_keys(variants[0], value, f"{name}.")
@@ -118,7 +118,9 @@ def test_the_reference_has_every_default() -> None:
     assert first.resources == second.resources and first.batch_size == second.batch_size
 
 
-@pytest.mark.parametrize(("section", "key"), [("data", "partition"), ("training", "lr_schedule")])
+@pytest.mark.parametrize(
+    ("section", "key"), [("data", "partition"), ("training", "lr_schedule"), ("training", "feedback")]
+)
 def test_the_reference_has_every_variant_with_its_defaults(section: str, key: str) -> None:
     found = alternatives(REFERENCE.read_text(encoding="utf-8").splitlines())
     chosen = yaml.safe_load(REFERENCE.read_text(encoding="utf-8"))[section][key]

@@ -158,10 +158,10 @@ def test_exits_by_hand() -> None:
 
     pool, mlp, conv = client("pool"), client("mlp"), client("conv")
     assert mlp.infer.multiply_adds - pool.infer.multiply_adds == 4 * (16 * 32 + 32 * 10 - 16 * 10)
-    assert mlp.parameters - pool.parameters == 16 * 32 + 32 + 32 * 10 - 16 * 10
+    assert mlp.parameters["exit"] - pool.parameters["exit"] == 16 * 32 + 32 + 32 * 10 - 16 * 10
     convolution = 8 * 8 * 9 * 16 * 32
     assert conv.infer.multiply_adds - pool.infer.multiply_adds == 4 * (convolution + 32 * 10 - 16 * 10)
-    assert conv.parameters - pool.parameters == 9 * 16 * 32 + 2 * 32 + 32 * 10 - 16 * 10
+    assert conv.parameters["exit"] - pool.parameters["exit"] == 9 * 16 * 32 + 2 * 32 + 32 * 10 - 16 * 10
     # Forward, and backward to the weights and to the features.
     assert conv.train.multiply_adds - pool.train.multiply_adds == 3 * 4 * (convolution + 32 * 10 - 16 * 10)
     assert conv.memory.total_bytes > pool.memory.total_bytes
@@ -210,13 +210,13 @@ def test_a_linear_network_by_hand() -> None:
         UnitCost("last", 18, 15, 30, 0, (3,)),
     )
     client = table.client(1, 10)
-    assert client.parameters == 25 + 5 * 3 + 3
+    assert sum(client.parameters.values()) == 25 + 5 * 3 + 3
     assert client.infer.multiply_adds == 10 * (20 + 15)
     assert client.train.multiply_adds == 10 * (20 + 20 + 15 + 30)
     assert client.memory.parameter_bytes == client.memory.gradient_bytes == client.memory.optimizer_bytes == 4 * 43
     assert client.memory.batch_bytes == 10 * (4 * 4 + 8)
     server = table.server(1, 10)
-    assert server.parameters == 18
+    assert sum(server.parameters.values()) == 18
     assert server.train.multiply_adds == 10 * (15 + 15)
     assert server.memory.batch_bytes == 10 * (4 * 5 + 8)
     assert table.client(2, 10) == table.client(2, 10, with_exit=False)

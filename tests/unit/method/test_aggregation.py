@@ -59,6 +59,27 @@ def after(plan: Aggregation) -> dict[ModelId, dict[str, float]]:
 # Which copies count
 
 
+def test_units_that_clients_look_ahead_through_are_averaged_among_peers() -> None:
+    config, fleet = run_of(("a", "a", "b"), look_ahead={"units": 2})
+    plan = plan_aggregation(config, fleet, {0, 1, 2}, SAMPLES)
+    ahead = {key: [copy.model.client_id for copy in copies] for key, copies in plan.copies.items() if "ahead" in key}
+    # b and c for the first two; the last unit, d, is never looked through. Client 2 has no peer.
+    assert ahead == {"ahead/a/b": [0, 1], "ahead/a/c": [0, 1], "ahead/a/exit": [0, 1]}
+    assert plan.takes[CLIENTS[0]]["ahead.b"] == "ahead/a/b"
+    assert "ahead.c" not in plan.takes[CLIENTS[2]]
+
+
+def test_units_that_clients_look_ahead_through_take_the_networks_average_without_a_part_in_it() -> None:
+    config, fleet = run_of(look_ahead={"units": 1, "copies": "network"})
+    plan = plan_aggregation(config, fleet, {0, 1, 2}, SAMPLES)
+    # Copies of b: on clients 1 and 2, at server 0, and ahead of client 0.
+    assert averages(plan)["all/b"] == pytest.approx((2 + 6 + 10) / 3)
+    assert plan.takes[CLIENTS[0]]["ahead.b"] == "all/b"
+    alone = plan_aggregation(config, fleet, {0}, SAMPLES)
+    assert averages(alone)["all/b"] == 10
+    assert alone.takes == {CLIENTS[0]: {"ahead.b": "all/b"}}, "the one copy that counts is left as it is"
+
+
 def test_all_copies_of_a_unit_make_one_global_network() -> None:
     plan = plan_aggregation(*run_of(aggregate="all"), (0, 1, 2), SAMPLES)
     # a: 1 2 6; b: 2 6 and 10; c: 6 and 10 20; d: 10 20 60. Every cut has one head only: heads stay.

@@ -45,7 +45,7 @@ def sgd(*modules: nn.Module, lr: float = 1.0) -> torch.optim.Optimizer:
 def test_server_step_by_hand() -> None:
     # Zero weights: p = (1/2, 1/2), loss ln 2, and dloss/dW = (p - onehot(y)) x^T.
     network = linear([[0.0, 0.0], [0.0, 0.0]])
-    loss = server_step(network, sgd(network), X, Y)
+    _, loss = server_step(network, sgd(network), X, Y)
     assert loss == pytest.approx(math.log(2))
     assert network.weight.tolist() == [[0.5, 0.0], [-0.5, 0.0]]
 
@@ -76,7 +76,7 @@ def test_client_step_without_a_head_takes_the_networks_own_logits() -> None:
 def test_loss_is_the_mean_over_the_batch() -> None:
     network = linear([[1.0, 0.0], [-1.0, 0.0]])
     x_BC, y_B = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
-    loss = server_step(network, sgd(network), x_BC, y_B)
+    _, loss = server_step(network, sgd(network), x_BC, y_B)
     assert loss == pytest.approx((math.log(1 + math.exp(-2)) + math.log(2)) / 2)
 
 
@@ -174,7 +174,7 @@ def test_a_unit_that_a_batch_does_not_pass_gets_no_update(optimizer: str) -> Non
 
 def test_a_packet_is_one_step_per_batch() -> None:
     server = shared_server({"head": linear([[0.0, 0.0], [0.0, 0.0]])}, ["stem"])
-    report = server.train(0, 1, packet([1.0, 0.0]) + packet([1.0, 0.0], [0.0, 1.0]))
+    _, report = server.train(0, 1, packet([1.0, 0.0]) + packet([1.0, 0.0], [0.0, 1.0]))
     assert report.samples == 3
     assert len(report.losses) == 2
     assert report.losses[0] == pytest.approx(math.log(2))

@@ -53,8 +53,9 @@ class Costs:
         return SideCost(
             train=OpCounts(3 * multiply_adds, 3 * traffic, 3 * operators),
             infer=OpCounts(multiply_adds, traffic, operators),
-            parameters=parameters,
+            parameters={**{unit.name: unit.parameters for unit in units}, **({"exit": extra} if extra else {})},
             memory=Memory(4 * parameters, 4 * parameters, 4 * parameters, kept, 4 * batch_size),
+            returned=OpCounts(2 * multiply_adds, 2 * traffic, 2 * operators),
         )
 
 

@@ -48,7 +48,9 @@ def progress(round_number: int) -> Progress:
         ledger=Ledger({"all/stem": 2}, {(MODEL, "stem"): 2, (ModelId("server", 0), "head"): 1}),
         trained=(0, 3),
         averages=("all/stem",),
-        totals=RunTotals(round_number, 10, 1.5, True, {0: 5, 3: 7}, {3: evaluated}, {1: [1, 2]}),
+        totals=RunTotals(
+            round_number, 10, 1.5, True, {0: 5, 3: 7}, {3: evaluated}, {1: [1, 2]}, train_received_bytes={0: 4}
+        ),
         history=History({"client 003": 1}),
         wall_s=2.5,
         metrics_parts={"rounds-000001-000002.parquet": FileEntry("ab", 2)},

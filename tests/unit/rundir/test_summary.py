@@ -126,6 +126,7 @@ def test_a_client_with_a_server() -> None:
         "server_accuracy": 0.8,
         "majority_rate": 0.6,
         "train_sent_bytes": 900,
+        "train_received_bytes": 0,
         "missed_rounds": [],
         "trained_rounds": 1,
         "eval_samples": 10,

@@ -19,9 +19,9 @@ SLACK = 1 + 1e-9
 
 SECONDS = st.integers(0, 40).map(lambda quarters: quarters / 4)
 RATES = st.integers(1, 400).map(float)
-BATCHES = st.builds(Batch, SECONDS, st.integers(0, 500), st.none() | SECONDS).map(
-    lambda batch: batch._replace(sent_bytes=0) if batch.server_s is None else batch
-)
+BATCHES = st.builds(
+    Batch, SECONDS, st.integers(0, 500), st.none() | SECONDS, st.sampled_from([0, 0, 90]), st.none() | SECONDS
+).map(lambda batch: Batch(batch.compute_s) if batch.server_s is None else batch)
 LOADS = st.lists(
     st.builds(
         ClientLoad,
@@ -55,18 +55,24 @@ def test_everything_is_done_once_and_in_order(
         for span in sorted(timing.spans, key=lambda span: (span.begin_s, span.batch)):
             if span.client == load.client:
                 of_kind[span.kind].append(span)
+        waits = any(batch.after_s is not None for batch in load.batches)
         assert [span.batch for span in of_kind["compute"]] == list(range(len(load.batches)))
+        assert [span.batch for span in of_kind["step"]] == [p for p in sent if load.batches[p].after_s is not None]
+        for step in of_kind["step"]:
+            before = [span for span in (*of_kind["server"], *of_kind["download"]) if span.batch == step.batch]
+            assert max(span.end_s for span in before) <= step.begin_s + 1e-9
+            assert all(later.begin_s >= step.end_s for later in of_kind["compute"][step.batch + 1 :])
         assert [span.batch for span in of_kind["upload"]] == [span.batch for span in of_kind["server"]] == sent
         for upload, server in zip(of_kind["upload"], of_kind["server"], strict=True):
             assert of_kind["compute"][upload.batch].end_s <= upload.begin_s <= upload.end_s <= server.begin_s
         for place, span in enumerate(of_kind["compute"]):
             open_then = [s for s in of_kind["server"] if s.batch < place and s.end_s > span.begin_s]
-            assert load.batches[place].server_s is None or len(open_then) < rules.window
-        for kind in ("compute", "upload", "server"):
+            assert load.batches[place].server_s is None or len(open_then) < (1 if waits else rules.window)
+        for kind in ("compute", "upload", "server", "step"):
             assert _most_at_once([(s.begin_s, s.end_s) for s in of_kind[kind]]) <= 1
-        for span in (*of_kind["compute"], *of_kind["server"]):
+        for span in (*of_kind["compute"], *of_kind["server"], *of_kind["step"]):
             batch = load.batches[span.batch]
-            seconds = batch.compute_s if span.kind == "compute" else batch.server_s
+            seconds = {"compute": batch.compute_s, "server": batch.server_s, "step": batch.after_s}[span.kind]
             assert span.end_s - span.begin_s == pytest.approx(seconds)
 
 
@@ -116,11 +122,13 @@ def test_faster_devices_never_end_later_where_no_link_and_no_core_is_fought_for(
 
     Who computes or sends earlier may get in the way of the one that all have to wait for.
     """
-    roomy = ServerSite(len(loads) + 1, sum(load.uplink_bytes_s for load in loads) + 1.0, context.uplink_bytes_s)
+    up_bytes_s = sum(load.uplink_bytes_s for load in loads) + 1.0
+    roomy = ServerSite(len(loads) + 1, up_bytes_s, sum(load.downlink_bytes_s for load in loads) + 1.0)
     end_s = simulate_round(loads, roomy, rules).end_s * SLACK
 
     def quicker(batch: Batch) -> Batch:
-        return batch._replace(compute_s=batch.compute_s / 2)
+        after_s = None if batch.after_s is None else batch.after_s / 2
+        return batch._replace(compute_s=batch.compute_s / 2, after_s=after_s)
 
     faster = [replace(load, batches=tuple(map(quicker, load.batches))) for load in loads]
     assert simulate_round(faster, roomy, rules).end_s <= end_s

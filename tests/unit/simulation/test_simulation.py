@@ -170,3 +170,33 @@ def test_one_machine_exchanges_on_its_cores() -> None:
 def test_nobody_is_no_time() -> None:
     assert simulate_round([], context(), PARALLEL) == RoundTiming((), 0.0, 0.0)
     assert simulate_round([], context(), SERIAL, OneMachine(1)).end_s == 0.0
+
+
+def test_a_client_waits_for_the_gradient() -> None:
+    """Forward 2 s, 100 bytes up in 1 s and 0.5 s, server 1 s, 200 bytes back in 2 s and 0.5 s, then 3 s: 10 s a batch.
+
+    A window of many batches makes no difference.
+    """
+    client = replace(load(0, *[Batch(2.0, 100, 1.0, 200, 3.0)] * 2), latency_s=0.5)
+    timing = simulate_round([client], context(), PARALLEL)
+    assert times(timing, 0, "compute") == [(0, 2), (10, 12)]
+    assert times(timing, 0, "download") == [(4.5, 7), (14.5, 17)]
+    assert times(timing, 0, "step") == [(7, 10), (17, 20)]
+    assert timing.end_s == 20
+
+
+def test_nobody_waits_for_soft_labels_but_the_round() -> None:
+    """Two batches computed at 2 and 4, served until 3 and 5; 400 bytes back take 4 s each, sharing the link from 5."""
+    client = load(0, *[Batch(2.0, 0, 1.0, 400)] * 2)
+    timing = simulate_round([client], context(uplink=100.0), PARALLEL)
+    assert times(timing, 0, "compute") == [(0, 2), (2, 4)]
+    assert times(timing, 0, "download") == [(3, 9), (5, 11)]
+    assert timing.train_s == 11
+
+
+def test_on_one_machine_the_end_of_a_step_takes_a_core() -> None:
+    """One core: forward 1 s, server 1 s, back 1 s, end of the step 1 s, for each of two clients."""
+    clients = [load(number, Batch(1.0, 0, 1.0, 100, 1.0)) for number in range(2)]
+    timing = simulate_round(clients, context(), PARALLEL, OneMachine(1))
+    assert timing.train_s == 8
+    assert len(times(timing, 0, "step")) == len(times(timing, 1, "step")) == 1

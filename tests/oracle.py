@@ -117,7 +117,15 @@ class Oracle:
         config = setup.config
         self.setup, self.seed, self.training = setup, config.seed, config.training
         self.unit_names = setup.fleet.unit_names
+        self.tiers = [tier for tier in config.tiers for _ in range(tier.clients)]
+        self.without_servers = self.training.strategy.name in ("fedavg", "smallest", "per_tier")
         self.cuts = [client.cut for client in setup.fleet.clients]
+        if self.without_servers:
+            self.cuts = [max(self._units_to(tier.cut)) for tier in self.tiers]
+        if self.training.strategy.name == "fedavg":
+            self.cuts = [len(self.unit_names)] * len(self.cuts)
+        if self.training.strategy.name == "smallest":
+            self.cuts = [min(self.cuts)] * len(self.cuts)
         self.labels = [client.label for client in setup.fleet.clients]
         self.sequential = self.training.strategy.name == "sequential"
         initial = build_backbone(config.model, setup.files.image_shape, setup.n_classes, config.seed).units
@@ -125,7 +133,7 @@ class Oracle:
         self.server_models: dict[int, Model] = {}
         shared = self._server_model(min(self.cuts), initial) if self.sequential else None
         for client, cut in enumerate(self.cuts):
-            if cut < len(self.unit_names):
+            if cut < len(self.unit_names) and not self.without_servers:
                 self.server_models[client] = shared or self._server_model(cut, initial)
         self.codecs = [client.codec for client in setup.fleet.clients]
         self.ranges: dict[int, tuple[Tensor, Tensor]] = {}
@@ -142,6 +150,11 @@ class Oracle:
             for unit in self.unit_names
             for name, statistic in _statistics_in(initial[unit]).items()
         }
+
+    def _units_to(self, cut: str | int) -> list[int]:
+        """Counts of the units up to each of those that a cut names."""
+        names = enumerate(self.unit_names, start=1)
+        return [count for count, name in names if name == cut or name.startswith(f"{cut}.")]
 
     def _client_model(self, client: int, initial: Units) -> Model:
         cut, n_classes = self.cuts[client], self.setup.n_classes
@@ -194,7 +207,7 @@ class Oracle:
         for client, rows in self._turns(number, participants):
             self._train_batch(client, rows, (client, number, next(steps[client])), losses)
         due = number == self.training.rounds or number % self.training.aggregate_every == 0
-        if due and self.training.strategy.name in ("averaging", "sequential"):
+        if due and self.training.strategy.name not in ("distributed", "centralized"):
             self._aggregate()
         return losses
 
@@ -363,6 +376,11 @@ class Oracle:
     def _groups(self) -> Iterator[tuple[str, str, list[Model]]]:
         """Name of a group, a unit, and the models whose copies of the unit are averaged with each other."""
         clients, servers = self.client_models, list(dict.fromkeys(self.server_models.values()))
+        if self.training.strategy.name == "per_tier":
+            for tier in self.setup.config.tiers:
+                peers = [model for model, own in zip(clients, self.tiers, strict=True) if own is tier]
+                yield from ((tier.name, unit, peers) for unit in peers[0].units)
+            return
         by_option = {
             "all": {"all": clients + servers},
             "both": {"clients": clients, "servers": servers},

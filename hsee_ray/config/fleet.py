@@ -41,7 +41,9 @@ class ClientSpec:
     cut_name: str
     """Name of the last unit on the client."""
     has_server: bool
-    """False where the cut is L: the client holds the whole network."""
+    """Whether a server takes up its features; none does where the cut is L, or the strategy has no servers."""
+    has_exit: bool
+    """False where the cut is L: the network's own end answers."""
     batch_size: int
     resources: ResourcesConfig
     codec: Codec = "none"
@@ -97,6 +99,7 @@ def fleet_of_tiers(config: Config, unit_names: Sequence[str]) -> Fleet:
                     cut=cut,
                     cut_name=unit_names[cut - 1],
                     has_server=cut < len(unit_names),
+                    has_exit=cut < len(unit_names),
                     batch_size=tier.batch_size or config.training.batch_size,
                     resources=tier.resources,
                     codec=tier.codec if cut < len(unit_names) else "none",

@@ -19,8 +19,9 @@ from hsee_ray.errors import ConfigError
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "strategy": {
         name: f"hsee_ray.method.strategies:{name.capitalize()}"
-        for name in ("averaging", "sequential", "distributed", "centralized")
-    },
+        for name in ("averaging", "sequential", "distributed", "centralized", "smallest")
+    }
+    | {"fedavg": "hsee_ray.method.strategies:FedAvg", "per_tier": "hsee_ray.method.strategies:PerTier"},
     "task": {"classification": "hsee_ray.edge.task:Classification"},
     "objective": {"cross_entropy": "hsee_ray.method.objective:CrossEntropy"},
     "figure": {},

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hsee_ray.backbones import published_state_dict, tensors_of
-from hsee_ray.config.fleet import ClientSpec
+from hsee_ray.config.fleet import EXIT, ClientSpec
 from hsee_ray.deploy.graphs import DeviceNetwork, Graph, chain_names, inline_tensors, tensors_in, trace
 from hsee_ray.deploy.program import Program
 from hsee_ray.edge.bundle import CLIENT_MODEL, Bundle, ServerPart, write_bundle
@@ -197,7 +197,10 @@ class _Exporter:
         client_id, directory = spec.client_id, self.out / spec.client_file
         chain = self.run.client(client_id)
         server = self.run.server(client_id) if spec.has_server else None
-        head = self.run.exit(client_id) if spec.has_server else None
+        head = self.run.exit(client_id) if spec.has_exit else None
+        kept = self._state_dict(chain, server)
+        if head is not None and server is None:
+            chain, head = UnitChain({**chain.units, EXIT: head}), None  # what it answers is all that it gives
         network = DeviceNetwork(chain, head, self.data["mean"], self.data["std"]).eval()
         if spec.cut not in self.device_graphs:
             pixels = torch.zeros(self.data["image_shape"], dtype=torch.uint8)
@@ -210,7 +213,7 @@ class _Exporter:
         h = chain(self.run.preprocess(self.images_NHWC))
         expected = [h] if head is None else [head(h), h]
         _check(directory / CLIENT_MODEL, self.images_NHWC, expected)
-        write_model(str(self.out / NETWORKS_DIR), spec.client_file, self._state_dict(chain, server))
+        write_model(str(self.out / NETWORKS_DIR), spec.client_file, kept)
         if server is None:
             return _Written(spec, None, h, None)
         if h.dim() > MOST_DIMENSIONS:

@@ -59,7 +59,9 @@ def calibrate(exits: Exits, run: Run, target: Target, kind: Confidence) -> Calib
     """
     tiers = _tiers_with_exits(exits)
     if not tiers:
-        raise ConfigError("no client that has a model has an exit: there is nothing to calibrate")
+        raise ConfigError(
+            "no client that has a model has an exit and a server behind it: there is nothing to calibrate"
+        )
     aside = exits.setup.samples_of("calibration")
     empty = [tier for tier, members in tiers.items() if not any(aside[client_id] for client_id in members)]
     if empty:

@@ -94,7 +94,7 @@ class Client:
         """`feature_shapes` are those behind each unit of the backbone."""
         exit_head = look_ahead = None
         feature_shape, n_classes = feature_shapes[spec.cut - 1], len(data.class_names)
-        if spec.has_server:
+        if spec.has_exit:
             exit_head = build_exit(config, spec.cut_name, feature_shape, n_classes)
             look_ahead = build_look_ahead(config, backbone.units, spec.cut, feature_shapes, n_classes)
         self.config = config
@@ -119,7 +119,7 @@ class Client:
     def train(self, round_number: int, first: int, last: int) -> tuple[Packet, TrainReport]:
         """Steps first..last-1 of a round; the features of each batch are from before its step.
 
-        A client without a server (cut L) gives an empty packet. A batch whose loss is not finite raises NonFiniteError,
+        A client without a server gives an empty packet. A batch whose loss is not finite raises NonFiniteError,
         or is left out, as `failures.on_nonfinite` says.
         """
         packet: list[FeatureBatch] = []

@@ -6,6 +6,7 @@ A strategy of your own is a subclass of Strategy: `training.strategy: package.mo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from hsee_ray.config.fleet import AHEAD, EXIT, ClientSpec, Fleet, ModelId, fleet_of_tiers, names_ahead
@@ -25,6 +26,8 @@ class Strategy(Pluggable):
     """One server model for all clients; else one for each."""
     on_server = False
     """Whether clients, too, compute where the server does, so that no device takes part."""
+    sends_features = True
+    """Whether clients send features to servers, where their cut lets them."""
     trip: Trip = TRAINING
     """Legs of a training batch."""
 
@@ -93,7 +96,7 @@ class Strategy(Pluggable):
             below = "all" if training.aggregate == "all" else "client"
             for client in fleet.clients:
                 keys = {name: f"{below}/{name}" for name in fleet.unit_names[: client.cut]}
-                if client.has_server:
+                if client.has_exit:
                     keys[EXIT] = f"{EXIT}/{client.cut_name}"
                     keys |= _ahead_keys(training, fleet.unit_names, client)
                 units[ModelId("client", client.client_id)] = keys
@@ -133,6 +136,71 @@ class Sequential(Strategy):
         return training.aggregate != "server" and super().aggregates_after(training, round_number)
 
 
+class _WithoutServers(Strategy):
+    """Clients train models of their own and nothing else: no features leave them, only parameters do."""
+
+    sends_features = False
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        training = config.training
+        if training.aggregate == "server":
+            raise ConfigError(
+                f"training.aggregate is 'server', and {training.strategy} has none: nothing would be averaged; use all"
+            )
+        if training.feedback.name != "none":
+            raise ConfigError(
+                f"training.feedback is '{training.feedback.name}', and {training.strategy} has no servers that could "
+                "send any: leave it out"
+            )
+
+    def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
+        split = super().fleet(config, unit_names)
+        cuts = [self.depth(spec, split) for spec in split.clients]
+        clients = (
+            replace(
+                spec,
+                cut=cut,
+                cut_name=unit_names[cut - 1],
+                has_server=False,
+                has_exit=cut < len(unit_names),
+                codec="none",
+                stages=(),
+            )
+            for spec, cut in zip(split.clients, cuts, strict=True)
+        )
+        return replace(split, clients=tuple(clients))
+
+    def depth(self, spec: ClientSpec, split: Fleet) -> int:
+        """How many units a client holds, of the fleet as its tiers would cut the network."""
+        return spec.cut
+
+
+class FedAvg(_WithoutServers):
+    """Every client trains the whole network, whatever its cut (McMahan et al. 2017, arXiv:1602.05629)."""
+
+    def depth(self, spec: ClientSpec, split: Fleet) -> int:
+        return len(split.unit_names)
+
+
+class Smallest(_WithoutServers):
+    """The smallest common model: all hold what the client with the lowest cut can, with the exit there."""
+
+    def depth(self, spec: ClientSpec, split: Fleet) -> int:
+        return min(client.cut for client in split.clients)
+
+
+class PerTier(_WithoutServers):
+    """A model for each tier: the units up to its cut and an exit, averaged among its own clients only."""
+
+    def averaged_units(self, training: TrainingConfig, fleet: Fleet) -> AverageKeys:
+        tiers = [fleet.tiers.index(spec.tier) for spec in fleet.clients]
+        return {
+            model: {name: f"tier{tiers[model.client_id]}/{key}" for name, key in units.items()}
+            for model, units in super().averaged_units(training, fleet).items()
+        }
+
+
 class Distributed(Strategy):
     """Every client with a server of its own, alone: nothing is ever averaged."""
 
@@ -147,6 +215,7 @@ class Centralized(Distributed):
     """One client, `central`, trains the whole network on everybody's data."""
 
     on_server = True
+    sends_features = False
 
     def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
         central = ClientSpec(
@@ -156,6 +225,7 @@ class Centralized(Distributed):
             cut=len(unit_names),
             cut_name=unit_names[-1],
             has_server=False,
+            has_exit=False,
             batch_size=config.training.batch_size,
             resources=config.server.resources,
         )

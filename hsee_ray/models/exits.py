@@ -112,7 +112,7 @@ def build_exit(config: Config, cut_name: str, feature_shape: Sequence[int], n_cl
 
 def check_exits(config: Config, fleet: Fleet, feature_shapes: Sequence[tuple[int, ...]], n_classes: int) -> None:
     """Tries the head of every cut on two samples. Raises ConfigError unless it gives logits and keeps its input."""
-    for cut_name, cut in {spec.cut_name: spec.cut for spec in fleet.clients if spec.has_server}.items():
+    for cut_name, cut in {spec.cut_name: spec.cut for spec in fleet.clients if spec.has_exit}.items():
         shape = feature_shapes[cut - 1]
         head = build_exit(config, cut_name, shape, n_classes).eval()
         h = torch.linspace(-1, 1, 2 * math.prod(shape)).reshape(2, *shape)

@@ -192,7 +192,7 @@ class Planner:
             least_joules=sum(used.joules for used in alone.clients.values()),
             least_bytes=sum(used.sent_bytes + used.received_bytes for used in alone.clients.values()),
             name=self.unit_names[cut - 1],
-            need_bytes=self.costs.client(cut, batch_size, with_exit=first.has_server).memory.total_bytes,
+            need_bytes=self.costs.client(cut, batch_size, with_exit=first.has_exit).memory.total_bytes,
             device_bytes=self.profiles[str(tier.device)].memory_mib * MIB,
             kept_bytes=0.0 if server is None else _kept_bytes(server) * models,
             work_bytes=[] if server is None else [server.total_bytes - _kept_bytes(server)] * tier.clients,
@@ -279,7 +279,7 @@ def pick_cuts(
 
     Raises ConfigError when no plan fits.
     """
-    if strategy_of(config).on_server or all(tier.cut != AUTO for tier in config.tiers):
+    if not strategy_of(config).sends_features or all(tier.cut != AUTO for tier in config.tiers):
         return config
     planner = Planner(
         config, CostTable(config, image_shape, n_classes), load_profiles(config.simulation.profiles), local_samples
@@ -302,8 +302,10 @@ def with_cuts(config: Config, cuts: Sequence[int | str]) -> Config:
 
 def check_devices(config: Config, known: Mapping[str, DeviceProfile]) -> None:
     """Raises ConfigError for a configuration that has nothing to plan, or does not name devices that are known."""
-    if strategy_of(config).on_server:
-        raise ConfigError("training.strategy is 'centralized': it cuts nothing, so there is nothing to plan")
+    if not strategy_of(config).sends_features:
+        raise ConfigError(
+            f"training.strategy is '{config.training.strategy}': no features cross a cut, so there is nothing to plan"
+        )
     devices = {f"tiers.{index}.device": tier.device for index, tier in enumerate(config.tiers)}
     devices["simulation.server"] = config.simulation.server
     missing = [key for key, device in devices.items() if device is None]

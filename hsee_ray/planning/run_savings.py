@@ -58,7 +58,7 @@ def savings_inputs(run: Run, config: Config, split: str, image_bytes: float | No
             continue
         spec = next(spec for spec in run.fleet.clients if spec.tier == tier.name)
         device, row = profiles[str(tier.device)], rows[tier.name]
-        client = costs.client(spec.cut, 1, with_exit=spec.has_server)
+        client = costs.client(spec.cut, 1, with_exit=spec.has_exit)
         found.append(
             TierInputs(
                 tier=tier.name,

@@ -65,7 +65,9 @@ class TrainedModels:
 
         Raises UserError when it holds the whole network and has no exit.
         """
-        spec = self._spec(client_id, needs_server=True)
+        spec = self._spec(client_id)
+        if not spec.has_exit:
+            raise UserError(f"{self.run_dir}: client {client_id} holds the whole network: it has no exit and no server")
         shape = self._feature_shapes[spec.cut - 1]
         head = build_exit(self.config, spec.cut_name, shape, self._n_classes)
         return _fill(head, {EXIT: head}, self._tensors(spec.client_file))
@@ -74,9 +76,12 @@ class TrainedModels:
         """f^s for a client in evaluation mode: features (B, C, H, W) -> logits (B, K).
 
         Of a shared server it is the part above this client's cut, with this client's statistics.
-        Raises UserError when the client holds the whole network and has no server.
+        Raises UserError when the client has no server.
         """
-        spec = self._spec(client_id, needs_server=True)
+        spec = self._spec(client_id)
+        if not spec.has_server:
+            why = f"{self.config.training.strategy} has none" if spec.has_exit else "it holds the whole network"
+            raise UserError(f"{self.run_dir}: client {client_id} has no server: {why}")
         chain = UnitChain(server_units(self.backbone().units, spec.cut))
         strategy = strategy_of(self.config)
         model = ModelId("server", strategy.server_of(spec) or 0)
@@ -123,14 +128,11 @@ class TrainedModels:
     def _n_classes(self) -> int:
         return len(self.summary["data"]["class_names"])
 
-    def _spec(self, client_id: int, needs_server: bool = False) -> ClientSpec:
+    def _spec(self, client_id: int) -> ClientSpec:
         if not 0 <= client_id < len(self.fleet.clients):
             last = len(self.fleet.clients) - 1
             raise UserError(f"{self.run_dir}: has no client {client_id}; its clients are 0 to {last}")
-        spec = self.fleet.clients[client_id]
-        if needs_server and not spec.has_server:
-            raise UserError(f"{self.run_dir}: client {client_id} holds the whole network: it has no exit and no server")
-        return spec
+        return self.fleet.clients[client_id]
 
     def _tensors(self, stem: str) -> dict[str, torch.Tensor]:
         arrays = read_model(self.directory / f"{stem}.safetensors")

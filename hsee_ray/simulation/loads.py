@@ -77,7 +77,7 @@ class Loads:
         training, values = self.config.training, 1
         if training.optimizer_state == "average":
             values += 2 if training.optimizer.name == "adamw" else int(training.optimizer.momentum > 0)
-        parameters = self.costs.client(spec.cut, spec.batch_size, with_exit=spec.has_server).parameters
+        parameters = self.costs.client(spec.cut, spec.batch_size, with_exit=spec.has_exit).parameters
         return FLOAT_BYTES * values * sum(parameters[unit] for unit in units)
 
     def _device_name(self, spec: ClientSpec) -> str | None:
@@ -109,7 +109,7 @@ class Loads:
             if part == "server":
                 cost = self.costs.server(spec.cut, size)
             else:
-                cost = self.costs.client(spec.cut, size, with_exit=spec.has_server)
+                cost = self.costs.client(spec.cut, size, with_exit=spec.has_exit)
             if part == "returned":
                 return seconds(cost.returned, profile)
             return seconds(cost.train if step == "train" else cost.infer, profile)

@@ -35,6 +35,9 @@ EXTENSIONS = {
     "splitfed": ["training.strategy=tests.extensions.splitfed:SplitFed"],
     "splitfed_shared": ["training.strategy=tests.extensions.splitfed:SplitFedShared"],
     "splitfed_by_batch": ["training.strategy=tests.extensions.splitfed:SplitFedShared", "training.interleave=batch"],
+    "fedavg": ["training.strategy=fedavg", "training.aggregate_weights=samples"],
+    "smallest": ["training.strategy=smallest", "training.clients_per_round=0.67", "tiers.0.codec=int8"],
+    "per_tier": ["training.strategy=per_tier", "tiers.1.clients=2", LOOK_AHEAD],
     "gradients": ["training.feedback=gradients", "training.exit_weight=0.3"],
     "gradients_by_batch": ["training.feedback=gradients", "training.strategy=sequential", "training.interleave=batch"],
     "soft_labels": [

@@ -264,6 +264,36 @@ def test_ways_for_clients_to_learn_equal_the_oracles(row: dict[str, str], cache:
     assert correct == oracle.correct()
 
 
+RIVALS = """
+strategy  aggregate  every  weights  state    share  optimizer  network  head
+fedavg    all        1      samples  local    1      sgd        small    pool
+fedavg    both       2      uniform  reset    0.5    adamw      resnet   pool
+smallest  all        1      uniform  average  0.5    sgd        resnet   conv
+smallest  both       1      samples  local    1      adamw      small    pool
+per_tier  all        1      samples  local    1      sgd        small    conv
+per_tier  both       2      uniform  average  0.5    adamw      resnet   pool
+"""
+
+
+@pytest.mark.parametrize("row", rows_of(RIVALS), ids=lambda row: "-".join(row.values()))
+def test_rivals_without_servers_equal_the_oracles(row: dict[str, str], cache: Path) -> None:
+    training: dict[str, object] = {OPTIONS[column]: value for column, value in row.items() if column in OPTIONS}
+    training |= {"optimizer": OPTIMIZERS[row["optimizer"]], "rounds": 3}
+    values = make_config(cache, "whole", row["network"], training).model_dump()
+    low, _, high, _ = CUTS[row["network"], "whole"]
+    values["tiers"] = [{"name": "low", "clients": 2, "cut": low}, {"name": "high", "clients": 2, "cut": high}]
+    values["exits"]["head"] = row["head"]
+    setup = prepare_run(load_config(values))
+    reference, oracle = Reference(setup), Oracle(setup)
+    reports, losses = list(reference.run()), oracle.run()
+    for report, expected in zip(reports, losses, strict=True):
+        assert_losses_agree(report, expected)
+    assert_tensors_agree(reference, oracle)
+    assert not reference.servers and all(each.sent_bytes == 0 for each in reports[0].client_training.values())
+    correct = {n: (report.client_correct, report.server_correct) for n, report in reports[-1].evaluation.items()}
+    assert correct == oracle.correct()
+
+
 CODECS = [
     ("averaging", 3, 1.0, ("int8", "fp16", "int8", "none")),
     ("sequential", 3, 1.0, ("fp16", "int8", "int8", "int8")),

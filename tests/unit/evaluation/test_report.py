@@ -42,7 +42,7 @@ SERVER = np.array([1, 1, 0, 1])
 
 
 def spec(number: int, tier: str, cut: int) -> ClientSpec:
-    return ClientSpec(number, f"{number:03d}", tier, cut, f"u{cut}", cut < 3, 8, ResourcesConfig())
+    return ClientSpec(number, f"{number:03d}", tier, cut, f"u{cut}", cut < 3, cut < 3, 8, ResourcesConfig())
 
 
 FLEET = Fleet((spec(0, "sensor", 1), spec(1, "whole", 3)), ("u1", "u2", "u3"))

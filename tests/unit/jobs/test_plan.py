@@ -172,7 +172,7 @@ def test_the_table_needs_neither_devices_nor_data(tmp_path: Path, capsys: pytest
         (["--set", "tiers.0.device=tinny"], "tiers.0.device is 'tinny': there is no such device; did you mean tiny?"),
         (["--set", "tiers.0.device=full"], "tiers.0 (sensor): no cut fits on full: the smallest, stem, needs"),
         (["--set", "simulation.server=full"], "simulation.server (full): its models need"),
-        (["--set", "training.strategy=centralized"], "it cuts nothing"),
+        (["--set", "training.strategy=centralized"], "no features cross a cut"),
         (["--json", "no/x.json"], "--json no/x.json: there is no directory no"),
         (["--write", "no/x.yaml"], "--write no/x.yaml: there is no directory no"),
         (["--set", "tiers.3.cut=stem"], "tiers.3.cut=stem: 3 is no index"),

@@ -120,15 +120,9 @@ class Reference:
         )
 
     def _aggregate(self, round_number: int) -> None:
-        training = self.config.training
         plan = plan_aggregation(self.config, self.setup.fleet, self.trained, self.setup.local_samples)
         states = {model: self.side_of(model).model.state() for model in plan.sources}
-        self.averages |= average_copies(
-            plan.copies,
-            states,
-            statistics=training.norm_statistics == "shared",
-            optimizer=training.optimizer_state == "average",
-        )
+        self.averages |= average_copies(plan.copies, states, self.averages, self.config.training)
         for model, units in plan.takes.items():
             self.side_of(model).model.load({unit: self.averages[key] for unit, key in units.items()})
         self.ledger.record(plan, round_number)

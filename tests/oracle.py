@@ -128,6 +128,7 @@ class Oracle:
             self.cuts = [min(self.cuts)] * len(self.cuts)
         self.labels = [client.label for client in setup.fleet.clients]
         self.sequential = self.training.strategy.name == "sequential"
+        self.mu = (self.training.objective.options if self.training.objective else {}).get("mu", 0.0)
         initial = build_backbone(config.model, setup.files.image_shape, setup.n_classes, config.seed).units
         self.client_models = [self._client_model(client, initial) for client in range(len(self.cuts))]
         self.server_models: dict[int, Model] = {}
@@ -140,6 +141,7 @@ class Oracle:
         """Of int8's clients that have trained: averages of their features' lowest and highest values by channel."""
         self.batches_seen: dict[int, int] = {}
         self.newest: dict[tuple[str, str], Contents] = {}
+        self.moments: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         self.told: list[dict[int, Tensor]] = [{} for _ in self.cuts]
         """By client: soft labels of its rows, that its server has sent; and those of the rounds before this one."""
         self.known: list[dict[int, Tensor]] = [{} for _ in self.cuts]
@@ -176,7 +178,7 @@ class Oracle:
 
     def _model(self, units: Units) -> Model:
         objective = self.training.objective
-        label_smoothing = objective.options["label_smoothing"] if objective else 0.0
+        label_smoothing = objective.options.get("label_smoothing", 0.0) if objective else 0.0
         return Model(units, self.training.optimizer, label_smoothing)
 
     def _ahead(self, client: int) -> tuple[str, ...]:
@@ -202,6 +204,10 @@ class Oracle:
             if client in self.server_models:
                 self._catch_up(self.server_models[client], self._above(client))
         losses = RoundLosses()
+        self.anchors = [
+            {name: {p: x.detach().clone() for p, x in unit.named_parameters()} for name, unit in model.units.items()}
+            for model in self.client_models
+        ]
         self.known = [dict(told) for told in self.told]
         steps: dict[int, Iterator[int]] = {client: itertools.count() for client in participants}
         for client, rows in self._turns(number, participants):
@@ -252,6 +258,11 @@ class Oracle:
         on_client = self.client_models[client]
         h, logits_BK = self._client_forward(client, x_BCHW, train=True)
         loss = on_client.loss(logits_BK, labels_B) + self._distillation(client, rows, logits_BK)
+        loss = loss + self.mu / 2 * sum(
+            ((parameter - self.anchors[client][name][p]) ** 2).sum()
+            for name, unit in on_client.units.items()
+            for p, parameter in unit.named_parameters()
+        )
         losses.client.setdefault(client, []).append(loss.item())
         if ahead := [name for name in on_client.units if name.startswith("ahead.")]:
             loss = loss + on_client.loss(on_client.forward(ahead, h, train=True), labels_B)
@@ -405,7 +416,10 @@ class Oracle:
             takers = [model for model in self.client_models if joined and copies in model.units]
             if len(models) + len(takers) == 1 or not trained:
                 continue
-            self.newest[group, unit] = average = self._average(unit, trained)
+            average = self._average(unit, trained)
+            if (group, unit) in self.newest and len(trained) > 1:
+                average = self._stepped((group, unit), average)
+            self.newest[group, unit] = average
             for model in models:
                 if model not in trained:
                     model.behind[unit] = group, unit
@@ -425,8 +439,31 @@ class Oracle:
         if self.training.aggregate_weights == "samples":
             samples = [len(part.train) for part in self.setup.parts]
             weights = [sum(samples[client] for client in model.learnt_from[unit]) for model in models]
+        if self.training.aggregate_weights == "depth":
+            cuts = [[self.cuts[client] for client in sorted(model.learnt_from[unit])] for model in models]
+            weights = [sum(own) / len(own) for own in cuts]
+        servers = self.server_models.values()
+        weights = [
+            w * (self.training.server_weight if m in servers else 1) for w, m in zip(weights, models, strict=True)
+        ]
         contents = [self._contents(model, unit) for model in models]
         return {key: _mean([own[key] for own in contents], weights, key[-1]) for key in contents[0]}
+
+    def _stepped(self, place: tuple[str, str], mean: Contents) -> Contents:
+        """A step from the average before towards the mean, parameter by parameter."""
+        step, stepped = self.training.average_step, dict(mean)
+        for key in [key for key in mean if key[0] == "parameter" and step.name != "mean"]:
+            w = self.newest[place][key].double()
+            d = mean[key].double() - w
+            v, s = self.moments.get((*place, *key), (torch.zeros_like(d), torch.zeros_like(d)))
+            if step.name == "momentum":
+                v = step.momentum * v + d
+                stepped[key] = (w + step.lr * v).float()
+            else:
+                v, s = step.betas[0] * v + (1 - step.betas[0]) * d, step.betas[1] * s + (1 - step.betas[1]) * d * d
+                stepped[key] = (w + step.lr * v / (s.sqrt() + step.eps)).float()
+            self.moments[(*place, *key)] = v, s
+        return stepped
 
     def _contents(self, model: Model, unit: str) -> Contents:
         contents: Contents = {}

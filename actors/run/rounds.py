@@ -299,12 +299,16 @@ class Rounds:
         state = self.state
         plan = plan_aggregation(self.config, self.setup.fleet, state.trained, self.setup.local_samples)
         if plan.copies:
-            snapshots = [state.lineage(model).snapshot for model in plan.sources]
+            objects = ObjectList()
             averages: dict[str, Average] = {}
+            sources = {model: objects.index(state.snapshot(model)) for model in plan.sources}
+            newest = {key: state.averages[key] for key in plan.copies if key in state.averages}
+            remembers = self.config.training.average_step.name != "mean"
+            before = average_refs(newest if remembers else {}, objects)
 
             def call() -> ObjectRef[Any]:
                 average: Any = self.team.actor(AGGREGATOR).average.options(num_returns=2)
-                ref, nothing = average.remote(plan.copies, plan.sources, *snapshots)
+                ref, nothing = average.remote(plan.copies, sources, before, *objects.refs)
                 averages.update({key: Average(ref, key) for key in plan.copies})
                 return nothing
 

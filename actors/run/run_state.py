@@ -73,6 +73,12 @@ class RunState:
     def lineage(self, model: ModelId) -> Lineage:
         return self.lineages.get(model, Lineage())
 
+    def snapshot(self, model: ModelId) -> ObjectRef[Any]:
+        """The snapshot of a model that has trained."""
+        snapshot = self.lineage(model).snapshot
+        assert snapshot is not None
+        return snapshot
+
     def forget(self, model: ModelId) -> None:
         """A model that has not trained yet loses the averages that it took to begin; it takes the newest later."""
         if self.lineage(model).snapshot is None:

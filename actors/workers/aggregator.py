@@ -32,8 +32,7 @@ class Aggregator:
     def __init__(self, training: TrainingConfig, origin: Origin | None = None) -> None:
         if origin is not None:
             origin.check(location_here("cpu").node)
-        self.statistics = training.norm_statistics == "shared"
-        self.optimizer = training.optimizer_state == "average"
+        self.training = training
         self.reset = training.optimizer_state == "reset"
 
     def __repr__(self) -> str:
@@ -47,14 +46,18 @@ class Aggregator:
         """Has them copied to this node, where they are found when the one that they were on is gone."""
 
     def average(
-        self, groups: Mapping[str, tuple[Copy, ...]], sources: tuple[ModelId, ...], *snapshots: StoreResident[Snapshot]
+        self,
+        groups: Mapping[str, tuple[Copy, ...]],
+        sources: Mapping[ModelId, int],
+        before: AverageRefs,
+        *objects: StoreResident[Any],
     ) -> tuple[StoreResident[ModelState], None]:
         """The average of every group of copies by its key, and nothing for the driver to wait for.
 
-        `snapshots` are those of `sources`.
+        `sources` are the indices of their models' snapshots, `before` the newest averages by key, if they are needed.
         """
-        by_model = {model: snapshot.payload.units for model, snapshot in zip(sources, snapshots, strict=True)}
-        return store_resident(average_copies(groups, by_model, self.statistics, self.optimizer)), None
+        by_model = {model: objects[index].payload.units for model, index in sources.items()}
+        return store_resident(average_copies(groups, by_model, select(before, objects), self.training)), None
 
     def write_averages(
         self, uri: str, name: str, averages: AverageRefs, *objects: StoreResident[ModelState]

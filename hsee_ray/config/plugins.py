@@ -23,7 +23,10 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     }
     | {"fedavg": "hsee_ray.method.strategies:FedAvg", "per_tier": "hsee_ray.method.strategies:PerTier"},
     "task": {"classification": "hsee_ray.edge.task:Classification"},
-    "objective": {"cross_entropy": "hsee_ray.method.objective:CrossEntropy"},
+    "objective": {
+        "cross_entropy": "hsee_ray.method.objective:CrossEntropy",
+        "proximal": "hsee_ray.method.objective:Proximal",
+    },
     "figure": {},
     "exit": {name: f"hsee_ray.models.exits:{name.capitalize()}" for name in ("pool", "conv", "mlp")},
     "stage": {"fp16": "hsee_ray.features.stages:Half", "int8": "hsee_ray.features.stages:Int8"},

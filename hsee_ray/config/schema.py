@@ -230,6 +230,28 @@ FeedbackConfig = Annotated[
 ]
 
 
+class MeanStep(_Model):
+    name: Literal["mean"] = "mean"
+
+
+class MomentumStep(_Model):
+    name: Literal["momentum"]
+    lr: float = Field(1.0, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class AdamStep(_Model):
+    name: Literal["adam"]
+    lr: float = Field(0.01, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    eps: float = Field(1.0e-3, gt=0)
+
+
+AverageStepConfig = Annotated[
+    MeanStep | MomentumStep | AdamStep, Field(discriminator="name"), BeforeValidator(_by_its_name)
+]
+
+
 class TrainingConfig(_Model):
     """The method and its options (docs/method.md)."""
 
@@ -247,7 +269,9 @@ class TrainingConfig(_Model):
     clients_per_round: float = Field(1.0, gt=0, le=1)
     aggregate: Literal["all", "both", "server"] = "all"
     aggregate_every: int = Field(1, ge=1)
-    aggregate_weights: Literal["uniform", "samples"] = "uniform"
+    aggregate_weights: Literal["uniform", "samples", "depth"] = "uniform"
+    server_weight: float = Field(1.0, gt=0)
+    average_step: AverageStepConfig = MeanStep()
     optimizer_state: Literal["local", "average", "reset"] = "local"
     norm_statistics: Literal["per_client", "shared"] = "per_client"
     order: Literal["listed", "shuffled"] = "listed"

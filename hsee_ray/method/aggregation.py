@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from hsee_ray.config.fleet import AHEAD, Fleet, ModelId
-from hsee_ray.config.schema import Config
+from hsee_ray.config.schema import Config, TrainingConfig
+from hsee_ray.method.average_step import step_average
 from hsee_ray.method.strategies import Strategy, strategy_of
 from hsee_ray.models.state import Arrays, UnitState
 
@@ -58,12 +59,14 @@ def plan_aggregation(config: Config, fleet: Fleet, trained: Iterable[int], local
     for keys in models.values():
         for key in keys.values():
             holders[key] = holders.get(key, 0) + 1
+    all_cuts = [spec.cut for spec in fleet.clients]
     copies: dict[str, list[Copy]] = {}
     for model in sorted(models):
         for unit, key in models[model].items():
             behind = _trained_on(strategy, fleet, model, unit, trained_set)
             if behind and holders[key] > 1:
-                weight = strategy.weight(config.training, (local_samples[client] for client in behind))
+                samples, cuts = ([of[client] for client in behind] for of in (local_samples, all_cuts))
+                weight = strategy.weight(config.training, model.side, samples, cuts)
                 copies.setdefault(key, []).append(Copy(model, unit, 0.0 if _only_takes(unit, key) else weight))
     takes: dict[ModelId, dict[str, str]] = {}
     counts = {key: sum(copy.weight > 0 for copy in found) for key, found in copies.items()}
@@ -130,19 +133,21 @@ class Ledger:
 def average_copies(
     copies: Mapping[str, Sequence[Copy]],
     states: Mapping[ModelId, Mapping[str, UnitState]],
-    statistics: bool,
-    optimizer: bool,
+    before: Mapping[str, UnitState],
+    training: TrainingConfig,
 ) -> dict[str, UnitState]:
-    """The averages of an aggregation by key, over the states of its models; the rest as `average_units` takes it."""
-    return {
-        key: average_units(
+    """The averages of an aggregation by key, over the states of its models and the newest averages before it."""
+    averages: dict[str, UnitState] = {}
+    for key, of_unit in copies.items():
+        counting = [copy for copy in of_unit if copy.weight]
+        mean = average_units(
             [states[copy.model][copy.unit] for copy in counting],
             [copy.weight for copy in counting],
-            statistics=statistics,
-            optimizer=optimizer,
+            statistics=training.norm_statistics == "shared",
+            optimizer=training.optimizer_state == "average",
         )
-        for key, counting in copies.items()
-    }
+        averages[key] = step_average(mean, before.get(key), len(counting), training.average_step)
+    return averages
 
 
 def average_units(

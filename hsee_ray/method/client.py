@@ -326,6 +326,7 @@ class Client:
                 training.exit_weight,
                 model.look_ahead,
                 distillation,
+                self.objective.auxiliary,
             )
 
     def _training_batch(self, round_number: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:

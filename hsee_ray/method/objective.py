@@ -47,6 +47,10 @@ class Objective(Pluggable, nn.Module):
     def forward(self, logits_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
         """Scalar loss in nats of float32 logits (B, K) and labels (B,), with its gradient."""
 
+    def auxiliary(self, logits_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        """Loss of other logits in the same step, as `forward`'s; what counts once for a step is left out."""
+        return self(logits_BK, y_B)  # type: ignore[no-any-return]
+
 
 class CrossEntropy(Objective):
     """Mean cross-entropy, with label smoothing on demand (Szegedy et al. 2016, arXiv:1512.00567)."""
@@ -57,6 +61,40 @@ class CrossEntropy(Objective):
 
     def forward(self, logits_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(logits_BK, y_B, label_smoothing=self.options.label_smoothing)
+
+
+class Proximal(CrossEntropy):
+    """FedProx (Li et al. 2020, arXiv:1812.06127): a client's parameters are drawn back to where its round began.
+
+    On clients mu / 2 times the squared distance of all parameters, the exit's included, is added to the cross-entropy.
+    """
+
+    class Options(CrossEntropy.Options):
+        mu: float = Field(0.01, gt=0)
+
+    round_number: torch.Tensor
+
+    def __init__(self, options: Any, side: Side, parameters: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(options, side, parameters if side == "client" else {})
+        self.register_buffer("round_number", torch.zeros((), dtype=torch.int64))
+        self.anchors = {name: f"anchor_{name.replace('.', '_')}" for name in self.of_model}
+        for name, anchor in self.anchors.items():
+            self.register_buffer(anchor, torch.zeros_like(self.of_model[name]))
+
+    def begin_round(self, round_number: int) -> None:
+        if self.round_number != round_number:
+            self.round_number.fill_(round_number)
+            for name, anchor in self.anchors.items():
+                getattr(self, anchor).copy_(self.of_model[name].detach())
+
+    def forward(self, logits_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        loss = self.auxiliary(logits_BK, y_B)
+        for name, anchor in self.anchors.items():
+            loss = loss + self.options.mu / 2 * (self.of_model[name] - getattr(self, anchor)).square().sum()
+        return loss
+
+    def auxiliary(self, logits_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        return super().forward(logits_BK, y_B)
 
 
 def build_objective(config: Config, side: Side, model: Model) -> Objective:

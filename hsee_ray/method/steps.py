@@ -45,12 +45,13 @@ def client_step(
     exit_weight: float = 1.0,
     look_ahead: nn.Module | None = None,
     distillation: ExitLoss | None = None,
+    auxiliary: Loss = functional.cross_entropy,
 ) -> tuple[torch.Tensor, float]:
     """One step on f^c and f^o: loss = CE(f^o(f^c(x)), y), or another objective.
 
     Returns (h, loss in nats), h detached, from before the step. `exit_weight` is the share of the exit's gradient that
-    reaches f^c; the exit itself takes all of it. `look_ahead`, logits of h, adds its own loss to what f^c minimises
-    (Belilovsky et al. 2020, arXiv:1901.08164), and `distillation` another one of the exit's logits.
+    reaches f^c; the exit itself takes all of it. `look_ahead`, logits of h, adds its loss `auxiliary` to what f^c
+    minimises (Belilovsky et al. 2020, arXiv:1901.08164), and `distillation` another one of the exit's logits.
 
     Without an exit head (cut L) the network's own output is the logits. h is float32, also from a forward pass in
     the lower precision `autocast`; so are the logits that the losses are of. Raises NonFiniteStep.
@@ -61,7 +62,7 @@ def client_step(
         ahead_BK = None if look_ahead is None else look_ahead(h)
     losses = [_exit_loss(logits_BK.float(), y_B, objective, distillation)]
     if ahead_BK is not None:
-        losses.append(objective(ahead_BK.float(), y_B))
+        losses.append(auxiliary(ahead_BK.float(), y_B))
     h = h.float()
     # One sum over h tells: it is finite if all of h is.
     _check_finite("the sum of the features", h.detach().sum().item())

@@ -5,15 +5,16 @@ A strategy of your own is a subclass of Strategy: `training.strategy: package.mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from statistics import fmean
 
 from hsee_ray.config.fleet import AHEAD, EXIT, ClientSpec, Fleet, ModelId, fleet_of_tiers, names_ahead
 from hsee_ray.config.plugins import Pluggable, PlugIn, create
 from hsee_ray.config.schema import Config, TrainingConfig
 from hsee_ray.errors import ConfigError
-from hsee_ray.method.legs import TRAINING, WITH_GRADIENTS, WITH_SOFT_LABELS, Trip
+from hsee_ray.method.legs import TRAINING, WITH_GRADIENTS, WITH_SOFT_LABELS, Side, Trip
 
 AverageKeys = Mapping[ModelId, Mapping[str, str]]
 """For every model, the average that each of its units takes part in: unit -> key."""
@@ -105,9 +106,10 @@ class Strategy(Pluggable):
             units[ModelId("server", server)] = {name: f"{scope}/{name}" for name in above}
         return units
 
-    def weight(self, training: TrainingConfig, samples: Iterable[int]) -> float:
-        """Weight of a copy in an average, of the training samples of each client behind it."""
-        return float(sum(samples)) if training.aggregate_weights == "samples" else 1.0
+    def weight(self, training: TrainingConfig, side: Side, samples: Sequence[int], cuts: Sequence[int]) -> float:
+        """Weight of a side's copy in an average, of the training samples and the cuts of the clients behind it."""
+        by = {"uniform": 1.0, "samples": float(sum(samples)), "depth": fmean(cuts)}[training.aggregate_weights]
+        return by * training.server_weight if side == "server" else by
 
 
 def _ahead_keys(training: TrainingConfig, unit_names: Sequence[str], client: ClientSpec) -> dict[str, str]:

@@ -15,6 +15,7 @@ from hsee_ray.errors import DataError
 from hsee_ray.models.state import Arrays, ModelState, UnitState
 
 _KINDS = ("parameters", "buffers", "statistics")
+_BY_PARAMETER = ("optimizer", "moments")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def to_bytes(snapshot: Snapshot) -> bytes:
     for number, state in enumerate(snapshot.units.values()):
         for kind in _KINDS:
             tensors.update({f"{kind}/{number}/{name}": array for name, array in getattr(state, kind).items()})
-        for parameter, arrays in state.optimizer.items():
-            tensors.update({f"optimizer/{number}/{parameter}/{key}": array for key, array in arrays.items()})
+        for kind in _BY_PARAMETER:
+            for parameter, arrays in getattr(state, kind).items():
+                tensors.update({f"{kind}/{number}/{parameter}/{key}": array for key, array in arrays.items()})
     for client, arrays in snapshot.sets.items():
         tensors.update({f"sets/{client}/{name}": array for name, array in arrays.items()})
     contiguous = {name: np.require(array, requirements="C") for name, array in tensors.items()}
@@ -68,9 +70,9 @@ def from_bytes(content: bytes) -> Snapshot:
         kind, number, rest = name.split("/", 2)
         if kind == "sets":
             sets.setdefault(int(number), {})[rest] = array
-        elif kind == "optimizer":
+        elif kind in _BY_PARAMETER:
             parameter, _, key = rest.rpartition("/")
-            units[names[int(number)]].optimizer.setdefault(parameter, {})[key] = array
+            getattr(units[names[int(number)]], kind).setdefault(parameter, {})[key] = array
         else:
             getattr(units[names[int(number)]], kind)[rest] = array
     return Snapshot(units, sets)

@@ -6,7 +6,7 @@ Arrays are copies in row-major order, whatever the memory format of the tensors:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class UnitState:
     """Running means, variances and batch counts of norm layers."""
     optimizer: dict[str, Arrays]
     """By parameter: momentum buffers and the like; empty before the first step."""
+    moments: dict[str, Arrays] = field(default_factory=dict)
+    """Of an average, by parameter: what the steps that made it remember (`training.average_step`)."""
 
 
 ModelState = dict[str, UnitState]

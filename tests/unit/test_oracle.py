@@ -294,6 +294,41 @@ def test_rivals_without_servers_equal_the_oracles(row: dict[str, str], cache: Pa
     assert correct == oracle.correct()
 
 
+AVERAGES = """
+strategy    weights  server  step      state    mu    aggregate  share  look_ahead  fleet  network
+averaging   depth    0.5     momentum  local    0     all        0.5    none        whole  small
+averaging   uniform  1       adam      average  0.5   both       1      peers       split  small
+averaging   samples  2       adam      reset    0     server     0.5    none        split  small
+sequential  depth    0.5     momentum  local    0.1   all        0.5    network     split  small
+sequential  uniform  3       adam      local    0     all        1      none        whole  small
+per_tier    depth    1       momentum  local    1     all        0.5    none        whole  small
+"""
+
+
+@pytest.mark.parametrize("row", rows_of(AVERAGES), ids=lambda row: "-".join(row.values()))
+def test_weights_and_steps_of_averages_equal_the_oracles(row: dict[str, str], cache: Path) -> None:
+    adam = {"name": "adam", "lr": 0.05, "betas": [0.8, 0.9], "eps": 0.1}
+    training = {
+        "strategy": row["strategy"],
+        "objective": {"name": "proximal", "options": {"mu": float(row["mu"])}} if row["mu"] != "0" else None,
+        "look_ahead": {"units": 1, "copies": row["look_ahead"]} if row["look_ahead"] != "none" else None,
+        "aggregate_weights": row["weights"],
+        "server_weight": float(row["server"]),
+        "average_step": adam if row["step"] == "adam" else {"name": "momentum", "lr": 0.7, "momentum": 0.5},
+        "optimizer_state": row["state"],
+        "aggregate": row["aggregate"],
+        "clients_per_round": float(row["share"]),
+        "optimizer": OPTIMIZERS["sgd"],
+        "rounds": 4,
+    }
+    setup = prepare_run(make_config(cache, row["fleet"], row["network"], training))
+    reference, oracle = Reference(setup), Oracle(setup)
+    reports, losses = list(reference.run()), oracle.run()
+    for report, expected in zip(reports, losses, strict=True):
+        assert_losses_agree(report, expected)
+    assert_tensors_agree(reference, oracle)
+
+
 CODECS = [
     ("averaging", 3, 1.0, ("int8", "fp16", "int8", "none")),
     ("sequential", 3, 1.0, ("fp16", "int8", "int8", "int8")),

@@ -236,14 +236,8 @@ def balanced(costs: Sequence[float], n_shares: int) -> list[tuple[int, ...]]:
 
 def averages(setup: Setup, states: Mapping[ModelId, Mapping[str, UnitState]]) -> dict[ModelId, dict[str, UnitState]]:
     """Averages that every model takes by unit after a round in which all clients have trained."""
-    training = setup.config.training
     plan = plan_aggregation(setup.config, setup.fleet, range(len(setup.fleet.clients)), setup.local_samples)
-    means = average_copies(
-        plan.copies,
-        states,
-        statistics=training.norm_statistics == "shared",
-        optimizer=training.optimizer_state == "average",
-    )
+    means = average_copies(plan.copies, states, {}, setup.config.training)
     return {model: {unit: means[key] for unit, key in units.items()} for model, units in plan.takes.items()}
 
 

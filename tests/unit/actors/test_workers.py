@@ -281,7 +281,7 @@ def test_aggregator_by_hand(setup: Setup) -> None:
     states = sealed(a=1.0, b=8.0), sealed(b=2.0)
     of_a = (Copy(client, "a", 1.0),)
     of_b = (Copy(client, "b", 1.0), Copy(server, "b", 2.0))
-    averages, nothing = aggregator.average({"all/a": of_a, "all/b": of_b}, (client, server), *states)
+    averages, nothing = aggregator.average({"all/a": of_a, "all/b": of_b}, {client: 0, server: 1}, {}, *states)
     assert nothing is None
     values = {key: average.parameters["w"].tolist() for key, average in averages.payload.items()}
     assert values == {"all/a": [1.0], "all/b": [4.0]}

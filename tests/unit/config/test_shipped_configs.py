@@ -119,7 +119,8 @@ def test_the_reference_has_every_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "key"), [("data", "partition"), ("training", "lr_schedule"), ("training", "feedback")]
+    ("section", "key"),
+    [("data", "partition"), ("training", "lr_schedule"), ("training", "feedback"), ("training", "average_step")],
 )
 def test_the_reference_has_every_variant_with_its_defaults(section: str, key: str) -> None:
     found = alternatives(REFERENCE.read_text(encoding="utf-8").splitlines())

@@ -14,8 +14,9 @@ import pytest
 
 from hsee_ray.config.files import load_config
 from hsee_ray.config.fleet import Fleet, ModelId
-from hsee_ray.config.schema import Config
+from hsee_ray.config.schema import AdamStep, Config, MeanStep, MomentumStep
 from hsee_ray.method.aggregation import Aggregation, Copy, Ledger, average_units, maximum, mean_arrays, plan_aggregation
+from hsee_ray.method.average_step import step_average
 from hsee_ray.method.strategies import build_fleet, strategy_of
 from hsee_ray.models.state import UnitState
 
@@ -314,3 +315,42 @@ def test_an_optimizer_that_never_stepped_has_no_part_in_the_mean() -> None:
     mean = average_units([fresh, *stepped], [9.0, 1.0, 2.0], statistics=False, optimizer=True)
     assert mean.optimizer["w"]["momentum_buffer"].tolist() == [4.0]
     assert average_units([fresh, fresh], [1.0, 1.0], statistics=False, optimizer=True).optimizer == {}
+
+
+# Steps towards the mean
+
+
+def test_an_average_moves_towards_the_mean_with_momentum_by_hand() -> None:
+    step = MomentumStep(name="momentum", lr=0.5, momentum=0.5)
+    first = step_average(unit(2.0), unit(1.0), 2, step)
+    # v = 1, w = 1 + 0.5; then d = 2 - 1.5, v = 0.5 + 0.5, w = 1.5 + 0.5.
+    assert first.parameters["w"].tolist() == [1.5]
+    second = step_average(unit(2.0), first, 2, step)
+    assert second.parameters["w"].tolist() == [2.0]
+    assert second.moments["w"]["first"].tolist() == [1.0]
+
+
+def test_an_average_moves_towards_the_mean_by_adams_rule_by_hand() -> None:
+    step = AdamStep(name="adam", lr=1.0, betas=(0.5, 0.75), eps=0.5)
+    taken = step_average(unit(3.0, buffers={"b": np.float32([7])}), unit(1.0, buffers={"b": np.float32([5])}), 2, step)
+    # d = 2, v = 1, s = 1: w = 1 + 1 / 1.5.
+    assert taken.parameters["w"].tolist() == pytest.approx([1 + 1 / 1.5])
+    assert taken.buffers["b"].tolist() == [7], "only parameters take steps"
+
+
+@pytest.mark.parametrize("step", [MeanStep(), MomentumStep(name="momentum"), AdamStep(name="adam")])
+def test_the_first_average_is_the_mean(step: MeanStep | MomentumStep | AdamStep) -> None:
+    assert step_average(unit(2.0), None, 2, step) == unit(2.0)
+
+
+def test_a_single_copy_is_the_newest_average_as_it_is() -> None:
+    step = MomentumStep(name="momentum")
+    before = step_average(unit(2.0), unit(1.0), 2, step)
+    alone = step_average(unit(9.0), before, 1, step)
+    assert (alone.parameters["w"].tolist(), alone.moments) == ([9.0], before.moments)
+
+
+def test_weights_by_depth_and_of_servers() -> None:
+    plan = plan_aggregation(*run_of(aggregate_weights="depth", server_weight=0.5), {0, 1, 2}, SAMPLES)
+    # Copies of b: clients 1 and 2 hold two and three units, and server 0 is client 0's, who holds one.
+    assert [copy.weight for copy in plan.copies["all/b"]] == [2, 3, 0.5]

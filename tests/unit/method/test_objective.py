@@ -38,7 +38,7 @@ def prepared(cache: Path, objective: str, *overrides: str) -> Setup:
 
 
 def proximal(mu: float) -> str:
-    return f"{{name: 'tests.extensions.proximal:Proximal', options: {{mu: {mu}}}}}"
+    return f"{{name: proximal, options: {{mu: {mu}}}}}"
 
 
 def client_of(setup: Setup) -> Client:
@@ -103,7 +103,7 @@ class NoLoss(Objective):
 @pytest.mark.parametrize(
     ("objective", "told"),
     [
-        ("hinge", "there is no objective 'hinge'; use cross_entropy, or package.module:name for your own"),
+        ("hinge", "there is no objective 'hinge'; use cross_entropy, proximal, or package.module:name for your own"),
         (proximal(0), r"training.objective.options.mu is 0: should be greater than 0"),
         ("tests.networks:conv_units", "that is no subclass of hsee_ray.method.objective:Objective"),
         (f"{__name__}:NoLoss", "gives .*, it must give one finite loss with a gradient"),

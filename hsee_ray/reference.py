@@ -73,8 +73,10 @@ class Reference:
         for model, units in self.ledger.catch_up(self.config, self.setup.fleet, who).items():
             self.side_of(model).model.load({unit: self.averages[key] for unit, key in units.items()})
         reports: dict[Side, dict[int, TrainReport]] = {"client": {}, "server": {}}
-        for client_id, step in self._steps(round_number):
-            work = Work(client_id, round_number, step, step + 1)
+        steps = self._steps(round_number)
+        last = dict(steps)
+        for client_id, step in steps:
+            work = Work(client_id, round_number, step, step + 1, ends_round=step == last[client_id])
             for side, report in self.trip("train", self.strategy.trip_of(self.config.training), work).items():
                 own = reports[side]
                 own[client_id] = own[client_id] + report if client_id in own else report

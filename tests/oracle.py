@@ -209,13 +209,29 @@ class Oracle:
             for model in self.client_models
         ]
         self.known = [dict(told) for told in self.told]
+        kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
         steps: dict[int, Iterator[int]] = {client: itertools.count() for client in participants}
         for client, rows in self._turns(number, participants):
-            self._train_batch(client, rows, (client, number, next(steps[client])), losses)
+            kept.setdefault(client, [])
+            self._train_batch(client, rows, (client, number, next(steps[client])), losses, kept[client])
+            if len(kept[client]) == len(self._batches(number, client)):
+                self._learn_again(client, number, kept[client], losses)
         due = number == self.training.rounds or number % self.training.aggregate_every == 0
         if due and self.training.strategy.name not in ("distributed", "centralized"):
             self._aggregate()
         return losses
+
+    def _learn_again(self, client: int, number: int, kept: list[tuple[Tensor, Tensor]], losses: RoundLosses) -> None:
+        """Further epochs of a server over a client's features of the round."""
+        for epoch in range(1, self.training.server_epochs if client in self.server_models else 1):
+            for place in generator(self.seed, "server order", client, number, epoch).permutation(len(kept)):
+                h, labels_B = kept[place]
+                loss = self.server_models[client].loss(self._server_forward(client, h, train=True), labels_B)
+                losses.server[client].append(loss.item())
+                self.server_models[client].step(loss)
+                if self.statistics_apart:
+                    worn = self._statistics_above(client)
+                    self.statistics[client] = {name: statistic.clone() for name, statistic in worn.items()}
 
     def _participants(self, number: int) -> list[int]:
         n_clients = len(self.cuts)
@@ -253,7 +269,14 @@ class Oracle:
             batches += one_pass
         return batches[:wanted]
 
-    def _train_batch(self, client: int, rows: np.ndarray, key: tuple[int, int, int], losses: RoundLosses) -> None:
+    def _train_batch(
+        self,
+        client: int,
+        rows: np.ndarray,
+        key: tuple[int, int, int],
+        losses: RoundLosses,
+        kept: list[tuple[Tensor, Tensor]],
+    ) -> None:
         x_BCHW, labels_B = self._images("train", rows, key)
         on_client = self.client_models[client]
         h, logits_BK = self._client_forward(client, x_BCHW, train=True)
@@ -269,9 +292,12 @@ class Oracle:
         for learnt_from in on_client.learnt_from.values():
             learnt_from.add(client)
         feedback = self.training.feedback
+        if client not in self.server_models:
+            kept.append((h.detach(), labels_B))
         if client in self.server_models:
             on_server = self.server_models[client]
             sent = self._sent(client, h.detach(), train=True).requires_grad_()
+            kept.append((sent.detach(), labels_B))
             logits_BK = self._server_forward(client, sent, train=True)
             server_loss = on_server.loss(logits_BK, labels_B)
             losses.server.setdefault(client, []).append(server_loss.item())

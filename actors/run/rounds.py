@@ -269,14 +269,24 @@ class Rounds:
             for client_id, piece in ordered_steps(queue, n_pieces, training.interleave)
         ]
         batches = window_batches(self.config.pipeline, max(map(self._batch_bytes, queue), default=1))
-        return self._units(bounds, round_number, self.one_unit), max(1, batches // together)
+        return self._units(bounds, round_number, self.one_unit, n_steps), max(1, batches // together)
 
-    def _units(self, bounds: Iterable[tuple[int, int, int]], round_number: int, one_unit: bool) -> list[RetryUnit]:
-        """Retry units of (client, first, last) in the round's order: one for each client, or one for all."""
+    def _units(
+        self,
+        bounds: Iterable[tuple[int, int, int]],
+        round_number: int,
+        one_unit: bool,
+        n_steps: Mapping[int, int] | None = None,
+    ) -> list[RetryUnit]:
+        """Retry units of (client, first, last) in the round's order: one for each client, or one for all.
+
+        `n_steps` are those of every client, in training.
+        """
         units: dict[int, list[Piece]] = {}
         for position, (client_id, first, last) in enumerate(bounds):
             server = self.strategy.server_of(self.setup.fleet.clients[client_id])
-            piece = Piece(position, Work(client_id, round_number, first, last), server)
+            ends_round = n_steps is not None and last == n_steps[client_id]
+            piece = Piece(position, Work(client_id, round_number, first, last, ends_round), server)
             units.setdefault(0 if one_unit else client_id, []).append(piece)
         return [RetryUnit(pieces) for pieces in units.values()]
 

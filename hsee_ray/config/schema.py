@@ -260,6 +260,8 @@ class TrainingConfig(_Model):
     exit_weight: float = Field(1.0, ge=0, le=1)
     look_ahead: LookAheadConfig | None = None
     feedback: FeedbackConfig = NoFeedback()
+    server_epochs: int = Field(1, ge=1)
+    server_memory_mib: int = Field(512, ge=1)
     rounds: int = Field(10, ge=1)
     keep: Literal["last", "best"] = "last"
     patience: int | None = Field(None, ge=1)

@@ -24,6 +24,8 @@ class Work:
     round_number: int
     first: int
     last: int
+    ends_round: bool = False
+    """Whether these are the client's last steps in the round."""
 
 
 LegFunction = Callable[[Any, Work, Any], tuple[Any, Any]]
@@ -54,7 +56,7 @@ def train_client(client: Any, work: Work, payload: None) -> tuple[Any, Any]:
 
 
 def train_server(server: Any, work: Work, packet: Any) -> tuple[Any, Any]:
-    return server.train(work.client_id, work.round_number, packet)  # type: ignore[no-any-return]
+    return server.train(work.client_id, work.round_number, packet, work.ends_round)  # type: ignore[no-any-return]
 
 
 def send_features(client: Any, work: Work, payload: None) -> tuple[Any, Any]:

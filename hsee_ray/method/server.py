@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -25,6 +26,7 @@ from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
 from hsee_ray.models.split import server_units
 from hsee_ray.models.state import Arrays, ModelState, finite, named_tensors, statistics_names, to_array
+from hsee_ray.rng import generator
 
 StatisticsSet = dict[str, torch.Tensor]
 """Norm statistics of one client by `<unit>.<name in the unit>`."""
@@ -50,15 +52,45 @@ class Server:
         self.objective = build_objective(config, "server", self.model)
         self.task = task_of(config)
         self.skips = config.failures.on_nonfinite == "skip_batch"
+        self._kept: dict[int, list[FeatureBatch]] = {}
+        """Of a round that is under way, by client: features for further epochs; not part of a snapshot."""
         self._initial_statistics = self._read_statistics()
         self._statistics: dict[int, StatisticsSet] = {}
 
-    def train(self, client: int, round_number: int, packet: Packet) -> tuple[Packet, TrainReport]:
+    def train(
+        self, client: int, round_number: int, packet: Packet, ends_round: bool = False
+    ) -> tuple[Packet, TrainReport]:
         """One step per batch of the packet; a batch enters above its client's cut, in its client's statistics.
 
         What goes back to the client is as `training.feedback` says: of every batch dL/dh, or the logits (B, K) from
-        before the step, or nothing.
+        before the step, or nothing. Behind the client's last batch of a round, further epochs over its features follow.
         """
+        reply, report = self._steps(client, round_number, packet)
+        epochs = self.config.training.server_epochs
+        if epochs > 1:
+            kept = self._keep(client, packet)
+            if ends_round:
+                for epoch in range(1, epochs):
+                    rng = generator(self.config.seed, "server order", client, round_number, epoch)
+                    again = [kept[place] for place in rng.permutation(len(kept))]
+                    _, more = self._steps(client, round_number, again)
+                    report = replace(report + more, samples=report.samples)
+                del self._kept[client]
+        return reply, report
+
+    def _keep(self, client: int, packet: Packet) -> list[FeatureBatch]:
+        """A client's features of this round so far, without batches for which there is no room."""
+        kept = self._kept.setdefault(client, [])
+        room = (self.config.training.server_memory_mib << 20) - sum(batch.feature_bytes for batch in kept)
+        for batch in packet:
+            if batch.feature_bytes <= room:
+                room -= batch.feature_bytes
+                # They may lie in memory that all processes share, and that is needed for others.
+                kept.append(replace(batch, features=batch.features.copy(), labels_B=batch.labels_B.copy()))
+        return kept
+
+    def _steps(self, client: int, round_number: int, packet: Sequence[FeatureBatch]) -> tuple[Packet, TrainReport]:
+        """One step per batch; what goes back to the client, and a report."""
         network, training = self.part_of(client, round_number), self.config.training
         feedback = training.feedback.name
         reply: list[FeatureBatch] = []
@@ -148,6 +180,7 @@ class Server:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot."""
         self.model.restore(snapshot.units)
+        self._kept.clear()
         self._statistics = {
             client_id: {name: torch.from_numpy(array).clone().to(self.model.device) for name, array in kept.items()}
             for client_id, kept in snapshot.sets.items()

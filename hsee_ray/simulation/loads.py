@@ -45,8 +45,24 @@ class Loads:
         if key not in self._known:
             steps = round_batches(self.config.training, samples, spec.batch_size)
             sizes = [step.stop - step.start for step in steps]
-            self._known[key] = tuple(self._batch("train", spec, size, spec.batch_size) for size in sizes)
+            batches = [self._batch("train", spec, size, spec.batch_size) for size in sizes]
+            if spec.has_server and batches:
+                batches[-1] = batches[-1]._replace(
+                    server_s=(batches[-1].server_s or 0.0) + self._again_s(spec, sizes, batches)
+                )
+            self._known[key] = tuple(batches)
         return self.load(spec, self._known[key])
+
+    def _again_s(self, spec: ClientSpec, sizes: Sequence[int], batches: Sequence[Batch]) -> float:
+        """Seconds of a server for further epochs over what it keeps of a client's batches."""
+        training, kept_s = self.config.training, 0.0
+        room = training.server_memory_mib << 20
+        for size, batch in zip(sizes, batches, strict=True):
+            size_bytes = self.feature_bytes(spec, size)
+            if size_bytes <= room:
+                room -= size_bytes
+                kept_s += batch.server_s or 0.0
+        return (training.server_epochs - 1) * kept_s
 
     def evaluation(self, spec: ClientSpec, n_test: int) -> ClientLoad:
         """A client's answers to the test images, to all of which the server answers too."""

@@ -49,7 +49,7 @@ EXTENSIONS = {
     "fedavg": ["training.strategy=fedavg", "training.aggregate_weights=samples"],
     "smallest": ["training.strategy=smallest", "training.clients_per_round=0.67", "tiers.0.codec=int8"],
     "per_tier": ["training.strategy=per_tier", "tiers.1.clients=2", LOOK_AHEAD],
-    "gradients": ["training.feedback=gradients", "training.exit_weight=0.3"],
+    "gradients": ["training.feedback=gradients", "training.exit_weight=0.3", "training.server_epochs=2"],
     "gradients_by_batch": ["training.feedback=gradients", "training.strategy=sequential", "training.interleave=batch"],
     "soft_labels": [
         "training.feedback=soft_labels",
@@ -64,6 +64,7 @@ EXTENSIONS = {
         "training.strategy=sequential",
         "training.interleave=batch",
         "training.feedback=soft_labels",
+        "training.server_epochs=3",
     ],
     "tiny_vit": ["model.name=tests.extensions.tiny_vit:units", "tiers.0.cut=patches", "tiers.1.cut=block0"],
 }

@@ -219,18 +219,18 @@ def test_the_basics_equal_the_oracles(row: dict[str, str], cache: Path) -> None:
 
 
 WAYS_TO_LEARN = """
-strategy    turn    exit  look_ahead  copies   feedback     aggregate  state    share  codec  head  optimizer  fleet  network
-averaging   client  1     none        none     gradients    all        local    1      none   pool  sgd        whole  small
-averaging   client  0     none        none     gradients    server     local    0.5    int8   conv  adamw      split  resnet
-sequential  client  0.5   none        none     gradients    all        average  1      none   conv  sgd        split  small
-sequential  batch   0     none        none     gradients    both       local    0.5    fp16   pool  sgd        whole  resnet
-distributed client  0     none        none     gradients    all        local    1      none   pool  adamw      whole  small
-averaging   client  0.3   2           peers    none         all        average  0.5    none   conv  sgd        whole  small
-averaging   client  0     1           network  none         all        reset    0.5    none   pool  adamw      split  resnet
-averaging   client  0     9           peers    soft_labels  server     local    1      int8   pool  sgd        split  small
-sequential  client  0.3   2           network  soft_labels  all        local    0.5    none   conv  sgd        whole  small
-sequential  batch   1     1           peers    soft_labels  both       local    0.5    fp16   pool  adamw      split  small
-averaging   client  1     none        none     soft_labels  all        local    0.5    none   mlp   sgd        whole  resnet
+strategy    turn    exit  look_ahead  copies   feedback     aggregate  state    share  codec  head  optimizer  fleet  network  again
+averaging   client  1     none        none     gradients    all        local    1      none   pool  sgd        whole  small   1
+averaging   client  0     none        none     gradients    server     local    0.5    int8   conv  adamw      split  resnet  1
+sequential  client  0.5   none        none     gradients    all        average  1      none   conv  sgd        split  small   1
+sequential  batch   0     none        none     gradients    both       local    0.5    fp16   pool  sgd        whole  resnet  2
+distributed client  0     none        none     gradients    all        local    1      none   pool  adamw      whole  small   1
+averaging   client  0.3   2           peers    none         all        average  0.5    none   conv  sgd        whole  small   2
+averaging   client  0     1           network  none         all        reset    0.5    none   pool  adamw      split  resnet  1
+averaging   client  0     9           peers    soft_labels  server     local    1      int8   pool  sgd        split  small   3
+sequential  client  0.3   2           network  soft_labels  all        local    0.5    none   conv  sgd        whole  small   2
+sequential  batch   1     1           peers    soft_labels  both       local    0.5    fp16   pool  adamw      split  small   3
+averaging   client  1     none        none     soft_labels  all        local    0.5    none   mlp   sgd        whole  resnet  1
 """  # noqa: E501
 
 
@@ -242,6 +242,7 @@ def test_ways_for_clients_to_learn_equal_the_oracles(row: dict[str, str], cache:
         "strategy": row["strategy"],
         "interleave": row["turn"],
         "exit_weight": float(row["exit"]),
+        "server_epochs": int(row["again"]),
         "look_ahead": look_ahead,
         "feedback": soft_labels if row["feedback"] == "soft_labels" else row["feedback"],
         "aggregate": row["aggregate"],

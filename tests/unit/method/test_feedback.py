@@ -17,7 +17,7 @@ from hsee_ray.config.schema import SoftLabelFeedback
 from hsee_ray.data import open_images
 from hsee_ray.data.batches import normalise
 from hsee_ray.errors import ConfigError, NonFiniteError
-from hsee_ray.method.legs import WITH_GRADIENTS, Work
+from hsee_ray.method.legs import TRAINING, WITH_GRADIENTS, Work
 from hsee_ray.method.setup import Setup, prepare_run
 from hsee_ray.method.soft_labels import SoftLabels
 from hsee_ray.method.steps import NonFiniteStep, client_step, forward_step, returned_step
@@ -182,3 +182,29 @@ def test_a_client_names_the_batch_whose_features_are_not_finite(tmp_path: Path) 
 def test_ways_to_learn_that_cannot_be(training: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         setup_of(tmp_path, **{"feedback": "none", "exit_weight": 1, **training})
+
+
+def test_a_server_learns_again_from_what_it_has_room_for(tmp_path: Path) -> None:
+    # 40 images less 2 set aside: four batches of 8 and one of 6. At the stem a sample is 4 x 128 x 128 floats.
+    options = {"feedback": "none", "exit_weight": 1, "server_epochs": 3}
+    small = setup_of(tmp_path, **options)
+    steps = Reference(small).run_round(1).server_training[0]
+    assert (steps.samples, len(steps.losses)) == (38, 3 * 5)
+    large = setup_of(tmp_path, "data.image_size=128", "tiers.0.cut=stem", "training.server_memory_mib=6", **options)
+    steps = Reference(large).run_round(1).server_training[0]
+    # 2 MiB a batch, 1.5 MiB the last: two of 8 are kept, and then the last one fits.
+    assert (steps.samples, len(steps.losses)) == (38, 5 + 2 * 3)
+
+
+def test_what_a_server_keeps_does_not_depend_on_how_batches_travel(tmp_path: Path) -> None:
+    setup = setup_of(
+        tmp_path, "data.image_size=128", "training.server_memory_mib=6", feedback="none", exit_weight=1, server_epochs=2
+    )
+    digests = set()
+    for together in (1, 2, 5):
+        reference = Reference(setup)
+        for first in range(0, 5, together):
+            last = min(first + together, 5)
+            reference.trip("train", TRAINING, Work(0, 1, first, last, ends_round=last == 5))
+        digests.add(reference.digest())
+    assert len(digests) == 1

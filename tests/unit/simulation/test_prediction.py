@@ -10,6 +10,7 @@ from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
 from hsee_ray.method.reports import EvaluationReport, RoundReport, TrainReport
 from hsee_ray.simulation.clock import Clock, dropouts
+from hsee_ray.simulation.loads import Loads
 from hsee_ray.simulation.prediction import ClientCost, Predictor, RoundCost
 from tests.fake_costs import PROFILES, FakeCosts, config_of, device, fleet_of
 
@@ -62,6 +63,16 @@ def test_a_last_batch_of_another_size() -> None:
     assert [batch.compute_s for batch in load.batches] == pytest.approx([6.0, 9.0])
     assert [batch.sent_bytes for batch in load.batches] == [200, 300]
     assert [batch.server_s for batch in load.batches] == pytest.approx([1.2, 1.8])
+
+
+def test_a_server_that_learns_again_does_so_behind_the_last_batch() -> None:
+    loads = Loads(config_of("training.server_epochs=3"), FakeCosts(), PROFILES)  # type: ignore[arg-type]
+    once = Loads(config_of(), FakeCosts(), PROFILES)  # type: ignore[arg-type]
+    spec = fleet_of(config_of()).clients[0]
+    again, plain = loads.training(spec, 5).batches, once.training(spec, 5).batches
+    whole_s = sum(batch.server_s or 0.0 for batch in plain)
+    assert again[:-1] == plain[:-1]
+    assert (again[-1].server_s or 0.0) - (plain[-1].server_s or 0.0) == pytest.approx(2 * whole_s)
 
 
 def test_codecs_send_less() -> None:

@@ -33,7 +33,11 @@ STRATEGIES = {
     "distributed": ["training.strategy=distributed", "training.clients_per_round=0.67"],
     "centralized": ["training.strategy=centralized"],
     "gradients": ["training.feedback=gradients", "training.exit_weight=0"],
-    "soft_labels": ["training.feedback=soft_labels", "training.look_ahead={units: 1}", "training.average_step=momentum"],
+    "soft_labels": [
+        "training.feedback=soft_labels",
+        "training.look_ahead={units: 1}",
+        "training.average_step=momentum",
+    ],
     "per_tier": ["training.strategy=per_tier", "training.objective={name: proximal, options: {mu: 0.1}}"],
 }
 

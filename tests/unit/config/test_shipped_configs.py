@@ -79,7 +79,7 @@ def test_the_configs_are_found() -> None:
 
 @shipped
 def test_a_shipped_config_loads(path: Path) -> None:
-    assert load_config(path).n_clients == (12 if path.stem == "cluster_cifar10" else 6)
+    assert load_config(path).n_clients == (12 if path.stem in ("cluster_cifar10", "recipe_cifar10") else 6)
 
 
 @shipped

@@ -54,6 +54,19 @@ class Case:
     side: int
     """Pixels of an image."""
 
+    @property
+    def exit_adds(self) -> int:
+        """Forward, of one image's 8 channels behind the stem."""
+        if "exits" not in self.content:
+            return 8 * self.classes
+        # A 3x3 convolution with stride 2 to 16 channels, and a linear layer.
+        return (self.side // 2) ** 2 * 9 * 8 * 16 + 16 * self.classes
+
+    @property
+    def exit_parameters(self) -> int:
+        """With biases, and the scale and shift of a batch norm."""
+        return 9 * self.classes if "exits" not in self.content else 9 * 8 * 16 + 2 * 16 + 17 * self.classes
+
 
 def loaded(name: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((CONFIGS / name).read_text())
@@ -88,6 +101,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     # 16 * 16 * 9 * 3 * 8. Features 16 x 16 x 8 as float32. 380 images in batches of 32.
     content = loaded("quickstart.yaml")
     content["data"] = {"name": "folder", "root": str(photos(tmp_path / "photos"))}
+    del content["exits"]
     for tier in content["tiers"]:
         tier["clients"] = 1
     return Case(content, 380, (12, 12, 12), 55_296, 4, 768, 8192 + 8, 0, 16)
@@ -104,10 +118,10 @@ def test_the_plans_table(case: Case, tmp_path: Path, capsys: pytest.CaptureFixtu
     told = tmp_path / "plan.json"
     assert main(["--config", str(written(case, tmp_path)), "--samples", "1200", "--json", str(told)]) == 0
     plan = json.loads(told.read_text())
-    # Forward, weights' gradient; the exit (8 channels to classes) forward, and both gradients.
-    adds = 2 * case.stem_adds + 3 * 8 * case.classes
+    # Forward, weights' gradient; the exit forward, and both gradients.
+    adds = 2 * case.stem_adds + 3 * case.exit_adds
     # Parameters of the stem (convolution, batch norm) and of the exit, 4 bytes each, up and down after the round.
-    parameter_bytes = 4 * (case.stem_adds // (case.side**2) + 16 + 9 * case.classes)
+    parameter_bytes = 4 * (case.stem_adds // (case.side**2) + 16 + case.exit_parameters)
     joules = 0.0
     for tier, device, batches in zip(plan["tiers"], DEVICES, case.batches, strict=True):
         stem = tier["cuts"][0]
@@ -161,7 +175,7 @@ def test_the_savings_table(case: Case, tmp_path: Path, capsys: pytest.CaptureFix
     # Layers 2, 3 and 4 alike, for a quarter of the places has four times the channels' product: three 3x3 convolutions
     # of 2c to 2c channels, one of c to 2c, and the shortcut. Of layer2, c is 8.
     above = 3 * (side // 2) ** 2 * (3 * 9 * 16 * 16 + 9 * 8 * 16 + 8 * 16) + 64 * case.classes
-    client, whole = case.stem_adds + 8 * case.classes, case.stem_adds + layer1 + above
+    client, whole = case.stem_adds + case.exit_adds, case.stem_adds + layer1 + above
     for server in ("cloud-t4", "cloud-cpu"):
         told = tmp_path / f"{server}.json"
         asked = ["--run", str(run.path), "--savings", "--set", f"simulation.server={server}", "--json", str(told)]

@@ -164,7 +164,7 @@ def _plan(options: argparse.Namespace) -> Mapping[str, Any]:
 def _write_config(path: Path, config: Config, plan: Plan) -> None:
     """The configuration with the plan's cuts, which nothing else is changed in."""
     from hsee_ray.config.files import dump_config
-    from hsee_ray.planning.planner import with_cuts
+    from hsee_ray.config.fleet import with_cuts
 
     planned = with_cuts(config, [tier.cuts[tier.cut - 1].name for tier in plan.tiers])
     with path.open("x", encoding="utf-8") as file:

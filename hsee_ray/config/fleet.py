@@ -129,6 +129,12 @@ def resolve_cut(cut: str | int, unit_names: Sequence[str], where: str = "cut") -
     raise ConfigError(f"{where} is {cut!r}: the network has no such cut; it can be cut after {cuts}")
 
 
+def with_cuts(config: Config, cuts: Sequence[int | str]) -> Config:
+    """The configuration with other cuts, one for each tier."""
+    tiers = [tier.model_copy(update={"cut": cut}) for tier, cut in zip(config.tiers, cuts, strict=True)]
+    return config.model_copy(update={"tiers": tuple(tiers)})
+
+
 def names_ahead(training: TrainingConfig, unit_names: Sequence[str], cut: int) -> tuple[str, ...]:
     """The units behind a cut to look through; never the network's last one, whose place a classifier takes."""
     units = 0 if training.look_ahead is None else training.look_ahead.units

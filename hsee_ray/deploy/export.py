@@ -56,7 +56,7 @@ class ExportedClient:
     gate: Gate
     device_bytes: int
     server_graph_bytes: int | None
-    """None at cut L. The weights lie in the file that all clients share."""
+    """None without a server. The weights lie in the file that all clients share."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class _Written:
 
     spec: ClientSpec
     stored: dict[str, str] | None
-    """Names of the server part's tensors; None at cut L."""
+    """Names of the server part's tensors; None without a server."""
     h: Tensor
     server_logits_BK: Tensor | None
 
@@ -193,27 +193,26 @@ class _Exporter:
         return tuple(self._write_bundle(client) for client in written)
 
     def _write_client(self, spec: ClientSpec) -> _Written:
-        """The client's ONNX model and its whole network; its server part's tensors join the shared ones."""
+        """The client's ONNX model and its network's tensors; those of its server part join the shared ones."""
         client_id, directory = spec.client_id, self.out / spec.client_file
         chain = self.run.client(client_id)
         server = self.run.server(client_id) if spec.has_server else None
         head = self.run.exit(client_id) if spec.has_exit else None
-        kept = self._state_dict(chain, server)
-        if head is not None and server is None:
-            chain, head = UnitChain({**chain.units, EXIT: head}), None  # what it answers is all that it gives
-        network = DeviceNetwork(chain, head, self.data["mean"], self.data["std"]).eval()
+        mean, std = self.data["mean"], self.data["std"]
+        network = DeviceNetwork(chain, head, mean, std, sends=spec.has_server).eval()
         if spec.cut not in self.device_graphs:
             pixels = torch.zeros(self.data["image_shape"], dtype=torch.uint8)
-            outputs = ["logits"] if head is None else ["logits", "features"]
+            outputs = ["logits", "features"] if spec.has_server else ["logits"]
             self.device_graphs[spec.cut] = trace(network, network.names, pixels, "images", outputs)
         directory.mkdir()
         content = self.device_graphs[spec.cut].with_tensors(inline_tensors(_arrays(network, network.names)))
         write_whole(directory / CLIENT_MODEL, content)
 
         h = chain(self.run.preprocess(self.images_NHWC))
-        expected = [h] if head is None else [head(h), h]
+        logits_BK = h if head is None else head(h)
+        expected = [logits_BK, h] if spec.has_server else [logits_BK]
         _check(directory / CLIENT_MODEL, self.images_NHWC, expected)
-        write_model(str(self.out / NETWORKS_DIR), spec.client_file, kept)
+        write_model(str(self.out / NETWORKS_DIR), spec.client_file, self._state_dict(chain, server, head))
         if server is None:
             return _Written(spec, None, h, None)
         if h.dim() > MOST_DIMENSIONS:
@@ -256,12 +255,17 @@ class _Exporter:
                 tensors = {n: torch.from_numpy(self.shared.tensors[kept]) for n, kept in client.stored.items()}
                 _compare(path, [to_array(programs[path](client.h, tensors))], [client.server_logits_BK])
 
-    def _state_dict(self, chain: UnitChain, server: UnitChain | None) -> dict[str, Array]:
-        """Tensors of a client's whole network, under torchvision's names where it has such a network."""
+    def _state_dict(self, chain: UnitChain, server: UnitChain | None, head: nn.Module | None) -> dict[str, Array]:
+        """Tensors of a client's whole network, under torchvision's names where it has such a network.
+
+        Without a server they are those of its own units, and `exit.<name>`.
+        """
         units: dict[str, nn.Module] = {**chain.units, **({} if server is None else server.units)}
         tensors = {f"{unit}.{name}": t for unit, module in units.items() for name, t in module.state_dict().items()}
         if self.backbone.published_prefix is not None:
             tensors = published_state_dict(self.backbone, tensors)
+        if server is None and head is not None:
+            tensors |= {f"{EXIT}.{name}": tensor for name, tensor in head.state_dict().items()}
         return {name: to_array(tensor) for name, tensor in tensors.items()}
 
     def _write_bundle(self, client: _Written) -> ExportedClient:

@@ -34,20 +34,27 @@ _COUNTER = "num_batches_tracked"
 
 
 class DeviceNetwork(nn.Module):
-    """A client's network from the pixels of an image: uint8 (N, H, W, C) -> exit logits (N, K), features (N, ...).
+    """A client's network from the pixels of an image: uint8 (N, H, W, C) -> logits (N, K), features (N, ...).
 
-    Without an exit (cut L) it gives the logits only. Normalises as `hsee_ray.data.batches.normalise` does.
+    Logits are the exit's, or the network's own at cut L; there are features only where they may be sent. Normalises as
+    `hsee_ray.data.batches.normalise` does.
     """
 
     scale_C: Tensor
     shift_C: Tensor
 
     def __init__(
-        self, chain: UnitChain, exit_head: nn.Module | None, mean_C: Sequence[float], std_C: Sequence[float]
+        self,
+        chain: UnitChain,
+        exit_head: nn.Module | None,
+        mean_C: Sequence[float],
+        std_C: Sequence[float],
+        sends: bool,
     ) -> None:
         super().__init__()
         self.chain = chain
         self.exit_head = exit_head
+        self.sends = sends
         mean, std = torch.tensor(mean_C, dtype=torch.float64), torch.tensor(std_C, dtype=torch.float64)
         self.register_buffer("scale_C", (1 / (255 * std)).float(), persistent=False)
         self.register_buffer("shift_C", (-mean / std).float(), persistent=False)
@@ -55,7 +62,8 @@ class DeviceNetwork(nn.Module):
     def forward(self, images_NHWC: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         values_NHWC = images_NHWC.to(torch.float32) * self.scale_C + self.shift_C
         h: Tensor = self.chain(values_NHWC.permute(0, 3, 1, 2))
-        return h if self.exit_head is None else (self.exit_head(h), h)
+        logits_NK: Tensor = h if self.exit_head is None else self.exit_head(h)
+        return (logits_NK, h) if self.sends else logits_NK
 
     @property
     def names(self) -> dict[str, str]:

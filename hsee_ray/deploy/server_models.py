@@ -46,7 +46,7 @@ def find_bundles(directory: Path) -> Bundles:
         raise DataError(f"{directory}: holds two bundles of one client; remove the copy")
     served = {path: bundle for path, bundle in bundles.items() if bundle.server is not None}
     if not served:
-        raise DataError(f"{directory}: no client has a server part: each answers everything itself (cut L)")
+        raise DataError(f"{directory}: no client has a server part: each answers everything itself")
     files = _Files()
     for path, bundle in served.items():
         files.program_and_weights(path, bundle)

@@ -7,11 +7,12 @@ An export has a directory for each client, which is what its device needs, and t
     server/client-003.onnx              features -> logits; its weights lie in weights.safetensors
     server/<cut>.pt2                    torch.export program (features, tensors by name) -> logits, without weights
     server/weights.safetensors          every tensor of all server parts once
-    networks/client-003.safetensors     state dict of the client's whole network, from image to server's answer
+    networks/client-003.safetensors     state dict of the whole network, from image to server's answer; without a
+                                        server, of the client's units and its exit
 
-A client that holds the whole network (cut L) has no features and no server part. Features travel as `codec` says: as
-float32, float16, or one byte each, within a range of each channel that was fixed in training; before that the device
-puts them through `stages`, where there are any. Needs no torch.
+A client without a server has no features and no server part: client.onnx gives logits only. Features travel as `codec`
+says: as float32, float16, or one byte each, within a range of each channel that was fixed in training; before that the
+device puts them through `stages`, where there are any. Needs no torch.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Bundle:
     calibrated_for: str | None
     """The target that tau was calibrated to; None where it was given by hand."""
     feature_shape: tuple[int, ...] | None
-    """Of one sample at the cut, float32 before it is coded; None at cut L."""
+    """Of one sample at the cut, float32 before it is coded; None without a server."""
     server: ServerPart | None
     network_file: str
     files: Mapping[str, str]

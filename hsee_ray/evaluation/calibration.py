@@ -215,7 +215,7 @@ def _half_width(lost: int, won: int, samples: int) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The gates of a run's tiers. Tiers whose clients hold the whole network have none."""
+    """The gates of a run's tiers. Tiers without servers have none."""
 
     target: str
     confidence: Confidence

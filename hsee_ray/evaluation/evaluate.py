@@ -53,15 +53,13 @@ class Plan:
 
 
 def calibrate(exits: Exits, run: Run, target: Target, kind: Confidence) -> Calibration:
-    """Temperature and tau of every tier with exits, picked on what its clients have set aside.
+    """Temperature and tau of every tier with servers, picked on what its clients have set aside.
 
     Raises ConfigError when nothing was set aside, and UserError when no threshold meets the target.
     """
-    tiers = _tiers_with_exits(exits)
+    tiers = _tiers_with_servers(exits)
     if not tiers:
-        raise ConfigError(
-            "no client that has a model has an exit and a server behind it: there is nothing to calibrate"
-        )
+        raise ConfigError("no client that has a model has a server to send to: there is nothing to calibrate")
     aside = exits.setup.samples_of("calibration")
     empty = [tier for tier, members in tiers.items() if not any(aside[client_id] for client_id in members)]
     if empty:
@@ -187,8 +185,8 @@ def _distances(calibration: Calibration, rows: Sequence[GateRow]) -> list[Target
     return distances(rows, target, known)
 
 
-def _tiers_with_exits(exits: Exits) -> dict[str, list[int]]:
-    """Clients of every tier that has exits, without those that are not there."""
+def _tiers_with_servers(exits: Exits) -> dict[str, list[int]]:
+    """Clients of every tier that has servers, without those that are not there."""
     tiers: dict[str, list[int]] = {}
     for spec in exits.setup.fleet.clients:
         if spec.has_server and spec.client_id not in exits.left_out:
@@ -197,8 +195,8 @@ def _tiers_with_exits(exits: Exits) -> dict[str, list[int]]:
 
 
 def _by_tier(exits: Exits, answers: Mapping[int, Answers]) -> dict[str, Answers]:
-    """Answers of every tier with exits together, without tiers of which nobody has answered."""
-    tiers = _tiers_with_exits(exits).items()
+    """Answers of every tier with servers together, without tiers of which nobody has answered."""
+    tiers = _tiers_with_servers(exits).items()
     there = {tier: [answers[client_id] for client_id in members if client_id in answers] for tier, members in tiers}
     return {tier: pooled(own) for tier, own in there.items() if own}
 

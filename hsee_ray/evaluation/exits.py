@@ -30,7 +30,7 @@ MAY_CHANGE = frozenset({"data.test_samples", "evaluation.batch_size", "exits.tau
 """Keys of a trained run that answering may change, beside those that a resume may."""
 
 Gates = Mapping[int, Gate]
-"""By client number; at cut L there is nothing to decide."""
+"""By client number; without a server there is nothing to decide."""
 
 
 class Exits(Protocol):

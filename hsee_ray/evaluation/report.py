@@ -31,7 +31,7 @@ EVALUATION_DIR = "evaluation"
 Kind = Literal["local", "grid", "calibrated", "sent"]
 Scope = Literal["client", "tier", "overall"]
 Answering = Literal["exit", "server", "gated"]
-"""Who answers every sample: its exit; its server (the client at cut L); or whom the gate `Evaluation.gated` picks."""
+"""Who answers every sample: its exit; its server (else the client); or whom the gate `Evaluation.gated` picks."""
 
 
 class GateRun(NamedTuple):
@@ -196,7 +196,7 @@ def _gate_row(
     for number in members:
         own = gate_run.answers[number]
         sent = float((~own.stays_N).mean())
-        # At cut L the client itself answers, whatever the gate.
+        # Without a server the client itself answers, whatever the gate.
         random_right += (1 - sent) * ends["local"][number].right_N.sum() + sent * ends["sent"][number].right_N.sum()
         multiply_adds[0] += costs[number].client * own.samples
         multiply_adds[1] += costs[number].server * own.server_samples

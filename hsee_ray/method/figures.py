@@ -109,7 +109,7 @@ def client_figures(report: RoundReport, client_id: int, metrics: Iterable[Metric
 
 
 def evaluation_figures(report: EvaluationReport, metrics: Iterable[Metric] = ()) -> Iterator[Figure]:
-    """Figures of one client's answers; none of the server's at cut L. Accuracies and rates lie in [0, 1]."""
+    """Figures of one client's answers; none of the server's where there is none. Accuracies and rates lie in [0, 1]."""
     samples = report.samples
     yield Figure("client_accuracy", None, report.client_correct / samples)
     if report.server_correct is not None:

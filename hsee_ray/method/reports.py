@@ -61,7 +61,7 @@ class EvaluationReport:
     samples: int
     client_correct: int
     server_correct: int | None
-    """None where the client holds the whole network (cut L)."""
+    """None where the client has no server."""
     gated_correct: tuple[int, ...]
     """Correct answers of client and server together, one count per tau of the grid."""
     offloaded: tuple[int, ...]
@@ -77,7 +77,7 @@ class EvaluationReport:
 
     @property
     def mean_accuracy(self) -> float:
-        """Of exit and server, in [0, 1]; the client's own at cut L."""
+        """Of exit and server, in [0, 1]; the client's own without a server."""
         sides = [self.client_correct] if self.server_correct is None else [self.client_correct, self.server_correct]
         return fmean(sides) / self.samples
 
@@ -118,7 +118,7 @@ class RoundReport:
     client_training: Mapping[int, TrainReport]
     """By client number; only the round's participants."""
     server_training: Mapping[int, TrainReport]
-    """By the number of the client whose features were learnt from; none for a client with cut L."""
+    """By the number of the client whose features were learnt from; none for a client without a server."""
     evaluation: Mapping[int, EvaluationReport] = field(default_factory=dict)
     """By client number, every client that is there; empty in rounds that are not evaluated."""
     validation: Mapping[int, EvaluationReport] = field(default_factory=dict)
@@ -164,7 +164,7 @@ def evaluation_report(
 ) -> EvaluationReport:
     """Counts of right answers: client alone, server alone, and gated at every tau; `counts` are the metrics'.
 
-    Without a server (cut L) the client answers everything: nothing is offloaded at any tau.
+    Without a server the client answers everything: nothing is offloaded at any tau.
     """
     if server_right_B is None:
         gated = tuple(int(client_right_B.sum()) for _ in taus)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from statistics import fmean
 
-from hsee_ray.config.fleet import AHEAD, EXIT, ClientSpec, Fleet, ModelId, fleet_of_tiers, names_ahead
+from hsee_ray.config.fleet import AHEAD, EXIT, ClientSpec, Fleet, ModelId, fleet_of_tiers, names_ahead, with_cuts
 from hsee_ray.config.plugins import Pluggable, PlugIn, create
 from hsee_ray.config.schema import Config, TrainingConfig
 from hsee_ray.errors import ConfigError
@@ -27,8 +27,10 @@ class Strategy(Pluggable):
     """One server model for all clients; else one for each."""
     on_server = False
     """Whether clients, too, compute where the server does, so that no device takes part."""
-    sends_features = True
-    """Whether clients send features to servers, where their cut lets them."""
+    has_servers = True
+    """Whether servers take up clients' features, where a cut lets them."""
+    ignores_cuts = False
+    """Whether the cuts of tiers decide nothing."""
     trip: Trip = TRAINING
     """Legs of a training batch."""
 
@@ -138,17 +140,18 @@ class Sequential(Strategy):
         return training.aggregate != "server" and super().aggregates_after(training, round_number)
 
 
-class _WithoutServers(Strategy):
-    """Clients train models of their own and nothing else: no features leave them, only parameters do."""
+class WithoutServers(Strategy):
+    """Every client has the units up to its tier's cut and an exit there, and answers alone; only parameters travel."""
 
-    sends_features = False
+    has_servers = False
 
     def check(self, config: Config) -> None:
         super().check(config)
         training = config.training
         if training.aggregate == "server":
             raise ConfigError(
-                f"training.aggregate is 'server', and {training.strategy} has none: nothing would be averaged; use all"
+                f"training.aggregate is 'server', and {training.strategy} has no servers, so nothing would be "
+                "averaged: use all"
             )
         if training.feedback.name != "none":
             raise ConfigError(
@@ -157,43 +160,31 @@ class _WithoutServers(Strategy):
             )
 
     def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
-        split = super().fleet(config, unit_names)
-        cuts = [self.depth(spec, split) for spec in split.clients]
-        clients = (
-            replace(
-                spec,
-                cut=cut,
-                cut_name=unit_names[cut - 1],
-                has_server=False,
-                has_exit=cut < len(unit_names),
-                codec="none",
-                stages=(),
-            )
-            for spec, cut in zip(split.clients, cuts, strict=True)
+        fleet = super().fleet(config, unit_names)
+        return replace(
+            fleet, clients=tuple(replace(spec, has_server=False, codec="none", stages=()) for spec in fleet.clients)
         )
-        return replace(split, clients=tuple(clients))
-
-    def depth(self, spec: ClientSpec, split: Fleet) -> int:
-        """How many units a client holds, of the fleet as its tiers would cut the network."""
-        return spec.cut
 
 
-class FedAvg(_WithoutServers):
+class FedAvg(WithoutServers):
     """Every client trains the whole network, whatever its cut (McMahan et al. 2017, arXiv:1602.05629)."""
 
-    def depth(self, spec: ClientSpec, split: Fleet) -> int:
-        return len(split.unit_names)
+    ignores_cuts = True
+
+    def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
+        return super().fleet(with_cuts(config, [len(unit_names)] * len(config.tiers)), unit_names)
 
 
-class Smallest(_WithoutServers):
-    """The smallest common model: all hold what the client with the lowest cut can, with the exit there."""
+class Smallest(WithoutServers):
+    """The smallest common model: all have what the client with the lowest cut has, with the exit there."""
 
-    def depth(self, spec: ClientSpec, split: Fleet) -> int:
-        return min(client.cut for client in split.clients)
+    def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
+        lowest = min(spec.cut for spec in super().fleet(config, unit_names).clients)
+        return super().fleet(with_cuts(config, [lowest] * len(config.tiers)), unit_names)
 
 
-class PerTier(_WithoutServers):
-    """A model for each tier: the units up to its cut and an exit, averaged among its own clients only."""
+class PerTier(WithoutServers):
+    """A model for each tier, averaged among its own clients only."""
 
     def averaged_units(self, training: TrainingConfig, fleet: Fleet) -> AverageKeys:
         tiers = [fleet.tiers.index(spec.tier) for spec in fleet.clients]
@@ -217,7 +208,8 @@ class Centralized(Distributed):
     """One client, `central`, trains the whole network on everybody's data."""
 
     on_server = True
-    sends_features = False
+    has_servers = False
+    ignores_cuts = True
 
     def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
         central = ClientSpec(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet, resolve_cut
+from hsee_ray.config.fleet import AUTO, ClientSpec, Fleet, resolve_cut, with_cuts
 from hsee_ray.config.schema import Config
 from hsee_ray.data import prepare
 from hsee_ray.data.sizes import local_samples
@@ -279,7 +279,7 @@ def pick_cuts(
 
     Raises ConfigError when no plan fits.
     """
-    if not strategy_of(config).sends_features or all(tier.cut != AUTO for tier in config.tiers):
+    if strategy_of(config).ignores_cuts or all(tier.cut != AUTO for tier in config.tiers):
         return config
     planner = Planner(
         config, CostTable(config, image_shape, n_classes), load_profiles(config.simulation.profiles), local_samples
@@ -294,17 +294,12 @@ def pick_cuts(
     return with_cuts(config, [n if t.cut == AUTO else t.cut for n, t in zip(names, config.tiers, strict=True)])
 
 
-def with_cuts(config: Config, cuts: Sequence[int | str]) -> Config:
-    """The configuration with other cuts, one for each tier."""
-    tiers = [tier.model_copy(update={"cut": cut}) for tier, cut in zip(config.tiers, cuts, strict=True)]
-    return config.model_copy(update={"tiers": tuple(tiers)})
-
-
 def check_devices(config: Config, known: Mapping[str, DeviceProfile]) -> None:
     """Raises ConfigError for a configuration that has nothing to plan, or does not name devices that are known."""
-    if not strategy_of(config).sends_features:
+    if not strategy_of(config).has_servers:
         raise ConfigError(
-            f"training.strategy is '{config.training.strategy}': no features cross a cut, so there is nothing to plan"
+            f"training.strategy is '{config.training.strategy}': no server takes work off a device, so there is "
+            "nothing to plan and no cut can be auto; name the cuts, or use a strategy with servers"
         )
     devices = {f"tiers.{index}.device": tier.device for index, tier in enumerate(config.tiers)}
     devices["simulation.server"] = config.simulation.server

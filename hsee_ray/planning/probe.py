@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from hsee_ray.config.fleet import with_cuts
 from hsee_ray.config.schema import Config
 from hsee_ray.data import open_images, prepare
 from hsee_ray.method.setup import prepare_run
-from hsee_ray.planning.planner import with_cuts
 from hsee_ray.planning.report import Plan
 from hsee_ray.reference import Reference
 

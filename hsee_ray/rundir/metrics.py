@@ -59,7 +59,7 @@ def metric_rows(
     Losses are means over the round's steps in nats; accuracies, ratios and rates lie in [0, 1]. `taus` is the
     grid in the order of the report's counts; `cost` is the round in simulated time, where devices are known;
     `metrics` are those of `evaluation.figures`. A metric that does not exist for a client has no row:
-    `server_accuracy` at cut L, or training in a round that it sat out.
+    `server_accuracy` without a server, or training in a round that it sat out.
     """
     number = report.round_number
     rows = [

@@ -67,7 +67,7 @@ class TrainedModels:
         """
         spec = self._spec(client_id)
         if not spec.has_exit:
-            raise UserError(f"{self.run_dir}: client {client_id} holds the whole network: it has no exit and no server")
+            raise UserError(f"{self.run_dir}: client {client_id} holds the whole network: it has no exit")
         shape = self._feature_shapes[spec.cut - 1]
         head = build_exit(self.config, spec.cut_name, shape, self._n_classes)
         return _fill(head, {EXIT: head}, self._tensors(spec.client_file))
@@ -76,12 +76,11 @@ class TrainedModels:
         """f^s for a client in evaluation mode: features (B, C, H, W) -> logits (B, K).
 
         Of a shared server it is the part above this client's cut, with this client's statistics.
-        Raises UserError when the client has no server.
+        Raises UserError when the client has none.
         """
         spec = self._spec(client_id)
         if not spec.has_server:
-            why = f"{self.config.training.strategy} has none" if spec.has_exit else "it holds the whole network"
-            raise UserError(f"{self.run_dir}: client {client_id} has no server: {why}")
+            raise UserError(f"{self.run_dir}: client {client_id} has no server: it answers alone")
         chain = UnitChain(server_units(self.backbone().units, spec.cut))
         strategy = strategy_of(self.config)
         model = ModelId("server", strategy.server_of(spec) or 0)

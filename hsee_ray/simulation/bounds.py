@@ -24,14 +24,15 @@ def lower_bound_s(load: ClientLoad, context: ServerSite, one_machine: OneMachine
         exchange_s += _message_s(load, load.model_down_bytes, down_bytes_s)
         device_s = [batch.compute_s + (batch.after_s or 0.0) for batch in sent]
         link_s, latency_s = [batch.sent_bytes / up_bytes_s for batch in sent], load.latency_s
-        back_s = [_message_s(load, batch.returned_bytes, down_bytes_s) for batch in sent]
+        back_s = [_message_s(load, batch.returned_bytes, down_bytes_s) for batch in sent if batch.after_s is not None]
     else:
         begin_s = load.delay_s + (core_send_s(load, load.fetch_bytes) if load.fetch_bytes and load.batches else 0.0)
         exchange_s = sum(core_send_s(load, size) for size in (load.model_up_bytes, load.model_down_bytes) if size)
         # Sending keeps the client's core.
         device_s = [batch.compute_s + core_send_s(load, batch.sent_bytes) + (batch.after_s or 0.0) for batch in sent]
         link_s, latency_s = [0.0] * len(sent), 0.0
-        back_s = [core_send_s(load, batch.returned_bytes) if batch.returned_bytes else 0.0 for batch in sent]
+        returned = [batch.returned_bytes for batch in sent if batch.after_s is not None]
+        back_s = [core_send_s(load, size) if size else 0.0 for size in returned]
     unsent_s = sum(batch.compute_s for batch in load.batches if batch.server_s is None)
     train_s = sum(device_s) + unsent_s
     if sent:
@@ -42,7 +43,7 @@ def lower_bound_s(load: ClientLoad, context: ServerSite, one_machine: OneMachine
             device_s[0] + sum(link_s) + latency_s + server_s[-1],
             device_s[0] + link_s[0] + latency_s + sum(server_s),
         )
-        if sent[0].after_s is not None:
+        if back_s:
             # A client that waits does one batch after the other.
             serial_s = sum(device_s) + sum(link_s) + len(sent) * latency_s + sum(server_s) + sum(back_s)
             train_s = max(train_s, unsent_s + serial_s)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from hsee_ray.deploy.export import SharedTensors, choose_gates, export
 from hsee_ray.edge.bundle import BUNDLE_FILE, Bundle, checked_file, load_bundle
+from hsee_ray.edge.edge_client import EdgeClient
 from hsee_ray.edge.gate import NEVER_SENDS, Gate
 from hsee_ray.edge.task import Classification
 from hsee_ray.errors import RunError, UserError
@@ -130,6 +131,33 @@ def test_graphs_have_the_exits_of_every_kind(head: str, tmp_path: Path) -> None:
             device.run(None, {"images": images_NHWC}), trained(run, client, images_NHWC)[:2], strict=True
         ):
             assert_close(found, expected)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "smallest", "per_tier"])
+def test_without_servers_a_bundle_answers_alone(strategy: str, tmp_path: Path) -> None:
+    tiers = [{**tier, "codec": "int8"} for tier in AVERAGING["tiers"]]
+    run = train_run(tmp_path / "run", {**AVERAGING, "tiers": tiers, "training": {"strategy": strategy, "rounds": 1}})
+    export(run, tmp_path / "out")
+    images_NHWC, exported = images_of(run, 5), Exported(run, tmp_path / "out")
+    assert not (tmp_path / "out" / "server").exists()
+    for spec in run.fleet.clients:
+        bundle, (device, _) = exported.bundle(spec.client_id), exported.onnx(spec.client_id)
+        assert (bundle.server, bundle.feature_shape, bundle.gate.tau) == (None, None, NEVER_SENDS)
+        with torch.no_grad():
+            h = run.client(spec.client_id)(run.preprocess(images_NHWC))
+            logits_BK = run.exit(spec.client_id)(h) if spec.has_exit else h
+        (found,) = device.run(None, {"images": images_NHWC})
+        assert_close(found, logits_BK.numpy())
+        answers = EdgeClient(exported.directory(spec.client_id)).predict(images_NHWC)
+        assert [answer.label for answer in answers] == logits_BK.argmax(1).tolist()
+        assert all(answer.exited for answer in answers)
+        network = load_file(exported.directory(spec.client_id) / bundle.network_file)
+        assert set(network) == set(run.models._tensors(spec.client_file)), "its units, and its exit"
+        with pytest.raises(UserError, match="has no server: it answers alone"):
+            run.server(spec.client_id)
+        if not spec.has_exit:
+            with pytest.raises(UserError, match="holds the whole network: it has no exit"):
+                run.exit(spec.client_id)
 
 
 @pytest.mark.parametrize("samples", [1, 3, 64])

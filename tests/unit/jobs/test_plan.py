@@ -137,6 +137,13 @@ def test_a_run_takes_the_cuts_of_the_plan_and_keeps_those_that_are_named(config:
     assert again.config == setup.config and again.fleet == setup.fleet
 
 
+def test_only_a_strategy_that_ignores_cuts_or_has_servers_may_leave_them_to_a_plan(config: Path) -> None:
+    whole = prepare_run(planned(load_config(config, ["training.strategy=fedavg"])))
+    assert {spec.cut_name for spec in whole.fleet.clients} == {whole.fleet.unit_names[-1]}
+    with pytest.raises(ConfigError, match="nothing to plan and no cut can be auto; name the cuts"):
+        planned(load_config(config, ["training.strategy=per_tier"]))
+
+
 def test_the_doctor_reckons_with_the_cuts_of_a_plan(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor(["--config", str(config)]) == 0
     assert "sensor" in capsys.readouterr().out
@@ -172,7 +179,7 @@ def test_the_table_needs_neither_devices_nor_data(tmp_path: Path, capsys: pytest
         (["--set", "tiers.0.device=tinny"], "tiers.0.device is 'tinny': there is no such device; did you mean tiny?"),
         (["--set", "tiers.0.device=full"], "tiers.0 (sensor): no cut fits on full: the smallest, stem, needs"),
         (["--set", "simulation.server=full"], "simulation.server (full): its models need"),
-        (["--set", "training.strategy=centralized"], "no features cross a cut"),
+        (["--set", "training.strategy=centralized"], "no server takes work off a device, so there is nothing to plan"),
         (["--json", "no/x.json"], "--json no/x.json: there is no directory no"),
         (["--write", "no/x.yaml"], "--write no/x.yaml: there is no directory no"),
         (["--set", "tiers.3.cut=stem"], "tiers.3.cut=stem: 3 is no index"),

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from hsee_ray.config.files import load_config
+from hsee_ray.config.fleet import with_cuts
 from hsee_ray.devices.cost import Memory, OpCounts, SideCost, UnitCost
 from hsee_ray.devices.profiles import DeviceProfile
 from hsee_ray.errors import ConfigError
 from hsee_ray.method.strategies import build_fleet, strategy_of
-from hsee_ray.planning.planner import MIB, Planner, check_devices, with_cuts
+from hsee_ray.planning.planner import MIB, Planner, check_devices
 from hsee_ray.planning.report import make_plan
 from hsee_ray.planning.search import COMPARED, Figures, meets, plan_key
 from hsee_ray.simulation.prediction import Predictor
@@ -308,11 +309,9 @@ def test_a_plan_needs_devices_and_something_to_cut() -> None:
     config = load_config({"tiers": [{"name": "a", "clients": 2, "cut": "u1"}]})
     with pytest.raises(ConfigError, match=r"tiers\.0\.device, simulation\.server: missing, .*known: big, small"):
         check_devices(config, {"small": profile(), "big": profile()})
-    config = load_config(
-        {"tiers": [{"name": "a", "clients": 2, "cut": "u1"}], "training": {"strategy": "centralized"}}
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match="no features cross a cut"):
-        check_devices(config, {})
+    for strategy in ("centralized", "fedavg", "smallest", "per_tier"):
+        with pytest.raises(ConfigError, match=rf"^training\.strategy is '{strategy}': no server .* nothing to plan"):
+            check_devices(load_config(config.model_dump(), [f"training.strategy={strategy}"]), {})
 
 
 def test_the_picture_has_a_panel_for_every_tier(tmp_path: Path) -> None:

@@ -125,6 +125,23 @@ def test_parameters_are_exchanged_as_they_are_averaged(overrides: list[str], sen
         assert cost.clients[0].joules == pytest.approx(64 + 10 * 1.2)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "sensor", "phone"),
+    # The whole network has 30 parameters; stem and exit 15; the phone is alone in its tier.
+    [("fedavg", 4 * 30, 4 * 30), ("smallest", 4 * 15, 4 * 15), ("per_tier", 4 * 15, 0)],
+)
+def test_without_servers_only_parameters_travel(strategy: str, sensor: int, phone: int) -> None:
+    cost = predict(config_of(f"training.strategy={strategy}", "tiers.0.codec=int8"))
+    for number, size in ((0, sensor), (1, sensor), (2, phone)):
+        assert (cost.clients[number].sent_bytes, cost.clients[number].received_bytes) == (size, size)
+        assert cost.clients[number].server_s == cost.evaluated[number].server_s == 0
+        assert cost.evaluated[number].sent_bytes == 0
+    # 4 samples, 3 s a unit and sample: the sensor through 3 units or 1; the phone is twice as quick.
+    units = 3 if strategy == "fedavg" else 1
+    assert cost.clients[0].compute_s == pytest.approx(12 * units)
+    assert cost.clients[2].compute_s == pytest.approx(6 * (2 if strategy == "per_tier" else units))
+
+
 def test_centralized_trains_on_the_server() -> None:
     """6 batches of 2 samples through 3 units: 3 * 3 * 2 / 10 = 1.8 s each."""
     config = config_of("training.strategy=centralized")

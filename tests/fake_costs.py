@@ -24,8 +24,15 @@ class FakeCosts:
 
     units = tuple(UnitCost(name, 10, 1, 2, 0, (25,)) for name in UNITS)
 
-    def client(self, cut: int, batch_size: int, with_exit: bool = True) -> SideCost:
-        return _side(cut * batch_size, {**dict.fromkeys(UNITS[:cut], 10), **({"exit": 5} if with_exit else {})})
+    def client(self, cut: int, batch_size: int, with_exit: bool = True, inner_exits: tuple[int, ...] = ()) -> SideCost:
+        return _side(
+            cut * batch_size,
+            {
+                **dict.fromkeys(UNITS[:cut], 10),
+                **({"exit": 5} if with_exit else {}),
+                **{f"exits.{UNITS[i - 1]}": 5 for i in inner_exits},
+            },
+        )
 
     def server(self, cut: int, batch_size: int) -> SideCost:
         units = len(UNITS) - cut

@@ -118,7 +118,7 @@ class Oracle:
         self.setup, self.seed, self.training = setup, config.seed, config.training
         self.unit_names = setup.fleet.unit_names
         self.tiers = [tier for tier in config.tiers for _ in range(tier.clients)]
-        self.without_servers = self.training.strategy.name in ("fedavg", "smallest", "per_tier")
+        self.without_servers = self.training.strategy.name in ("fedavg", "smallest", "per_tier", "depthfl")
         self.cuts = [client.cut for client in setup.fleet.clients]
         if self.without_servers:
             self.cuts = [max(self._units_to(tier.cut)) for tier in self.tiers]
@@ -161,11 +161,11 @@ class Oracle:
     def _client_model(self, client: int, initial: Units) -> Model:
         cut, n_classes = self.cuts[client], self.setup.n_classes
         units = {name: initial[name] for name in self.unit_names[:cut]}
+        for place in self._inner_exits(client):
+            units[f"exits.{self.unit_names[place - 1]}"] = self._exit(place)
         if cut < len(self.unit_names):
+            units[self._own_exit(client)] = self._exit(cut)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(torch_seed(self.seed, "exit", self.unit_names[cut - 1]))
-                channels = self.setup.feature_shapes[cut - 1][0]
-                units[EXIT] = exit_head(self.setup.config.exits.head.name, channels, n_classes)
                 torch.manual_seed(torch_seed(self.seed, "ahead", self.unit_names[cut - 1]))
                 if ahead := self._ahead(client):
                     last = self.unit_names.index(ahead[-1])
@@ -180,6 +180,22 @@ class Oracle:
         objective = self.training.objective
         label_smoothing = objective.options.get("label_smoothing", 0.0) if objective else 0.0
         return Model(units, self.training.optimizer, label_smoothing)
+
+    def _exit(self, cut: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(self.seed, "exit", self.unit_names[cut - 1]))
+            channels = self.setup.feature_shapes[cut - 1][0]
+            return exit_head(self.setup.config.exits.head.name, channels, self.setup.n_classes)
+
+    def _own_exit(self, client: int) -> str:
+        """In DepthFL exits of one cut have one name, whoever has them."""
+        deep = self.training.strategy.name == "depthfl"
+        return f"exits.{self.unit_names[self.cuts[client] - 1]}" if deep else EXIT
+
+    def _inner_exits(self, client: int) -> list[int]:
+        """Cuts below its own at which a client of DepthFL has an exit."""
+        cuts = sorted(set(self.cuts)) if self.training.strategy.name == "depthfl" else []
+        return [cut for cut in cuts if cut < self.cuts[client]]
 
     def _ahead(self, client: int) -> tuple[str, ...]:
         """Units that a client looks ahead through: the last one is never among them."""
@@ -287,6 +303,7 @@ class Oracle:
             for p, parameter in unit.named_parameters()
         )
         losses.client.setdefault(client, []).append(loss.item())
+        loss = loss + self._other_exits(client, logits_BK, labels_B)
         if ahead := [name for name in on_client.units if name.startswith("ahead.")]:
             loss = loss + on_client.loss(on_client.forward(ahead, h, train=True), labels_B)
         for learnt_from in on_client.learnt_from.values():
@@ -324,12 +341,25 @@ class Oracle:
                 total = total + feedback.weight * temperature**2 * (soft_K * difference_K).sum()
         return total / len(rows)
 
+    def _other_exits(self, client: int, own_BK: Tensor, labels_B: Tensor) -> Tensor:
+        """What exits below a client's own add: their losses, and what all exits say of each other."""
+        loss = sum((self.client_models[client].loss(each, labels_B) for each in self.inner), torch.zeros(()))
+        weight = self.training.strategy.options.get("distillation", 1.0)
+        for pupil, teacher in itertools.permutations([*self.inner, own_BK], 2):
+            taught_BK = teacher.detach().softmax(1)
+            divergence_B = (taught_BK * (taught_BK.log() - pupil.softmax(1).log())).sum(1)
+            loss = loss + weight * divergence_B.mean() / len(self.inner)
+        return loss
+
     def _client_forward(self, client: int, x_BCHW: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """Features at the cut and the client's own logits; they are the same at cut L."""
-        model = self.client_models[client]
-        h = model.forward(self.unit_names[: self.cuts[client]], x_BCHW, train)
-        weight = self.training.exit_weight
-        return h, model.forward([EXIT], weight * h + (1 - weight) * h.detach(), train) if EXIT in model.units else h
+        model, h, self.inner = self.client_models[client], x_BCHW, []
+        for cut, name in enumerate(self.unit_names[: self.cuts[client]], start=1):
+            h = model.forward([name], h, train)
+            if cut in self._inner_exits(client):
+                self.inner.append(model.forward([f"exits.{name}"], h, train))
+        weight, own = self.training.exit_weight, self._own_exit(client)
+        return h, model.forward([own], weight * h + (1 - weight) * h.detach(), train) if own in model.units else h
 
     def _server_forward(self, client: int, h: Tensor, train: bool) -> Tensor:
         if self.statistics_apart:
@@ -426,6 +456,8 @@ class Oracle:
         for group, models in by_option[self.training.aggregate].items():
             for unit in self.unit_names:
                 yield group, unit, [model for model in models if unit in model.units]
+        for head in sorted({name for model in clients for name in model.units if name.startswith("exits.")}):
+            yield "heads", head, [model for model in clients if head in model.units]
         if self.training.aggregate != "server":
             for cut in set(self.cuts) - {len(self.unit_names)}:
                 peers = [clients[n] for n, other in enumerate(self.cuts) if other == cut]
@@ -544,7 +576,10 @@ class Oracle:
         files = {}
         for client, label in enumerate(self.labels):
             tensors = _tensors(self.client_models[client])
-            files[f"client-{label}"] = {name: x for name, x in tensors.items() if not name.startswith("ahead.")}
+            own = self._own_exit(client)
+            tensors = {name.replace(f"{own}.", f"{EXIT}."): x for name, x in tensors.items()}
+            kept = {name: x for name, x in tensors.items() if not name.startswith(("ahead.", "exits."))}
+            files[f"client-{label}"] = kept
             if self.codecs[client] == "int8":
                 channels = self.setup.feature_shapes[self.cuts[client] - 1][0]
                 low, high = self.ranges.get(client, (torch.zeros(channels), torch.zeros(channels)))

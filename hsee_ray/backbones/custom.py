@@ -20,6 +20,7 @@ from hsee_ray.errors import ConfigError
 
 RESERVED = {
     "exit": "the exit heads",
+    "exits": "exit heads that are for training only",
     "codec": "what the int8 codec knows of a client's features",
     "path": "what the stages before the codec know of them",
     "objective": "what an objective remembers",

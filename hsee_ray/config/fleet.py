@@ -17,11 +17,13 @@ AUTO = "auto"
 """A cut that the planner is to pick (docs/planning.md)."""
 OBJECTIVE = "objective"
 """Name of what an objective remembers among a model's units; no unit of a network may bear it."""
+EXITS = "exits"
+"""Prefix, among a client's units, of exit heads below its cut (`exits.layer1.1`)."""
 AHEAD = "ahead"
 """Prefix, among a client's units, of those that it looks ahead through (`ahead.layer2.0`, `ahead.exit`)."""
 FEEDBACK = "feedback"
 """Name, among a client's units, of what its server has answered; no unit of a network may bear it."""
-TRAINING_ONLY = (OBJECTIVE, AHEAD, FEEDBACK)
+TRAINING_ONLY = (OBJECTIVE, EXITS, AHEAD, FEEDBACK)
 """First parts of names of what is in no model file."""
 CODEC, PATH = "codec", "path"
 """Names, among a client's units, of what its codec and the stages before it (`path.0`) know; no unit may bear them."""
@@ -48,6 +50,8 @@ class ClientSpec:
     resources: ResourcesConfig
     codec: Codec = "none"
     """How its features are sent; `none` where it has no server."""
+    inner_exits: tuple[int, ...] = ()
+    """Cuts below its own, ascending, at which it has further exit heads, for training only."""
     stages: tuple[PlugIn, ...] = ()
     """Prefix of the feature stages before the codec."""
 

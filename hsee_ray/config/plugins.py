@@ -19,9 +19,14 @@ from hsee_ray.errors import ConfigError
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "strategy": {
         name: f"hsee_ray.method.strategies:{name.capitalize()}"
-        for name in ("averaging", "sequential", "distributed", "centralized", "smallest")
+        for name in ("averaging", "sequential", "distributed", "centralized")
     }
-    | {"fedavg": "hsee_ray.method.strategies:FedAvg", "per_tier": "hsee_ray.method.strategies:PerTier"},
+    | {
+        "fedavg": "hsee_ray.method.without_servers:FedAvg",
+        "smallest": "hsee_ray.method.without_servers:Smallest",
+        "per_tier": "hsee_ray.method.without_servers:PerTier",
+        "depthfl": "hsee_ray.method.without_servers:DepthFL",
+    },
     "task": {"classification": "hsee_ray.edge.task:Classification"},
     "objective": {
         "cross_entropy": "hsee_ray.method.objective:CrossEntropy",

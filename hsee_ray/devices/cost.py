@@ -111,42 +111,45 @@ class CostTable:
             self._device = torch.device("cpu")
             self._units = backbone.units
             self.units = self._count_units()
-        self._sides: dict[tuple[int, int, int, bool], SideCost] = {}
+        self._sides: dict[tuple[int, int, int, bool, tuple[int, ...]], SideCost] = {}
 
     units: tuple[UnitCost, ...]
     """In order: `units[cut - 1]` is the last one below a cut."""
 
-    def client(self, cut: int, batch_size: int, with_exit: bool = True) -> SideCost:
+    def client(self, cut: int, batch_size: int, with_exit: bool = True, inner_exits: tuple[int, ...] = ()) -> SideCost:
         """Units 1..cut with the exit head. There is none behind the last unit, where the network itself answers.
 
+        `inner_exits` are cuts below it with further heads, which no answer passes.
         No batch of one sample is ever trained: for that size the training costs are those of two.
         """
-        return self._side(0, cut, batch_size, with_exit and cut < len(self._units))
+        return self._side(0, cut, batch_size, with_exit and cut < len(self._units), inner_exits)
 
     def server(self, cut: int, batch_size: int) -> SideCost:
         """Units cut+1..L, of which there must be one."""
-        return self._side(cut, len(self._units), batch_size, False)
+        return self._side(cut, len(self._units), batch_size, False, ())
 
     def feature_bytes(self, cut: int, codec: Codec, batch_size: int) -> int:
         """Bytes of a training batch as it is sent: features, what they are decoded with, labels."""
         return feature_bytes(codec, self._shapes[cut], batch_size) + LABEL_BYTES * batch_size
 
-    def _side(self, first: int, last: int, batch_size: int, with_exit: bool) -> SideCost:
-        key = first, last, batch_size, with_exit
+    def _side(self, first: int, last: int, batch_size: int, with_exit: bool, inner: tuple[int, ...]) -> SideCost:
+        key = first, last, batch_size, with_exit, inner
         if key not in self._sides:
             self._sides[key] = self._count_side(*key)
         return self._sides[key]
 
-    def _count_side(self, first: int, last: int, batch_size: int, with_exit: bool) -> SideCost:
+    def _count_side(self, first: int, last: int, batch_size: int, with_exit: bool, inner: tuple[int, ...]) -> SideCost:
         names = list(self._units)
         units = {name: self._units[name] for name in names[first:last]}
-        exit_head = None
-        if with_exit:
-            exit_head = build_exit(self._config, names[last - 1], self._shapes[last], self._n_classes)
+        heads = {
+            cut: build_exit(self._config, names[cut - 1], self._shapes[cut], self._n_classes)
+            for cut in (*inner, *([last] if with_exit else []))
+        }
+        exit_head = heads.pop(last, None)
         ahead = None
         if with_exit:
             ahead = build_look_ahead(self._config, copy.deepcopy(self._units), last, self._shapes[1:], self._n_classes)
-        model = Model(units, exit_head, self._config.training, self._device, look_ahead=ahead)
+        model = Model(units, exit_head, self._config.training, self._device, look_ahead=ahead, inner_exits=heads)
         infer = self._count_inference(model, self._batch(first, batch_size)[0])
         counter, memory = self._count_step(model, *self._batch(first, max(2, batch_size)), is_client=first == 0)
         forward, backward = counter.work(), counter.work(_RETURNED)
@@ -169,6 +172,7 @@ class CostTable:
                 )
             else:
                 how.update(exit_weight=training.exit_weight, look_ahead=model.look_ahead)
+                how.update(inner_exits=model.inner_exits, distillation=1.0)
                 client_step(model.network, exit_head, optimizer, x, y_B, **how)
 
         model.train_mode(1)

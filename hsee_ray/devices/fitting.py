@@ -83,7 +83,7 @@ class _Step:
         self.spec = spec
         self.client = build_client(setup, spec.client_id, mapped_client_data(setup, spec.client_id), cpu)
         self.server = build_server(setup, [spec.client_id], cpu) if spec.has_server else None
-        self.work = {"client": costs.client(spec.cut, spec.batch_size).train}
+        self.work = {"client": costs.client(spec.cut, spec.batch_size, inner_exits=spec.inner_exits).train}
         if spec.has_server:
             self.work["server"] = costs.server(spec.cut, spec.batch_size).train
         self.seconds: dict[str, list[float]] = {side: [] for side in self.work}

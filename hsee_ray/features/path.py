@@ -86,7 +86,9 @@ def check_stages(config: Config, fleet: Fleet, feature_shapes: Sequence[tuple[in
 
 
 def feature_bytes(config: Config, spec: ClientSpec, feature_shape: Sequence[int], samples: int) -> int:
-    """Bytes of a batch in training, without labels."""
+    """Bytes of a batch in training, without labels; 0 of a client without a server."""
+    if not spec.has_server:
+        return 0
     size = codecs.feature_bytes(spec.codec, feature_shape, samples)
     stages = FeaturePath(config, spec, feature_shape).stages.values() if spec.stages else ()
     told = [stage.feature_bytes(feature_shape, samples) for stage in stages]

@@ -38,8 +38,9 @@ from hsee_ray.method.steps import (
     returned_step,
     undone_if_nonfinite,
 )
+from hsee_ray.method.strategies import strategy_of
 from hsee_ray.method.task import task_of
-from hsee_ray.models.exits import build_exit
+from hsee_ray.models.exits import build_exits
 from hsee_ray.models.look_ahead import build_look_ahead
 from hsee_ray.models.model import Model
 from hsee_ray.models.snapshot import Snapshot
@@ -92,17 +93,19 @@ class Client:
         device: torch.device,
     ) -> None:
         """`feature_shapes` are those behind each unit of the backbone."""
-        exit_head = look_ahead = None
         feature_shape, n_classes = feature_shapes[spec.cut - 1], len(data.class_names)
+        heads = build_exits(config, spec, tuple(backbone.units), feature_shapes, n_classes)
+        look_ahead = None
         if spec.has_exit:
-            exit_head = build_exit(config, spec.cut_name, feature_shape, n_classes)
             look_ahead = build_look_ahead(config, backbone.units, spec.cut, feature_shapes, n_classes)
         self.config = config
         self.spec = spec
         self.data = data
         self.path = FeaturePath(config, spec, feature_shape)
         units = client_units(backbone.units, spec.cut)
-        self.model = Model(units, exit_head, config.training, device, self.path.units, look_ahead)
+        exit_head = heads.pop(spec.cut, None)
+        self.model = Model(units, exit_head, config.training, device, self.path.units, look_ahead, heads)
+        self.distillation = strategy_of(config).distillation
         self.objective = build_objective(config, "client", self.model)
         self.soft_labels: SoftLabels | None = None
         if spec.has_server and isinstance(config.training.feedback, SoftLabelFeedback):
@@ -127,7 +130,7 @@ class Client:
         samples = skipped = 0
         for step, x_BCHW, y_B in self.training_batches(round_number, first, last):
             try:
-                h, loss = self._step(x_BCHW, y_B, self._distillation(round_number, step))
+                h, loss = self._step(x_BCHW, y_B, self._soft_labels_of(round_number, step))
             except NonFiniteStep as error:
                 self._refuse(round_number, step, error)
                 skipped += 1
@@ -299,7 +302,7 @@ class Client:
             path.for_training(encode(self.model.network(x_BCHW), y_B), 0)
         return path.for_inference(message)
 
-    def _distillation(self, round_number: int, step: int) -> ExitLoss | None:
+    def _soft_labels_of(self, round_number: int, step: int) -> ExitLoss | None:
         return None if self.soft_labels is None else self.soft_labels.loss_of(self._rows(round_number, step))
 
     def _refuse(self, round_number: int, step: int, error: NonFiniteStep, buffers: Buffers | None = None) -> None:
@@ -309,10 +312,10 @@ class Client:
             buffers.put_back()
 
     def _step(
-        self, x_BCHW: torch.Tensor, y_B: torch.Tensor, distillation: ExitLoss | None
+        self, x_BCHW: torch.Tensor, y_B: torch.Tensor, soft_labels: ExitLoss | None
     ) -> tuple[torch.Tensor, float]:
         model, training = self.model, self.config.training
-        modules = (model.network, model.exit_head, model.look_ahead)
+        modules = (model.network, model.exit_head, model.look_ahead, *model.inner_exits.values())
         with undone_if_nonfinite(*modules) if self.skips else nullcontext():
             return client_step(
                 model.network,
@@ -325,8 +328,10 @@ class Client:
                 training.optimizer.clip_norm,
                 training.exit_weight,
                 model.look_ahead,
-                distillation,
+                soft_labels,
                 self.objective.auxiliary,
+                model.inner_exits,
+                self.distillation,
             )
 
     def _training_batch(self, round_number: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -100,12 +100,13 @@ def ordered_steps(
 
 def window_batches(pipeline: PipelineConfig, batch_bytes: int) -> int:
     """How many batches of features a client may be ahead of its server, at least one."""
-    return max(1, min(pipeline.max_in_flight, (pipeline.max_in_flight_mib << 20) // batch_bytes))
+    return max(1, min(pipeline.max_in_flight, (pipeline.max_in_flight_mib << 20) // max(1, batch_bytes)))
 
 
 def batches_per_message(pipeline: PipelineConfig, batch_bytes: int, n_batches: int) -> int:
     """How many of a client's batches in a round travel together, at least one; at most half of a window."""
-    least, most = -(-MESSAGE_BYTES // batch_bytes), LARGE_MESSAGE_BYTES // batch_bytes
+    size = max(1, batch_bytes)
+    least, most = -(-MESSAGE_BYTES // size), LARGE_MESSAGE_BYTES // size
     wanted = max(least, min(most, n_batches // MESSAGES))
     return max(1, min(wanted, window_batches(pipeline, batch_bytes) // 2))
 

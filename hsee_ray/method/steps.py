@@ -8,8 +8,9 @@ the normalised images, y the labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import NonFiniteError
+from hsee_ray.models.split import UnitChain
 from hsee_ray.models.torch_device import mixed_precision
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -44,23 +46,35 @@ def client_step(
     clip_norm: float | None = None,
     exit_weight: float = 1.0,
     look_ahead: nn.Module | None = None,
-    distillation: ExitLoss | None = None,
+    soft_labels: ExitLoss | None = None,
     auxiliary: Loss = functional.cross_entropy,
+    inner_exits: Mapping[int, nn.Module] | None = None,
+    distillation: float = 0.0,
 ) -> tuple[torch.Tensor, float]:
     """One step on f^c and f^o: loss = CE(f^o(f^c(x)), y), or another objective.
 
     Returns (h, loss in nats), h detached, from before the step. `exit_weight` is the share of the exit's gradient that
     reaches f^c; the exit itself takes all of it. `look_ahead`, logits of h, adds its loss `auxiliary` to what f^c
-    minimises (Belilovsky et al. 2020, arXiv:1901.08164), and `distillation` another one of the exit's logits.
+    minimises (Belilovsky et al. 2020, arXiv:1901.08164), and `soft_labels` another one of the exit's logits.
+    `inner_exits`, by their cuts in f^c, add their losses, and all exits teach each other (DepthFL): with p_i the
+    softmax of exit i of n, distillation / (n - 1) sum_i sum_{j != i} KL(p_j || p_i), where p_j gets no gradient.
 
     Without an exit head (cut L) the network's own output is the logits. h is float32, also from a forward pass in
     the lower precision `autocast`; so are the logits that the losses are of. Raises NonFiniteStep.
     """
     with mixed_precision(autocast, x_BCHW.device):
-        h = network(x_BCHW)
+        if inner_exits:
+            assert isinstance(network, UnitChain), "cuts are counted in units"
+            *taps, h = network.taps(x_BCHW, tuple(inner_exits))
+        else:
+            taps, h = [], network(x_BCHW)
+        inner = [head(tap).float() for head, tap in zip((inner_exits or {}).values(), taps, strict=True)]
         logits_BK = h if exit_head is None else exit_head(scaled_gradient(h, exit_weight))
         ahead_BK = None if look_ahead is None else look_ahead(h)
-    losses = [_exit_loss(logits_BK.float(), y_B, objective, distillation)]
+    losses = [_exit_loss(logits_BK.float(), y_B, objective, soft_labels)]
+    losses += [auxiliary(each, y_B) for each in inner]
+    if inner and distillation:
+        losses.append(distillation * _mutual_distillation([*inner, logits_BK.float()]))
     if ahead_BK is not None:
         losses.append(auxiliary(ahead_BK.float(), y_B))
     h = h.float()
@@ -143,10 +157,17 @@ def scaled_gradient(h: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def _exit_loss(
-    logits_BK: torch.Tensor, y_B: torch.Tensor, objective: Loss, distillation: ExitLoss | None
+    logits_BK: torch.Tensor, y_B: torch.Tensor, objective: Loss, soft_labels: ExitLoss | None
 ) -> torch.Tensor:
     loss = objective(logits_BK, y_B)
-    return loss if distillation is None else loss + distillation(logits_BK)
+    return loss if soft_labels is None else loss + soft_labels(logits_BK)
+
+
+def _mutual_distillation(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """1 / (n - 1) sum_i sum_{j != i} KL(p_j || p_i) in nats, of the softmaxes of n logits (B, K); a mean over B."""
+    logs = [each.log_softmax(1) for each in logits]
+    pairs = [functional.kl_div(i, j.detach(), reduction="batchmean", log_target=True) for i, j in permutations(logs, 2)]
+    return torch.stack(pairs).sum() / (len(logs) - 1)
 
 
 def _descend(

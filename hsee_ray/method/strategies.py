@@ -6,11 +6,10 @@ A strategy of your own is a subclass of Strategy: `training.strategy: package.mo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from statistics import fmean
 
-from hsee_ray.config.fleet import AHEAD, EXIT, ClientSpec, Fleet, ModelId, fleet_of_tiers, names_ahead, with_cuts
+from hsee_ray.config.fleet import AHEAD, EXIT, ClientSpec, Fleet, ModelId, fleet_of_tiers, names_ahead
 from hsee_ray.config.plugins import Pluggable, PlugIn, create
 from hsee_ray.config.schema import Config, TrainingConfig
 from hsee_ray.errors import ConfigError
@@ -46,6 +45,11 @@ class Strategy(Pluggable):
                 f"training.feedback is '{config.training.feedback.name}', and {config.training.strategy} has legs of "
                 "its own: leave feedback out"
             )
+
+    @property
+    def distillation(self) -> float:
+        """Weight of the mutual distillation between the exits of a client that has several."""
+        return 0.0
 
     def trip_of(self, training: TrainingConfig) -> Trip:
         """Legs of a training batch, with what `training.feedback` adds."""
@@ -138,60 +142,6 @@ class Sequential(Strategy):
     def aggregates_after(self, training: TrainingConfig, round_number: int) -> bool:
         """The shared server's copy is the only one on its side."""
         return training.aggregate != "server" and super().aggregates_after(training, round_number)
-
-
-class WithoutServers(Strategy):
-    """Every client has the units up to its tier's cut and an exit there, and answers alone; only parameters travel."""
-
-    has_servers = False
-
-    def check(self, config: Config) -> None:
-        super().check(config)
-        training = config.training
-        if training.aggregate == "server":
-            raise ConfigError(
-                f"training.aggregate is 'server', and {training.strategy} has no servers, so nothing would be "
-                "averaged: use all"
-            )
-        if training.feedback.name != "none":
-            raise ConfigError(
-                f"training.feedback is '{training.feedback.name}', and {training.strategy} has no servers that could "
-                "send any: leave it out"
-            )
-
-    def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
-        fleet = super().fleet(config, unit_names)
-        return replace(
-            fleet, clients=tuple(replace(spec, has_server=False, codec="none", stages=()) for spec in fleet.clients)
-        )
-
-
-class FedAvg(WithoutServers):
-    """Every client trains the whole network, whatever its cut (McMahan et al. 2017, arXiv:1602.05629)."""
-
-    ignores_cuts = True
-
-    def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
-        return super().fleet(with_cuts(config, [len(unit_names)] * len(config.tiers)), unit_names)
-
-
-class Smallest(WithoutServers):
-    """The smallest common model: all have what the client with the lowest cut has, with the exit there."""
-
-    def fleet(self, config: Config, unit_names: Sequence[str]) -> Fleet:
-        lowest = min(spec.cut for spec in super().fleet(config, unit_names).clients)
-        return super().fleet(with_cuts(config, [lowest] * len(config.tiers)), unit_names)
-
-
-class PerTier(WithoutServers):
-    """A model for each tier, averaged among its own clients only."""
-
-    def averaged_units(self, training: TrainingConfig, fleet: Fleet) -> AverageKeys:
-        tiers = [fleet.tiers.index(spec.tier) for spec in fleet.clients]
-        return {
-            model: {name: f"tier{tiers[model.client_id]}/{key}" for name, key in units.items()}
-            for model, units in super().averaged_units(training, fleet).items()
-        }
 
 
 class Distributed(Strategy):

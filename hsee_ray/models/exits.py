@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from hsee_ray.backbones.norms import norm_layer
-from hsee_ray.config.fleet import Fleet
+from hsee_ray.config.fleet import ClientSpec, Fleet
 from hsee_ray.config.plugins import Pluggable, create
 from hsee_ray.config.schema import Config
 from hsee_ray.errors import ConfigError
@@ -108,6 +108,18 @@ def build_exit(config: Config, cut_name: str, feature_shape: Sequence[int], n_cl
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(config.seed, "exit", cut_name))
         return part.build(feature_shape, n_classes, config.exits.hidden)
+
+
+def build_exits(
+    config: Config,
+    spec: ClientSpec,
+    unit_names: Sequence[str],
+    feature_shapes: Sequence[tuple[int, ...]],
+    n_classes: int,
+) -> dict[int, nn.Module]:
+    """All exit heads of a client by their cut; `feature_shapes` are those behind each unit."""
+    cuts = (*spec.inner_exits, *([spec.cut] if spec.has_exit else []))
+    return {cut: build_exit(config, unit_names[cut - 1], feature_shapes[cut - 1], n_classes) for cut in cuts}
 
 
 def check_exits(config: Config, fleet: Fleet, feature_shapes: Sequence[tuple[int, ...]], n_classes: int) -> None:

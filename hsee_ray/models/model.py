@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hsee_ray.backbones.backbone import tensors_of
-from hsee_ray.config.fleet import EXIT
+from hsee_ray.config.fleet import EXIT, EXITS
 from hsee_ray.config.schema import TrainingConfig
 from hsee_ray.errors import DataError
 from hsee_ray.models.optimizer import build_optimizer, set_learning_rate
@@ -38,12 +38,15 @@ class Model:
         device: torch.device,
         stages: Mapping[str, nn.Module] | None = None,
         look_ahead: UnitChain | None = None,
+        inner_exits: Mapping[int, nn.Module] | None = None,
     ) -> None:
+        """`inner_exits` are further exit heads by their cut; they and `look_ahead` are for training only."""
         self.training = training
         self.device = device
         self.memory_format = MEMORY_FORMATS[training.memory_format]
         self.network = self._placed(UnitChain(units))
         self.exit_head = None if exit_head is None else exit_head.to(device)
+        self.inner_exits = {cut: head.to(device) for cut, head in (inner_exits or {}).items()}
         self.look_ahead = None if look_ahead is None else self._placed(look_ahead)
         self.beside = dict(stages or {})
         """Of a client's feature path, those with a state. They stay in the CPU's memory, where features are coded."""
@@ -56,10 +59,11 @@ class Model:
 
     @property
     def units(self) -> dict[str, nn.Module]:
-        """Units by name; behind them the exit head, as `exit`, those it looks ahead through, and what is beside."""
-        head = {} if self.exit_head is None else {EXIT: self.exit_head}
+        """Units by name; behind them exit heads, `exit` and `exits.`, those it looks ahead through, what is beside."""
+        names, heads = self.network.names, {} if self.exit_head is None else {EXIT: self.exit_head}
+        heads |= {f"{EXITS}.{names[cut - 1]}": head for cut, head in self.inner_exits.items()}
         ahead = {} if self.look_ahead is None else self.look_ahead.units
-        return {**self.network.units, **head, **ahead, **self.beside}
+        return {**self.network.units, **heads, **ahead, **self.beside}
 
     def train_mode(self, learning_rate: float) -> None:
         """Ready for the steps of a round: batch statistics in use, the round's learning rate set."""
@@ -103,7 +107,8 @@ class Model:
             module.train(training)
 
     def _trained(self) -> list[nn.Module]:
-        return [module for module in (self.network, self.exit_head, self.look_ahead) if module is not None]
+        modules = (self.network, self.exit_head, *self.inner_exits.values(), self.look_ahead)
+        return [module for module in modules if module is not None]
 
     def _placed(self, chain: UnitChain) -> UnitChain:
         """A chain on the device, in the memory format of training."""

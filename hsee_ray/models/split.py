@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -25,6 +25,15 @@ class UnitChain(nn.Module):
         for unit in self.chain[entry:]:
             h = unit(h)
         return h
+
+    def taps(self, h: torch.Tensor, cuts: Sequence[int]) -> list[torch.Tensor]:
+        """h behind so many units, for each of the cuts, and behind all of them."""
+        found: list[torch.Tensor] = []
+        for cut, unit in enumerate(self.chain, start=1):
+            h = unit(h)
+            if cut in cuts:
+                found.append(h)
+        return [*found, h]
 
 
 def client_units(units: Mapping[str, nn.Module], cut: int) -> dict[str, nn.Module]:

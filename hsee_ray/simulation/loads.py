@@ -41,7 +41,8 @@ class Loads:
 
     def training(self, spec: ClientSpec, samples: int) -> ClientLoad:
         """A client's steps in a round, each sent by itself; without dropout and exchange."""
-        key = ("train", self._device_name(spec), spec.cut, spec.codec, repr(spec.stages), spec.batch_size, samples)
+        sends = spec.codec, repr(spec.stages)
+        key = ("train", self._device_name(spec), spec.cut, spec.inner_exits, *sends, spec.batch_size, samples)
         if key not in self._known:
             steps = round_batches(self.config.training, samples, spec.batch_size)
             sizes = [step.stop - step.start for step in steps]
@@ -93,8 +94,8 @@ class Loads:
         training, values = self.config.training, 1
         if training.optimizer_state == "average":
             values += 2 if training.optimizer.name == "adamw" else int(training.optimizer.momentum > 0)
-        parameters = self.costs.client(spec.cut, spec.batch_size, with_exit=spec.has_exit).parameters
-        return FLOAT_BYTES * values * sum(parameters[unit] for unit in units)
+        cost = self.costs.client(spec.cut, spec.batch_size, with_exit=spec.has_exit, inner_exits=spec.inner_exits)
+        return FLOAT_BYTES * values * sum(cost.parameters[unit] for unit in units)
 
     def _device_name(self, spec: ClientSpec) -> str | None:
         return None if self.all_on_server else spec.tier
@@ -125,7 +126,7 @@ class Loads:
             if part == "server":
                 cost = self.costs.server(spec.cut, size)
             else:
-                cost = self.costs.client(spec.cut, size, with_exit=spec.has_exit)
+                cost = self.costs.client(spec.cut, size, with_exit=spec.has_exit, inner_exits=spec.inner_exits)
             if part == "returned":
                 return seconds(cost.returned, profile)
             return seconds(cost.train if step == "train" else cost.infer, profile)

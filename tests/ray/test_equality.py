@@ -65,6 +65,7 @@ CASES = [
     *pairwise(OPTIONS),
     {"training.strategy": "distributed", "training.clients_per_round": 0.34, "training.local_epochs": 2},
     pytest.param({"training.strategy": "centralized", "training.local_steps": 3}, marks=pytest.mark.smoke),
+    {"training.strategy": "depthfl", "training.norm_statistics": "shared", "training.clients_per_round": 0.67},
     {"training.strategy": "averaging", "training.autocast": "bfloat16", "cluster.placement": "spread"},
     {"training.strategy": "averaging", "cluster.placement": "colocate"},
     {"training.strategy": "averaging", "tiers.0.codec": "int8", "tiers.1.codec": "fp16"},

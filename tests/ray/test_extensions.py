@@ -49,6 +49,7 @@ EXTENSIONS = {
     "fedavg": ["training.strategy=fedavg", "training.aggregate_weights=samples"],
     "smallest": ["training.strategy=smallest", "training.clients_per_round=0.67", "tiers.0.codec=int8"],
     "per_tier": ["training.strategy=per_tier", "tiers.1.clients=2", LOOK_AHEAD],
+    "depthfl": ["training.strategy={name: depthfl, options: {distillation: 0.5}}", "exits.head=conv"],
     "gradients": ["training.feedback=gradients", "training.exit_weight=0.3", "training.server_epochs=2"],
     "gradients_by_batch": ["training.feedback=gradients", "training.strategy=sequential", "training.interleave=batch"],
     "soft_labels": [

@@ -273,6 +273,8 @@ smallest  all        1      uniform  average  0.5    sgd        resnet   conv
 smallest  both       1      samples  local    1      adamw      small    pool
 per_tier  all        1      samples  local    1      sgd        small    conv
 per_tier  both       2      uniform  average  0.5    adamw      resnet   pool
+depthfl   all        1      samples  local    0.5    sgd        small    conv
+depthfl   both       2      uniform  average  1      adamw      resnet   pool
 """
 
 

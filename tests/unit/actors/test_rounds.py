@@ -18,6 +18,7 @@ KIB, MIB = 1 << 10, 1 << 20
         (64 * KIB, 1000, 16),  # half of the window
         (32 * MIB, 130, 1),
         (MIB, 3, 1),
+        (0, 3, 16),  # nothing is sent
     ],
 )
 def test_batches_per_message(batch_bytes: int, n_batches: int, together: int) -> None:

@@ -133,7 +133,7 @@ def test_graphs_have_the_exits_of_every_kind(head: str, tmp_path: Path) -> None:
             assert_close(found, expected)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "smallest", "per_tier"])
+@pytest.mark.parametrize("strategy", ["fedavg", "smallest", "per_tier", "depthfl"])
 def test_without_servers_a_bundle_answers_alone(strategy: str, tmp_path: Path) -> None:
     tiers = [{**tier, "codec": "int8"} for tier in AVERAGING["tiers"]]
     run = train_run(tmp_path / "run", {**AVERAGING, "tiers": tiers, "training": {"strategy": strategy, "rounds": 1}})

@@ -220,6 +220,10 @@ def test_a_linear_network_by_hand() -> None:
     assert server.train.multiply_adds == 10 * (15 + 15)
     assert server.memory.batch_bytes == 10 * (4 * 5 + 8)
     assert table.client(2, 10) == table.client(2, 10, with_exit=False)
+    deep = table.client(2, 10, inner_exits=(1,))
+    assert sum(deep.parameters.values()) == 43 + 18
+    assert deep.infer == table.client(2, 10).infer, "no answer passes the inner exit"
+    assert deep.train.multiply_adds == 10 * (20 + 20 + 2 * (15 + 30))
 
 
 def test_optimizers_keep_what_they_keep() -> None:

@@ -18,10 +18,10 @@ TIERS = [
     {"name": "weak", "clients": 2, "cut": "a", "codec": "int8", "stages": ["fp16"]},
     {"name": "strong", "clients": 2, "cut": "c"},
 ]
-STRATEGIES = ("fedavg", "smallest", "per_tier")
+STRATEGIES = ("fedavg", "smallest", "per_tier", "depthfl")
 
 
-def config_of(strategy: str, tiers: list[dict[str, Any]] = TIERS, **training: Any) -> Config:
+def config_of(strategy: Any, tiers: list[dict[str, Any]] = TIERS, **training: Any) -> Config:
     return load_config({"tiers": tiers, "training": {"strategy": strategy, **training}})
 
 
@@ -34,7 +34,12 @@ def averaged(config: Config, samples: tuple[int, ...] = (1, 1, 1, 1)) -> dict[st
 
 @pytest.mark.parametrize(
     ("strategy", "cuts", "has_exit"),
-    [("fedavg", [4, 4, 4, 4], False), ("smallest", [1, 1, 1, 1], True), ("per_tier", [1, 1, 3, 3], True)],
+    [
+        ("fedavg", [4, 4, 4, 4], False),
+        ("smallest", [1, 1, 1, 1], True),
+        ("per_tier", [1, 1, 3, 3], True),
+        ("depthfl", [1, 1, 3, 3], True),
+    ],
 )
 def test_a_client_has_its_units_and_no_server(strategy: str, cuts: list[int], has_exit: bool) -> None:
     config = config_of(strategy)
@@ -51,7 +56,7 @@ def test_fedavg_does_not_look_at_cuts() -> None:
     assert [client.cut_name for client in fleet.clients] == ["d", "d"]
 
 
-@pytest.mark.parametrize("strategy", ["smallest", "per_tier"])
+@pytest.mark.parametrize("strategy", ["smallest", "per_tier", "depthfl"])
 def test_others_need_a_cut_that_is_there(strategy: str) -> None:
     with pytest.raises(ConfigError, match=r"^tiers\.0\.cut is 'e': the network has no such cut"):
         build_fleet(config_of(strategy, [{"name": "a", "clients": 2, "cut": "e"}]), UNITS)
@@ -80,6 +85,24 @@ def test_models_of_tiers_are_averaged_within_their_tier(aggregate: str) -> None:
 def test_tiers_of_equal_cuts_stay_apart() -> None:
     tiers = [{**tier, "cut": "b"} for tier in TIERS]
     assert [set(own) for own in averaged(config_of("per_tier", tiers)).values()] == [{0, 1}] * 3 + [{2, 3}] * 3
+
+
+def test_depthfl_has_an_exit_at_every_cut_below_and_averages_those_of_one_cut() -> None:
+    config = config_of("depthfl", [*TIERS, {"name": "whole", "clients": 1, "cut": "d"}])
+    fleet = build_fleet(config, UNITS)
+    assert [client.inner_exits for client in fleet.clients] == [(), (), (1,), (1,), (1, 3)]
+    plan = plan_aggregation(config, fleet, range(5), (1, 1, 1, 1, 1))
+    heads = {key: [(copy.model.client_id, copy.unit) for copy in plan.copies[f"exit/{key}"]] for key in ("a", "c")}
+    assert heads["a"] == [(0, "exit"), (1, "exit"), (2, "exits.a"), (3, "exits.a"), (4, "exits.a")]
+    assert heads["c"] == [(2, "exit"), (3, "exit"), (4, "exits.c")]
+    assert "d" not in plan.takes[ModelId("client", 4)], "it has one copy"
+
+
+def test_distillation_has_a_weight_of_0_or_above() -> None:
+    assert strategy_of(config_of("depthfl")).distillation == 1.0
+    config = config_of({"name": "depthfl", "options": {"distillation": -0.1}})
+    with pytest.raises(ConfigError, match=r"^training\.strategy\.options\.distillation is -0\.1: .* equal to 0$"):
+        strategy_of(config)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

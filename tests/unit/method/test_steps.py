@@ -22,6 +22,7 @@ from hsee_ray.method.setup import build_client, mapped_client_data, prepare_run
 from hsee_ray.method.steps import NonFiniteStep, client_step, server_step, undone_if_nonfinite
 from hsee_ray.method.strategies import build_fleet
 from hsee_ray.models.optimizer import build_optimizer, set_learning_rate
+from hsee_ray.models.split import UnitChain
 
 CPU = torch.device("cpu")
 X = torch.tensor([[1.0, 0.0]])
@@ -63,6 +64,18 @@ def test_client_step_by_hand() -> None:
     assert h.tolist() == [[1.0, 0.0]]
     assert not h.requires_grad
     assert network(X).tolist() != h.tolist()
+
+
+def test_exits_teach_each_other_by_hand() -> None:
+    # The inner exit says p = (1/2, 1/2), the last one q = (1 - p', p') as above.
+    network, head = UnitChain({name: linear([[1.0, 0.0], [0.0, 1.0]]) for name in "ab"}), linear([[1.0, 0], [-1, 0]])
+    inner = linear([[0.0, 0.0], [0.0, 0.0]])
+    _, loss = client_step(network, head, sgd(network, head, inner), X, Y, inner_exits={1: inner}, distillation=2.0)
+    p = 1 / (1 + math.exp(2))
+    assert loss == pytest.approx(math.log(1 + math.exp(-2))), "that of its own exit"
+    # Of KL(q || p) the inner logits get p - q alone, of KL(p || q) the last ones q - p: a teacher learns nothing.
+    np.testing.assert_allclose(inner.weight.detach(), [[1.5 - 2 * p, 0], [2 * p - 1.5, 0]], rtol=1e-6)
+    np.testing.assert_allclose(head.weight.detach(), [[3 * p, 0], [-3 * p, 0]], rtol=1e-6)
 
 
 def test_client_step_without_a_head_takes_the_networks_own_logits() -> None:

@@ -36,7 +36,7 @@ class Costs:
             for index, (m, p, v) in enumerate(zip(multiply_adds, parameters, values, strict=True), start=1)
         ]
 
-    def client(self, cut: int, batch_size: int, with_exit: bool = True) -> SideCost:
+    def client(self, cut: int, batch_size: int, with_exit: bool = True, inner_exits: tuple[int, ...] = ()) -> SideCost:
         return self._side(self.units[:cut], batch_size, extra=100 if with_exit else 0)
 
     def server(self, cut: int, batch_size: int) -> SideCost:

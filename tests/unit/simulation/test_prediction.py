@@ -128,7 +128,7 @@ def test_parameters_are_exchanged_as_they_are_averaged(overrides: list[str], sen
 @pytest.mark.parametrize(
     ("strategy", "sensor", "phone"),
     # The whole network has 30 parameters; stem and exit 15; the phone is alone in its tier.
-    [("fedavg", 4 * 30, 4 * 30), ("smallest", 4 * 15, 4 * 15), ("per_tier", 4 * 15, 0)],
+    [("fedavg", 4 * 30, 4 * 30), ("smallest", 4 * 15, 4 * 15), ("per_tier", 4 * 15, 0), ("depthfl", 4 * 15, 4 * 15)],
 )
 def test_without_servers_only_parameters_travel(strategy: str, sensor: int, phone: int) -> None:
     cost = predict(config_of(f"training.strategy={strategy}", "tiers.0.codec=int8"))
@@ -139,7 +139,7 @@ def test_without_servers_only_parameters_travel(strategy: str, sensor: int, phon
     # 4 samples, 3 s a unit and sample: the sensor through 3 units or 1; the phone is twice as quick.
     units = 3 if strategy == "fedavg" else 1
     assert cost.clients[0].compute_s == pytest.approx(12 * units)
-    assert cost.clients[2].compute_s == pytest.approx(6 * (2 if strategy == "per_tier" else units))
+    assert cost.clients[2].compute_s == pytest.approx(6 * (2 if strategy in ("per_tier", "depthfl") else units))
 
 
 def test_centralized_trains_on_the_server() -> None:

@@ -38,6 +38,7 @@ STRATEGIES = {
         "training.look_ahead={units: 1}",
         "training.average_step=momentum",
     ],
+    "depthfl": ["training.strategy=depthfl"],
     "per_tier": ["training.strategy=per_tier", "training.objective={name: proximal, options: {mu: 0.1}}"],
 }
 

@@ -274,6 +274,7 @@ class Client:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot."""
         self.model.restore(snapshot.units)
+        self.pending.clear()
 
     def tensors(self) -> Arrays:
         """Tensors of the model file, named `<unit>.<name in the unit>`."""

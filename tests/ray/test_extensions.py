@@ -78,7 +78,7 @@ def test_an_extension_survives_kills_and_a_resume(
     name: str, tiny: dict[str, Any], warm_actors: ActorFactory, tmp_path: Path
 ) -> None:
     config = load_config(tiny, [*EXTENSIONS[name], "failures.max_per_actor=9", "checkpoint.every=1"])
-    injector = kills((1, "train", "client"), (1, "train", "server"))
+    injector = kills((1, "train", "client"), (2, "train", "server"))
     stop = StopRequest()
     listener = Listener(
         assembled=injector.assembled,

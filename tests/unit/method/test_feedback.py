@@ -153,6 +153,15 @@ def test_batches_that_the_server_cannot_take_are_left_out_by_both_sides(tmp_path
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_a_client_that_goes_back_waits_for_no_gradient(tmp_path: Path) -> None:
+    reference = Reference(setup_of(tmp_path))
+    client, before = reference.clients[0], reference.clients[0].snapshot()
+    client.send(1, 3, 4)
+    client.restore(before)
+    again = Reference(setup_of(tmp_path))
+    assert reference.run_round(1).client_training == again.run_round(1).client_training
+
+
 def test_a_client_names_the_batch_whose_features_are_not_finite(tmp_path: Path) -> None:
     reference = Reference(setup_of(tmp_path))
     with torch.no_grad():

@@ -208,7 +208,7 @@ def object_store_bytes(
     """
 
     def batch_bytes(spec: ClientSpec, samples: int) -> int:
-        return feature_bytes(spec.codec, shapes[spec.cut - 1], samples)
+        return feature_bytes(spec.codec, shapes[spec.cut - 1], samples) if spec.has_server else 0
 
     batches = [batch_bytes(spec, spec.batch_size) for spec in fleet.clients]
     ahead = [size * window_batches(config.pipeline, max(batches)) for size in batches]

@@ -55,7 +55,8 @@ def test_no_tensor_passes_through_the_driver(setup: Setup) -> None:
     snapshots = {client: snapshot, ModelId("server", 0): server_snapshot}
     plan = plan_aggregation(setup.config, setup.fleet, [0], setup.local_samples)
     average = team.actor(AGGREGATOR).average.options(num_returns=2)
-    averages, nothing = average.remote(plan.copies, plan.sources, *(snapshots[model] for model in plan.sources))
+    sources = {model: index for index, model in enumerate(snapshots)}
+    averages, nothing = average.remote(plan.copies, sources, {}, *snapshots.values())
 
     # 8 images of 4x8x8 floats: 8 KiB of features, far below what Ray would inline.
     assert sum(batch.feature_bytes for batch in ray.get(features).payload) == 8 * 4 * 8 * 8 * 4
